@@ -173,13 +173,14 @@ def decode_example(image: bytes, mask: bytes) -> tuple[np.ndarray, np.ndarray]:
     return rgb, ids
 
 
-def encode_mask(mask: np.ndarray, palette: np.ndarray | None = None, comment: str = "") -> bytes:
+def encode_mask(mask: np.ndarray, palette: np.ndarray | None = None, comment: str = "", level: int = 6) -> bytes:
     """Encode a mask of ids as a PNG file.
 
     Args:
         mask: uint8 or uint16 array (H, W).
         palette: uint8 array (256, 3) of RGB colours by id, to make a paletted PNG (uint8 masks only); None to make a grey one.
         comment: text to store in the file.
+        level: compression level of zlib, from 0 to 9 (slow).
 
     Returns:
         The content of the file.
@@ -197,7 +198,7 @@ def encode_mask(mask: np.ndarray, palette: np.ndarray | None = None, comment: st
     info = PngInfo()
     if comment:
         info.add_text("Comment", comment)
-    return _file_content(image, "PNG", pnginfo=info)
+    return _file_content(image, "PNG", pnginfo=info, compress_level=level)
 
 
 def encode_png(image: np.ndarray) -> bytes:

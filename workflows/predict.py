@@ -4,15 +4,22 @@
   python workflows/predict.py --input s3://… --output s3://… --tracking.uri URI     use the champion on an MLflow server
   … --model models:/NAME@ALIAS                                                  use another model (or models:/NAME/VERSION)
   … --overlays true                                                             also draw each mask over its image
+  … --confidence maps                                                           also write how sure each pixel is, as a grey PNG
+  … --confidence maps --rank 50                                                 also choose 50 images that are worth most to label
   … --executor local                                                            predict in this process, without Ray
   … --dry-run                                                                   print what would be done
 
 The champion is the version of the registered model that is in use. In place of --tracking.uri, you can set the environment
 variable MLFLOW_TRACKING_URI.
 
-For each image, the output folder gets masks/PATH.png, a paletted PNG of class ids, and on request overlays/PATH.jpg. PATH is
-the image's path in the input folder. The output also has two Parquet tables: predictions, and rejects with the images that
-can't be used. Files that are no images by their suffix are passed over; they are counted and named.
+For each image, the output folder gets masks/PATH.png, a paletted PNG of class ids, and on request overlays/PATH.jpg and
+confidence/PATH.png. PATH is the image's path in the input folder. The output also has two Parquet tables: predictions, with
+how sure each prediction is, and rejects with the images that can't be used. Files that are no images by their suffix are passed
+over; they are counted and named.
+
+With --rank N, the folder ranking gets the N images whose predictions are least sure, without near-duplicates, as a list of files
+(images.txt), as tables (images.csv, images.parquet) and as a contact sheet (images.png), which outlines what is in doubt.
+--rank_labelled DIR leaves out what is labelled already, and what is like it.
 
 A second run predicts only images that are new or changed, or that an interrupted run has left out. With another version of
 the model, it predicts all images again.

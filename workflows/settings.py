@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from deconvnet.datasets.palette import GENERATED_CLASSES
 from deconvnet.models.architectures import ARCHITECTURES
+from deconvnet.ranking.settings import RankSettings
 from deconvnet.serving.settings import ServerSettings
 from deconvnet.settings import (
     ComputeSettings,
@@ -159,7 +160,7 @@ class PredictComputeSettings(Section):
     gpus_per_actor: float = Field(1.0, gt=0, le=1, description="share of a GPU for each process: 0.25 puts four on one GPU")
 
 
-class PredictSettings(CommandSettings):
+class PredictSettings(RankSettings, CommandSettings):
     """Settings of predict.py."""
 
     input: Location = Field(min_length=1, description="folder or s3:// prefix of images, with all folders below it")
@@ -168,6 +169,10 @@ class PredictSettings(CommandSettings):
     workspace: Location | None = Field(None, description="workspace of a pipeline, whose own MLflow store (SQLite) has the model")
     executor: _ExecutorName = "ray"
     overlays: bool = Field(False, description="also write the images with their masks drawn over them")
+    confidence: Literal["table", "maps"] = Field(
+        "table",
+        description="how sure the predictions are: columns of the table, or also grey PNGs of the probability of each pixel's class (255: 1)",
+    )
     max_rejects: float = Field(0.5, ge=0, le=1, description="share of images that may be unusable before the run fails")
     max_pixels: PositiveInt | None = Field(
         None, description="larger images are rejected; empty: the limit the model was registered with"

@@ -1,8 +1,8 @@
 """Predict a folder of images with a saved ensemble.
 
 The images are split into groups, and each group becomes one part (Parquet file) of the table `predictions`. Each worker holds the
-ensemble (DeconvNet, FCN-8s and the CRF) in memory. For each group that it is given, it writes the masks, the overlays and the
-part.
+ensemble (DeconvNet, FCN-8s and the CRF) in memory. For each group that it is given, it writes the masks, the overlays, the
+confidence maps and the part.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +15,7 @@ import numpy as np
 
 from deconvnet.datasets.overlay import overlay
 from deconvnet.datasets.palette import class_palette
+from deconvnet.inference.fingerprint import fingerprint
 from deconvnet.inference.predictions_table import PREDICTIONS, TABLE, OutputState, Plan, Task
 from deconvnet.inference.saved_ensemble import SavedEnsemble, read_options
 from infra import storage
@@ -30,7 +31,7 @@ _OVERLAY_QUALITY = 90
 def predict_images(
     plan: Plan, output: str, model: str, guard: LockGuard, executor: Executor, actors: Actors, max_pixels: int | None = None
 ) -> list[tables.Part]:
-    """Predict the images of a plan and write their masks, their overlays and the parts of the table `predictions`.
+    """Predict the images of a plan and write their masks, overlays, confidence maps and the parts of the table `predictions`.
 
     A part is one Parquet file of the table. Parts that an earlier, interrupted run finished are not made again. The call returns
     when all parts are written.
@@ -39,7 +40,7 @@ def predict_images(
         plan: the images and what to do with each, see `make_plan`.
         output: folder or s3:// prefix of the output.
         model: folder of the saved ensemble (both networks and their options). Every node must be able to read it.
-        guard: writes the masks and overlays, as long as no other run has taken the lock of the output folder.
+        guard: writes the files of images, as long as no other run has taken the lock of the output folder.
         executor: runs the workers.
         actors: number of workers and the resources of each. Workers that have a GPU predict on it.
         max_pixels: images with more pixels are rejected; None for the limit stored with the ensemble.
@@ -71,7 +72,7 @@ class _PartWriter:
             They are written to every row.
         output: folder or s3:// prefix of the output.
         model: folder of the saved ensemble (both networks and their options).
-        guard: writes the masks and overlays, as long as no other run has taken the lock of the output folder.
+        guard: writes the files of images, as long as no other run has taken the lock of the output folder.
         max_pixels: images with more pixels are rejected; None for the limit stored with the ensemble.
         device: torch device to predict on, "cuda" or "cpu".
         fingerprint: digest of everything that the table `predictions` depends on. The table's parts (Parquet files) are stored
@@ -146,7 +147,11 @@ class _PartWriter:
             except BadInput as error:
                 yield tables.Reject(name, storage.join(self.state.input, name), "predict", str(error))
             else:
-                yield {**known[name, task.part], "overlay": task.overlay_path if task.has_overlay else None}
+                files = {
+                    "overlay": task.overlay_path if task.has_overlay else None,
+                    "confidence_map": task.map_path if task.has_map else None,
+                }
+                yield {**known[name, task.part], **files}
 
     def _read_known_rows(self, parts: set[str]) -> dict[tuple[str, str], dict[str, Any]]:
         """Read the rows that earlier runs wrote.
@@ -162,7 +167,7 @@ class _PartWriter:
         return {(row["image_id"], part): row for part, rows in found for row in rows}
 
     def _predict(self, task: Task) -> dict[str, Any]:
-        """Predict an image and write its mask and, if wanted, its overlay.
+        """Predict an image and write its mask and, if wanted, its overlay and its confidence map.
 
         Args:
             task: the image and the files to write for it.
@@ -178,6 +183,10 @@ class _PartWriter:
         self.guard.write(
             storage.join(self.output, task.mask_path), encode_mask(mask, class_palette(self.background), self.state.comment)
         )
+        if task.has_map:
+            # Higher levels of compression are slow, and save little.
+            data = encode_mask(prediction.confidence_map, comment=self.state.comment, level=1)
+            self.guard.write(storage.join(self.output, task.map_path), data)
         if task.draw_overlay:
             self._draw_overlay(task, prediction.image, mask)
         counts = np.bincount(mask.ravel(), minlength=len(self.classes))
@@ -190,8 +199,10 @@ class _PartWriter:
             "height": mask.shape[0],
             "classes": [self.classes[int(i)] for i in present],
             "shares": (counts[present] / mask.size).tolist(),
-            "confidence": prediction.confidence,
+            **prediction.uncertainty.columns(),
+            "fingerprint": fingerprint(prediction.image),
             "mask": task.mask_path,
+            "confidence_map": task.map_path if task.has_map else None,
             "overlay": task.overlay_path if task.has_overlay else None,
             "model": state.model,
             "model_version": state.model_version,

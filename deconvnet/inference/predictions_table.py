@@ -1,15 +1,15 @@
-"""The table `predictions` of a folder of images: its columns, the plan of a run, and the counts of predicted classes.
+"""The table `predictions` of a folder of images: its columns, and the plan of a run.
 
 The table is a Delta Lake table. Its Parquet files, its parts, become the table when they are committed.
 
-A prediction is up to date if three conditions hold: the image file still has the same size and modification time, the mask file
-exists, and the prediction belongs to the current *generation*. A generation is all predictions made with one version of the
-model. A new generation begins whenever another model version is used for the same output folder. Predictions that an interrupted
-run finished count as well, although that run committed nothing.
+A prediction is up to date if these conditions hold: the image file still has the same size and modification time, the mask file
+exists (and the confidence map, if one is wanted), and the prediction belongs to the current *generation*. A generation is all
+predictions made with one version of the model and of this program's prediction code. A new generation begins whenever another
+version is used for the same output folder. Predictions that an interrupted run finished count as well, although that run
+committed nothing.
 """
 
 import uuid
-from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,12 +24,13 @@ from infra.runtime.stages import digest
 from infra.storage import tables
 from infra.storage.guarded import LockGuard
 
-VERSION = 1
-"""Version of the prediction code, on which the digest of a plan depends (`Plan.key`).
+VERSION = 2
+"""Version of the prediction code (`OutputState.code_version`).
 
-Raise it when the same images and model would give other predictions.
+Raise it when the same images and model would give other predictions, or rows with other columns.
 """
-STATE_FILE, TABLE, REJECTS, MASKS, OVERLAYS = "predict.json", "predictions", "rejects", "masks", "overlays"
+STATE_FILE, TABLE, REJECTS = "predict.json", "predictions", "rejects"
+MASKS, OVERLAYS, MAPS, RANKING = "masks", "overlays", "confidence", "ranking"
 _MAX_PART = 32  # largest number of images in a part of the table
 _MIN_PARTS = 32  # parts to aim at if there are few images, to keep many workers busy and lose little work when interrupted
 _READERS = 16  # number of parts read at once; each read mostly waits for S3
@@ -42,8 +43,20 @@ PREDICTIONS = pa.schema(
         pa.field("height", pa.int32(), nullable=False),
         pa.field("classes", pa.list_(pa.string()), nullable=False),  # predicted classes by id, background included
         pa.field("shares", pa.list_(pa.float32()), nullable=False),  # share of the pixels that has each of `classes`
-        pa.field("confidence", pa.float32(), nullable=False),  # probability of the predicted class, averaged over the pixels
+        # How sure the prediction is, see `uncertainty.Measures`: of the image, and of the pixels of each of `classes`.
+        pa.field("confidence", pa.float32(), nullable=False),
+        pa.field("confidence_before_crf", pa.float32(), nullable=False),
+        pa.field("entropy", pa.float32(), nullable=False),
+        pa.field("disagreement", pa.float32(), nullable=False),
+        pa.field("boundary_doubt", pa.float32()),  # null if there is no boundary
+        pa.field("class_confidence", pa.list_(pa.float32()), nullable=False),
+        pa.field("class_confidence_before_crf", pa.list_(pa.float32()), nullable=False),
+        pa.field("class_entropy", pa.list_(pa.float32()), nullable=False),
+        pa.field("class_disagreement", pa.list_(pa.float32()), nullable=False),
+        pa.field("class_boundary_doubt", pa.list_(pa.float32()), nullable=False),  # null for a class without a boundary
+        pa.field("fingerprint", pa.string(), nullable=False),  # similar images have similar ones, see `fingerprint`
         pa.field("mask", pa.string(), nullable=False),  # path relative to the output
+        pa.field("confidence_map", pa.string()),  # path relative to the output; null without confidence map
         pa.field("overlay", pa.string()),  # path relative to the output; null without overlay
         pa.field("model", pa.string(), nullable=False),
         pa.field("model_version", pa.string(), nullable=False),
@@ -65,12 +78,14 @@ class Task:
         has_overlay: whether the image will have an overlay when the run ends. An overlay is a copy of the image with the mask
             drawn over it.
         draw_overlay: whether this run draws the overlay.
+        has_map: whether the image will have a confidence map when the run ends. Only an image that is predicted gets a new one.
     """
 
     image: ImageFile
     part: str
     has_overlay: bool
     draw_overlay: bool
+    has_map: bool
 
     @property
     def mask_path(self) -> str:
@@ -82,6 +97,17 @@ class Task:
         """Return the path of the overlay, relative to the output folder, such as "overlays/cat.jpg"."""
         return f"{OVERLAYS}/{self.image.stem}.jpg"
 
+    @property
+    def map_path(self) -> str:
+        """Return the path of the confidence map, relative to the output folder, such as "confidence/cat.png"."""
+        return f"{MAPS}/{self.image.stem}.png"
+
+    @property
+    def files(self) -> set[str]:
+        """Return the paths of the files that the image will have when the run ends, relative to the output folder."""
+        wanted = {self.mask_path: True, self.overlay_path: self.has_overlay, self.map_path: self.has_map}
+        return {path for path, is_wanted in wanted.items() if is_wanted}
+
 
 @dataclass(frozen=True)
 class OutputState:
@@ -92,8 +118,9 @@ class OutputState:
         model: name of the model in MLflow's model registry.
         model_version: version of the registered model.
         model_id: id of this model version. Versions with the same name and number in other registries have other ids.
-        generation: name of the predictions that are made with this model version. It changes whenever another model version is
-            used for this output folder.
+        generation: name of the predictions that are made with this model version and this code version. It changes whenever others
+            are used for this output folder.
+        code_version: `VERSION` of the program that made the predictions. Files without it are of version 1.
     """
 
     input: str
@@ -101,6 +128,7 @@ class OutputState:
     model_version: str
     model_id: str
     generation: str
+    code_version: int = 1
 
     @property
     def comment(self) -> str:
@@ -115,11 +143,11 @@ class Plan:
     Attributes:
         state: the input folder, model version and generation (name of this model version's predictions) of the run.
         key: digest of the images' names and stamps (size and modification time), the generation, the limit of pixels, and whether
-            overlays are wanted. If the table was made with the same key, its rows are up to date.
+            overlays and confidence maps are wanted. If the table was made with the same key, its rows are up to date.
         tasks: one task per image, in order; empty if the table is up to date.
-        earlier_files: paths of the masks and overlays of earlier runs, relative to the output folder; empty if the table is up to
-            date.
-        incomplete: ids of images whose row is up to date but whose mask or overlay is missing.
+        earlier_files: paths of the masks, overlays and confidence maps of earlier runs, relative to the output folder; empty if the
+            table is up to date.
+        incomplete: ids of images whose row is up to date but whose mask, overlay or confidence map is missing.
         is_complete: whether the table is up to date, so that nothing is left to do.
     """
 
@@ -155,8 +183,8 @@ def read_state(output: str) -> OutputState | None:
         The content of the output's `predict.json`, or None if this program has not used the folder before.
 
     Raises:
-        UserError: if this program did not write `predict.json`, or if the file does not exist although the subfolders for masks,
-            overlays and predictions already hold files.
+        UserError: if this program did not write `predict.json`, or if the file does not exist although the subfolders that this
+            program writes to already hold files.
     """
     try:
         return OutputState(**storage.read_json(storage.join(output, STATE_FILE)))
@@ -164,7 +192,7 @@ def read_state(output: str) -> OutputState | None:
         pass
     except (TypeError, ValueError):
         raise UserError(f"{storage.join(output, STATE_FILE)} was not written by this program: name another output") from None
-    for folder in (MASKS, OVERLAYS, TABLE):
+    for folder in (MASKS, OVERLAYS, MAPS, RANKING, TABLE):
         if storage.list_files(storage.join(output, folder)):
             raise UserError(
                 f"{storage.join(output, folder)} holds files that this program didn't write, and it would write there: "
@@ -173,7 +201,9 @@ def read_state(output: str) -> OutputState | None:
     return None
 
 
-def make_plan(images: Sequence[ImageFile], output: str, state: OutputState, overlays: bool, max_pixels: int | None) -> Plan:
+def make_plan(
+    images: Sequence[ImageFile], output: str, state: OutputState, overlays: bool, maps: bool, max_pixels: int | None
+) -> Plan:
     """Find out which images of a folder still need a prediction, by comparing them with the predictions in the output folder.
 
     No image is read and no file is written. The names and stamps (size and modification time) of the images are compared with the
@@ -184,39 +214,41 @@ def make_plan(images: Sequence[ImageFile], output: str, state: OutputState, over
         output: folder or s3:// prefix of the output.
         state: the input folder, model version and generation (name of this model version's predictions) of the run.
         overlays: whether every image shall have an overlay, which is a copy of the image with the mask drawn over it.
+        maps: whether every image shall have a confidence map. An image without one is predicted again.
         max_pixels: images with more pixels are refused; None for the limit stored with the model.
 
     Returns:
-        The plan. If the table is up to date and all masks and wanted overlays exist, `is_complete` is True and there are no
-        tasks.
+        The plan. If the table is up to date and all files that are wanted exist, `is_complete` is True and there are no tasks.
     """
     table = storage.join(output, TABLE)
-    files = {f"{folder}/{n}" for folder in (MASKS, OVERLAYS) for n in storage.list_files(storage.join(output, folder))}
-    key = digest([VERSION, state.generation, overlays, max_pixels, [(i.name, i.stamp, i.refused) for i in images]])
+    files = {f"{folder}/{n}" for folder in (MASKS, OVERLAYS, MAPS) for n in storage.list_files(storage.join(output, folder))}
+    key = digest([state.generation, overlays, maps, max_pixels, [(i.name, i.stamp, i.refused) for i in images]])
     commit = tables.read_commit(table)
     if commit and commit.extra["key"] == key:
         rejected = {reject.image_id for reject in commit.rejects}
-        tasks = [Task(image, "", overlays, overlays) for image in images if image.name not in rejected]
-        if all(task.mask_path in files and (task.overlay_path in files or not overlays) for task in tasks):
+        tasks = [Task(image, "", overlays, overlays, maps) for image in images if image.name not in rejected]
+        if all(task.files <= files for task in tasks):
             return Plan(state, key, [], frozenset(), [], is_complete=True)
 
     stamps = {image.name: image.stamp for image in images if not image.refused}
-    up_to_date: dict[str, tuple[str, bool]] = {}
+    up_to_date: dict[str, tuple[str, bool, bool]] = {}
     earlier_files: set[str] = set()
     incomplete: set[str] = set()
     for part, row in _finished_rows(table):
-        name, named = row["image_id"], {row["mask"], row["overlay"]} - {None}
+        # Rows that an earlier version of this program wrote have no column for the map.
+        name, confidence_map = row["image_id"], row.get("confidence_map")
+        named = {row["mask"], row["overlay"], confidence_map} - {None}
         earlier_files |= named
         allowed = max_pixels is None or row["width"] * row["height"] <= max_pixels
         if row["generation"] == state.generation and row["stamp"] == stamps.get(name) and allowed:
             if not named <= files:
                 incomplete.add(name)
-            if row["mask"] in files:
-                up_to_date[name] = part, row["overlay"] in files
+            if row["mask"] in files and (confidence_map in files or not maps):
+                up_to_date[name] = part, row["overlay"] in files, confidence_map in files
     tasks = []
     for image in images:
-        part, drawn = up_to_date.get(image.name, ("", False))
-        tasks.append(Task(image, part, overlays or drawn, overlays and not drawn))
+        part, drawn, mapped = up_to_date.get(image.name, ("", False, False))
+        tasks.append(Task(image, part, overlays or drawn, overlays and not drawn, maps or mapped))
     return Plan(state, key, tasks, frozenset(earlier_files), sorted(incomplete), is_complete=False)
 
 
@@ -233,9 +265,10 @@ def _finished_rows(table: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
     Yields:
         Pairs of the name of a part and one of its rows. A row is a dict of the columns image_id, stamp (size and
-        modification time of the image), generation (name of a model version's predictions), width, height, mask and overlay.
+        modification time of the image), generation (name of a model version's predictions), width, height, mask, overlay and, if
+        the part has it, confidence_map.
     """
-    columns = ["image_id", "stamp", "generation", "width", "height", "mask", "overlay"]
+    columns = ["image_id", "stamp", "generation", "width", "height", "mask", "overlay", "confidence_map"]
     parts = tables.part_files(table)
 
     def read(part: str) -> list[dict[str, Any]]:
@@ -249,7 +282,8 @@ def _finished_rows(table: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def commit_predictions(plan: Plan, output: str, parts: Sequence[tables.Part], guard: LockGuard) -> tables.Commit:
     """Replace the table `predictions` by the parts (Parquet files) that a run has written.
 
-    First, masks and overlays of earlier runs are deleted if no row names them any more. Then the parts are committed.
+    First, masks, overlays and confidence maps of earlier runs are deleted if no row names them any more. Then the parts are
+    committed.
 
     Args:
         plan: the plan of the run.
@@ -266,7 +300,7 @@ def commit_predictions(plan: Plan, output: str, parts: Sequence[tables.Part], gu
     table = storage.join(output, TABLE)
     named: set[str] = set()
     for part in parts:
-        for row in tables.iter_rows(table, ["mask", "overlay"], part):
+        for row in tables.iter_rows(table, ["mask", "overlay", "confidence_map"], part):
             named |= {name for name in row.values() if name}
     for name in sorted(plan.earlier_files - named):
         guard.check()
@@ -293,42 +327,3 @@ def write_rejects(plan: Plan, output: str, parts: Sequence[tables.Part], guard: 
     part = tables.write_part(table, fingerprint, 0, rows, tables.REJECTS)
     tables.commit(table, fingerprint, [part], {"generation": plan.state.generation}, guard.check)
     return len(rows)
-
-
-@dataclass(frozen=True)
-class ClassCount:
-    """A class and how often it was predicted.
-
-    Attributes:
-        name: name of the class.
-        images: number of images in which at least one pixel has the class.
-        share: share of an image's pixels that has the class, 0 to 1, averaged over all predicted images.
-    """
-
-    name: str
-    images: int
-    share: float
-
-
-def count_classes(output: str) -> list[ClassCount]:
-    """Count how often each class was predicted, according to the table `predictions`.
-
-    Args:
-        output: folder or s3:// prefix of the output.
-
-    Returns:
-        The predicted classes. Those that occur in the most images come first.
-
-    Raises:
-        FileNotFoundError: if the output folder has no finished table `predictions`.
-    """
-    table = storage.join(output, TABLE)
-    commit = tables.require_commit(table)
-    images: Counter[str] = Counter()
-    shares: dict[str, float] = defaultdict(float)
-    for row in tables.iter_rows(table, ["classes", "shares"]):
-        images.update(row["classes"])
-        for name, share in zip(row["classes"], row["shares"], strict=True):
-            shares[name] += share
-    found = [ClassCount(name, n, shares[name] / commit.rows) for name, n in images.items()]
-    return sorted(found, key=lambda c: (-c.images, -c.share, c.name))

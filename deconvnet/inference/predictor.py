@@ -16,7 +16,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
@@ -24,14 +23,16 @@ from torch import Tensor
 from deconvnet.crf import dense_crf
 from deconvnet.inference.ensemble import Ensemble, combine, softmax
 from deconvnet.inference.instances import OnBox, choose_boxes, device_of, segment_instances, whole_image_scores
+from deconvnet.inference.pixels import measure, scan_pixels
+from deconvnet.inference.scaling import resize_nearest, scale_down
 from deconvnet.inference.score_maps import Aggregation
+from deconvnet.inference.uncertainty import Uncertainty
 from deconvnet.models.checkpoint import load_model
 from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.fcn8s import FCN8s
 from deconvnet.models.fusion import for_inference
 from infra.errors import UserError
-from proposals.boxes import WindowShape, as_boxes, make_windows
-from proposals.masks import check_image
+from proposals.boxes import WindowShape, make_windows
 
 if TYPE_CHECKING:
     from deconvnet.settings import DataSettings, SegmentSettings
@@ -118,6 +119,21 @@ class PredictorOptions:
         )
 
 
+@dataclass(frozen=True)
+class Segmentation:
+    """A predicted mask, and how sure it is.
+
+    Attributes:
+        mask: class ids, uint8 (H, W).
+        confidence_map: probability of each pixel's class before the CRF, uint8 (H, W); 255 is 1.
+        uncertainty: measures of the image and of each predicted class. If the image was scaled down, they are of the smaller one.
+    """
+
+    mask: Mask
+    confidence_map: NDArray[np.uint8]
+    uncertainty: Uncertainty
+
+
 class Predictor:
     """A predictor of an image's pixel classes that uses DeconvNet, FCN-8s and a dense CRF.
 
@@ -186,8 +202,36 @@ class Predictor:
         """
         if unknown := set(results) - set(RESULTS):
             raise ValueError(f"unknown results: {', '.join(sorted(unknown))}; there are {', '.join(RESULTS)}")
+        image, boxes = scale_down(image, boxes, self.options.max_side)
+        fcn, deconvnet = self._scores(image, boxes, results, on_box)
         o = self.options
-        image, boxes = self._scaled(image, boxes)
+        computed: dict[str, Floats] = {}
+        if fcn is not None and "fcn8s" in results:
+            computed["fcn8s"] = softmax(fcn)
+        if deconvnet is not None and set(results) & {"deconvnet", "deconvnet_crf"}:
+            computed["deconvnet"] = softmax(deconvnet)
+        if fcn is not None and deconvnet is not None:
+            computed["edeconvnet"] = combine(deconvnet, fcn, o.ensemble, o.fcn_weight)
+        for name in ("deconvnet", "edeconvnet"):
+            if f"{name}_crf" in results:
+                computed[f"{name}_crf"] = dense_crf(image, computed[name], **o.crf, device=device_of(self.deconvnet))
+        return {name: computed[name] for name in RESULTS if name in results}
+
+    def _scores(
+        self, image: Image, boxes: Floats, results: Collection[str], on_box: OnBox | None = None
+    ) -> tuple[Floats | None, Floats | None]:
+        """Compute the scores of FCN-8s and of DeconvNet that results need.
+
+        Args:
+            image: uint8 (H, W, 3), RGB, not larger than `options.max_side`.
+            boxes: proposals x1, y1, x2, y2 in pixels, float32 (N, 4), best first.
+            results: names from `RESULTS`.
+            on_box: function called after the scores of each box have been merged, see `instances.OnBox`; None for none.
+
+        Returns:
+            The scores of FCN-8s and those of DeconvNet, each float32 (C, H, W), or None if no result needs them.
+        """
+        o = self.options
         fcn = deconvnet = None
         if set(results) & {"fcn8s", "edeconvnet", "edeconvnet_crf"}:
             fcn = whole_image_scores(self.fcn8s, image, flip=o.flip)
@@ -205,18 +249,7 @@ class Predictor:
                 batch=o.batch,
                 on_box=on_box,
             )
-
-        computed: dict[str, Floats] = {}
-        if fcn is not None and "fcn8s" in results:
-            computed["fcn8s"] = softmax(fcn)
-        if deconvnet is not None and set(results) & {"deconvnet", "deconvnet_crf"}:
-            computed["deconvnet"] = softmax(deconvnet)
-        if fcn is not None and deconvnet is not None:
-            computed["edeconvnet"] = combine(deconvnet, fcn, o.ensemble, o.fcn_weight)
-        for name in ("deconvnet", "edeconvnet"):
-            if f"{name}_crf" in results:
-                computed[f"{name}_crf"] = dense_crf(image, computed[name], **o.crf, device=device_of(self.deconvnet))
-        return {name: computed[name] for name in RESULTS if name in results}
+        return fcn, deconvnet
 
     def masks(self, image: Image, boxes: Floats, results: Collection[str] = RESULTS) -> dict[str, Mask]:
         """Predict the class of every pixel of an image.
@@ -248,7 +281,8 @@ class Predictor:
 
         Returns:
             Three dicts: the masks by result name, as `masks` returns them; DeconvNet's masks by number of boxes, in ascending order
-            (if there are fewer boxes, the mask from all of them); the confidence by result name, see `mask_and_confidence`.
+            (if there are fewer boxes, the mask from all of them); the confidence by result name, which is the probability of the
+            predicted class, averaged over the pixels.
 
         Raises:
             ValueError: if a name is not in `RESULTS`, the image has another dtype or shape, or `boxes` does not hold valid boxes.
@@ -259,14 +293,15 @@ class Predictor:
         def keep(number: int, canvas: Tensor) -> None:
             if number in counts:
                 # torch's `max` is four times as fast as `argmax` here and resolves ties in the same way.
-                after[number] = _resize(canvas.max(dim=0).indices.byte().cpu().numpy(), size)
+                after[number] = resize_nearest(canvas.max(dim=0).indices.byte().cpu().numpy(), size)
 
         found = self.probabilities(image, boxes, results, keep)
-        masks = {name: _resize(_arg_max(p), size) for name, p in found.items()}
+        # Ties go to the lowest class id, so the background wins.
+        masks = {name: resize_nearest(p.argmax(axis=0).astype(np.uint8), size) for name, p in found.items()}
         confidence = {name: float(p.max(axis=0).mean(dtype=np.float64)) for name, p in found.items()}
         return masks, {k: after.get(k, masks["deconvnet"]) for k in sorted(counts)}, confidence
 
-    def mask_and_confidence(self, image: Image, boxes: Floats) -> tuple[Mask, float]:
+    def predict(self, image: Image, boxes: Floats) -> Segmentation:
         """Predict an image's mask with the ensemble of both networks and the CRF (the result "edeconvnet_crf").
 
         Args:
@@ -274,11 +309,17 @@ class Predictor:
             boxes: proposals x1, y1, x2, y2 in pixels, float32 (N, 4), best first.
 
         Returns:
-            The class ids, uint8 (H, W), and the confidence, 0 to 1. The confidence is the probability of the predicted class,
-            averaged over the pixels.
+            The mask, and how sure it is.
         """
-        masks, _, confidence = self.masks_by_box_count(image, boxes, (), ("edeconvnet_crf",))
-        return masks["edeconvnet_crf"], confidence["edeconvnet_crf"]
+        size, o = image.shape[:2], self.options
+        image, boxes = scale_down(image, boxes, o.max_side)
+        fcn, deconvnet = self._scores(image, boxes, ("edeconvnet_crf",))
+        assert fcn is not None and deconvnet is not None
+        ensemble = combine(deconvnet, fcn, o.ensemble, o.fcn_weight)
+        refined = dense_crf(image, ensemble, **o.crf, device=device_of(self.deconvnet))
+        pixels = scan_pixels(refined, ensemble, deconvnet, fcn)
+        confidence_map = np.rint(pixels.before_crf * 255).astype(np.uint8)
+        return Segmentation(resize_nearest(pixels.mask, size), resize_nearest(confidence_map, size), measure(pixels))
 
     def best_boxes(self, boxes: Floats) -> Floats:
         """Select the boxes that DeconvNet is run on.
@@ -295,56 +336,3 @@ class Predictor:
     def windows(self, height: int, width: int) -> Floats:
         """Return the windows (N, 4) that DeconvNet is run on before the boxes, for an image of this height and width in pixels."""
         return make_windows(height, width, self.options.window_sizes, self.options.window_overlap)
-
-    def _scaled(self, image: Image, boxes: Floats) -> tuple[Image, Floats]:
-        """Scale an image and its boxes down if the image's longer side exceeds `options.max_side`.
-
-        Args:
-            image: uint8 (H, W, 3), RGB.
-            boxes: (N, 4) boxes x1, y1, x2, y2 in pixels.
-
-        Returns:
-            The scaled image, uint8 (h, w, 3), and the boxes in pixels of the scaled image, float32 (N, 4). An image that is small
-            enough is returned unchanged.
-
-        Raises:
-            ValueError: if the image has another dtype or shape, or `boxes` does not hold valid boxes.
-        """
-        check_image(image)
-        boxes = as_boxes(boxes).astype(np.float32)
-        height, width = image.shape[:2]
-        if max(height, width) <= self.options.max_side:
-            return image, boxes
-        scale = self.options.max_side / max(height, width)
-        w, h = max(1, round(width * scale)), max(1, round(height * scale))
-        factors = np.array([w / width, h / height] * 2, np.float32)
-        return cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA), boxes * factors
-
-
-def _arg_max(probabilities: Floats) -> Mask:
-    """Find the most probable class of each pixel.
-
-    If several classes are equally probable, the lowest id is chosen. So the background (0), if the data has one, wins a tie.
-
-    Args:
-        probabilities: class probabilities, float32 (C, H, W).
-
-    Returns:
-        Class ids, uint8 (H, W).
-    """
-    return probabilities.argmax(axis=0).astype(np.uint8)
-
-
-def _resize(mask: Mask, size: tuple[int, ...]) -> Mask:
-    """Resize a mask by nearest neighbour.
-
-    Args:
-        mask: class ids, uint8 (h, w).
-        size: the new height H and width W in pixels.
-
-    Returns:
-        Class ids, uint8 (H, W). A mask that already has this size is returned unchanged.
-    """
-    if mask.shape == size:
-        return mask
-    return cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)

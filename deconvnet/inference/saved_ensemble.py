@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from deconvnet.inference.uncertainty import Uncertainty
 from infra import storage
 from infra.errors import BadInput, UserError
 from infra.stopwatch import part
@@ -28,17 +29,24 @@ _REQUIRED = {"classes", "proposals", "segment", "max_pixels"}
 
 @dataclass(frozen=True)
 class Prediction:
-    """A decoded image and its predicted mask.
+    """A decoded image, its predicted mask, and how sure the prediction is.
 
     Attributes:
         image: uint8 (H, W, 3), RGB, turned as the file's EXIF orientation says.
         mask: class ids, uint8 (H, W).
-        confidence: probability of the predicted class, averaged over the pixels, 0 to 1.
+        confidence_map: probability of each pixel's class before the CRF, uint8 (H, W); 255 is 1.
+        uncertainty: measures of the image and of each predicted class.
     """
 
     image: np.ndarray
     mask: np.ndarray
-    confidence: float
+    confidence_map: np.ndarray
+    uncertainty: Uncertainty
+
+    @property
+    def confidence(self) -> float:
+        """Return the probability of the predicted class after the CRF, averaged over the pixels, 0 to 1."""
+        return self.uncertainty.image.confidence
 
 
 class SavedEnsemble:
@@ -86,7 +94,7 @@ class SavedEnsemble:
             data: content of the file, such as a JPEG or PNG, in any format that `proposals.image_codec.decode_image` reads.
 
         Returns:
-            The decoded image, its mask and the confidence.
+            The decoded image, its mask, and how sure it is.
 
         Raises:
             BadInput: if the image cannot be decoded, has too many pixels, or cannot be segmented; the message gives the reason.
@@ -96,7 +104,8 @@ class SavedEnsemble:
         try:
             with part("proposals"):
                 boxes = edge_boxes(image, **self._edge_boxes)[0] if self._search else np.zeros((0, 4), np.float32)
-            return Prediction(image, *self._predictor.mask_and_confidence(image, boxes))
+            found = self._predictor.predict(image, boxes)
+            return Prediction(image, found.mask, found.confidence_map, found.uncertainty)
         except cv2.error as error:
             raise BadInput(f"can't be segmented: {' '.join(str(error).split())}") from error
 

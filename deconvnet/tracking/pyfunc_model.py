@@ -12,6 +12,10 @@ import mlflow
 import pandas as pd  # type: ignore[import-untyped]
 from mlflow.pyfunc import PythonModel
 
+_MEASURES = ("confidence", "confidence_before_crf", "entropy", "disagreement", "boundary_doubt")
+UNCERTAINTY_COLUMNS = ("confidence_map", "classes", *_MEASURES, *(f"class_{name}" for name in _MEASURES))
+"""Columns that say how sure the predictions are."""
+
 
 class EnsembleModel(PythonModel):
     """A registered model that predicts the masks of encoded images.
@@ -40,12 +44,17 @@ class EnsembleModel(PythonModel):
         Args:
             context: not used.
             model_input: DataFrame with a column `image`. Each value is the content of an image file, as bytes or as base64 text.
-            params: not used.
+            params: `{"uncertainty": True}` for further columns; None for the two columns of the signature.
 
         Returns:
             A DataFrame with the index of `model_input` and two columns. `mask` is a paletted PNG of class ids with PASCAL VOC's
             colours, as bytes, or None. It has the size of the image after its EXIF orientation is applied. `error` is None, or
             the reason why there is no mask.
+
+            On request, more columns say how sure the predictions are. They are None where there is no mask. `confidence_map` is a
+            grey PNG of the probability of each pixel's class before the CRF (255 is 1), as bytes. The others are those of the table `predictions`:
+            `classes`, the measures of the image (`confidence`, `confidence_before_crf`, `entropy`, `disagreement`,
+            `boundary_doubt`), and lists of the same measures of each class (`class_confidence` …), see `deconvnet.inference.uncertainty.Measures`.
 
         Raises:
             ValueError: if `model_input` is no DataFrame with a column `image`.
@@ -56,27 +65,35 @@ class EnsembleModel(PythonModel):
                 f'model_input is {found}; expected a pandas frame with a column "image" of image files: '
                 'pd.DataFrame({"image": [Path("photo.jpg").read_bytes()]})'
             )
-        predictions = [self._predict(value) for value in model_input["image"]]
-        return pd.DataFrame(predictions, columns=["mask", "error"], index=model_input.index, dtype=object)
+        uncertainty = bool((params or {}).get("uncertainty"))
+        columns = ["mask", "error", *(UNCERTAINTY_COLUMNS if uncertainty else ())]
+        rows = [dict.fromkeys(columns) | self._predict(value, uncertainty) for value in model_input["image"]]
+        return pd.DataFrame(rows, columns=columns, index=model_input.index, dtype=object)
 
-    def _predict(self, value: Any) -> tuple[bytes | None, str | None]:
+    def _predict(self, value: Any, uncertainty: bool) -> dict[str, Any]:
         """Predict the mask of one image.
 
         Args:
             value: content of an image file, as bytes or as base64 text.
+            uncertainty: whether the row says how sure the prediction is.
 
         Returns:
-            A tuple: the mask as PNG and None, or None and the reason why the image can't be used.
+            A row: the mask as PNG, and on request how sure it is; or the reason why the image can't be used.
         """
         from deconvnet.datasets.palette import class_palette
         from infra.errors import BadInput
         from proposals.image_codec import encode_mask
 
         try:
-            mask = self.ensemble.predict(_image_bytes(value)).mask
-            return encode_mask(mask, class_palette(self.ensemble.background)), None
+            found = self.ensemble.predict(_image_bytes(value))
         except BadInput as error:
-            return None, str(error)
+            return {"error": str(error)}
+        row: dict[str, Any] = {"mask": encode_mask(found.mask, class_palette(self.ensemble.background))}
+        if uncertainty:
+            row["confidence_map"] = encode_mask(found.confidence_map, level=1)
+            row["classes"] = [self.ensemble.classes[i] for i in found.uncertainty.classes]
+            row |= found.uncertainty.columns()
+        return row
 
 
 def _image_bytes(value: Any) -> bytes:

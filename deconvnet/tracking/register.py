@@ -250,11 +250,12 @@ def _save_model(folder: Path, artifact: Path, code: list[str], classes: Sequence
     import mlflow.pyfunc
     import pandas as pd  # type: ignore[import-untyped]
     from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
     signature = ModelSignature(
         inputs=Schema([ColSpec(DataType.binary, "image")]),
         outputs=Schema([ColSpec(DataType.binary, "mask", required=False), ColSpec(DataType.string, "error", required=False)]),
+        params=ParamSchema([ParamSpec("uncertainty", DataType.boolean, False)]),
     )
     mlflow.pyfunc.save_model(
         path=str(folder),

@@ -1,4 +1,4 @@
-"""Benchmarks of inference: DeconvNet on 50 boxes, the dense CRF, and EdgeBox."""
+"""Benchmarks of inference: DeconvNet on 50 boxes, the dense CRF, how sure a prediction is, and EdgeBox."""
 
 import os
 import statistics
@@ -83,6 +83,33 @@ def gpu_crf() -> list[Row]:
         )
         rows.append((title, f"{1000 * seconds:.1f} ms; {100 * equal:.3f} % of pixels have the CPU's class"))
     return rows
+
+
+def uncertainty() -> list[Row]:
+    """What it costs to say how sure a prediction is, above finding the mask and the mean confidence alone as numpy does, one thread."""
+    import torch
+
+    from deconvnet.inference.fingerprint import fingerprint
+    from deconvnet.inference.pixels import measure, scan_pixels
+    from proposals.image_codec import encode_mask
+
+    torch.set_num_threads(1)
+    image = sample_images(1)[0]
+    one, other = (_random_probabilities(image, seed) for seed in range(2))
+    ensemble = (one + other) / 2
+    refined = ensemble**8 / (ensemble**8).sum(axis=0)
+    confidence_map = np.rint(255 * scan_pixels(refined, ensemble, one, other).before_crf).astype(np.uint8)
+    works = (
+        lambda: (refined.argmax(axis=0).astype(np.uint8), float(refined.max(axis=0).mean(dtype=np.float64))),
+        lambda: (measure(scan_pixels(refined, ensemble, one, other)), fingerprint(image)),
+        lambda: encode_mask(confidence_map, level=1),
+    )
+    before, after, encoding = (1000 * each for each in median_seconds(works, times=25))
+    title = f"how sure a prediction is, {image.shape[1]}×{image.shape[0]}, {CLASSES} classes, one thread"
+    return [
+        (title, f"{after - before:+.1f} ms an image: {after:.1f} with the mask, in place of {before:.1f} for the mask alone"),
+        ("  a confidence map as PNG", f"{encoding:+.1f} ms"),
+    ]
 
 
 def proposals() -> list[Row]:

@@ -39,6 +39,7 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
         inference.segmentation,
         inference.crf,
         inference.gpu_crf,
+        inference.uncertainty,
         inference.proposals,
         pipeline,
     )

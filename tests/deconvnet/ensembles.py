@@ -8,6 +8,8 @@ import torch
 
 from deconvnet import DeconvNet, FCN8s
 from deconvnet.evaluation.drift import PredictionStatistics
+from deconvnet.inference.pixels import PixelMeasures, measure
+from deconvnet.inference.saved_ensemble import Prediction
 from deconvnet.models.checkpoint import save_model
 from deconvnet.tracking.mlflow_runs import MlflowTracker
 from deconvnet.tracking.register import Ensemble, register
@@ -50,6 +52,18 @@ def random_networks(num_classes: int = 3, seed: int = 1, width: float = 0.1) -> 
     for number, network in enumerate(networks):
         randomised(network, seed + number)
     return networks
+
+
+def prediction(image: np.ndarray, mask: np.ndarray, confidence: float) -> Prediction:
+    """A prediction of which every pixel has the same confidence, and for which the networks agree."""
+    level = np.full(mask.shape, confidence, np.float32)
+    confidence_map = np.rint(255 * level).astype(np.uint8)
+    return Prediction(
+        image,
+        mask,
+        confidence_map,
+        measure(PixelMeasures(mask, level, level - np.float32(0.125), 1 - level, np.zeros(mask.shape, bool))),
+    )
 
 
 def save_networks(

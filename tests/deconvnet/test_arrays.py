@@ -98,7 +98,7 @@ def test_images_of_another_kind_are_refused_by_all_that_predict(networks, image)
         lambda: dense_crf(image, P),
         lambda: segment_instances(networks[0], image, boxes),
         lambda: whole_image_scores(networks[1], image),
-        lambda: Predictor(*networks).mask_and_confidence(image, boxes),
+        lambda: Predictor(*networks).predict(image, boxes),
         lambda: overlay(image, MASK, ["background"]),
         lambda: square_canvas(image, MASK, 8),
     ]

@@ -88,6 +88,7 @@ def predict_calls(options: list[str], patch: pytest.MonkeyPatch, record: Record)
     patch.setattr(predictions_table, "new_generation", lambda: "generation")
     for name, result in (("make_plan", plan), ("read_state", None), ("write_rejects", 0), ("commit_predictions", None)):
         patch.setattr(predictions_table, name, record(name, result))
+    patch.setattr(prediction, "write_ranking", record("ranking"))
     patch.setattr(prediction.PredictionRun, "summary", lambda run: "")
     predict.main(options)
 
@@ -130,6 +131,7 @@ NEEDS = {
     **dict.fromkeys(("check", "report", "train_split", "val_split"), CHECK),
     "val_images": {"val_annotations": "FOLDER/b.json"},
     "table": {"from": "masks"},
+    **{name: {"rank": 5} for name in ("rank", "rank_labelled", "rank_class_share", "rank_min_distance")},
 }
 """Settings that are allowed, or have an effect, only beside others. None stands for a setting that is left out."""
 ANOTHER = {
@@ -199,6 +201,10 @@ CALLED_THERE = {
     "val_split": "splits",
     "output": "uri leave_out",
     "to": "title",
+    "rank": "number",
+    "rank_labelled": "labelled",
+    "rank_class_share": "class_share",
+    "rank_min_distance": "min_distance",
     "compute.actors": "most",
     "compute.cpus_per_actor": "cpus",
     "compute.gpus_per_actor": "gpus",

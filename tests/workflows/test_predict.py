@@ -1,4 +1,4 @@
-"""predict.py on a folder of images of all kinds: a first run, again, after changes, killed, with user errors, and on a real S3."""
+"""predict.py on a folder of images of all kinds: first, again, after changes, killed, with user errors, on a real S3, ranked."""
 
 import io
 import json
@@ -14,11 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 
 from deconvnet.datasets.palette import VOC_PALETTE
+from deconvnet.inference import batch, predictions_table
+from deconvnet.ranking.selection import MEASURES, doubtful_class, uncertainty_scores
 from deconvnet.tracking.mlflow_runs import MlflowTracker
 from deconvnet.tracking.register import register
 from infra import storage
@@ -325,6 +328,7 @@ def test_user_errors_are_sentences(refused, workspace, image_folder, tmp_path) -
     assert "is a file" in refused(source=image_folder / "a.jpg")
     assert "unknown setting" in refused("--config", str(config(tmp_path, "modle: x")))
     assert "max_rejects: '2' is not allowed" in refused("--max_rejects", "2")
+    assert "rank_labelled is for the choice of images to label: say by --rank how many" in refused("--rank_labelled", "x")
     assert "among the images of the input" in refused(output=image_folder)
     (image_folder / "masks").mkdir()
     (tmp_path / "truth" / "masks").mkdir(parents=True)
@@ -465,3 +469,124 @@ def test_a_run_that_was_frozen_until_another_took_over_changes_nothing(run: Run,
         comment = Image.open(tmp_path / "out" / row["mask"]).info["Comment"]
         assert comment == f"models:/edeconvnet/2, {row['generation']}"
     assert "nothing to do" in run("--model", "models:/edeconvnet/2", "--overlays", "true")
+
+
+@pytest.mark.usefixtures("here")
+def test_confidence_maps_are_written_on_request_and_every_row_says_how_sure_it_is(run: Run, image_folder, tmp_path) -> None:
+    out = tmp_path / "out"
+    run()
+    before = rows(out)
+    assert {row["confidence_map"] for row in before.values()} == {None} and not (out / "confidence").exists()
+    assert "8 to predict by edeconvnet version 1, 0 up to date" in run("--confidence", "maps"), "a mask says not how sure it is"
+    found = rows(out)
+    for name, row in found.items():
+        assert row["confidence_map"] == row["mask"].replace("masks/", "confidence/")
+        assert {**row, "confidence_map": None} == before[name]
+        confidence, mask = Image.open(out / row["confidence_map"]), np.asarray(Image.open(out / row["mask"]))
+        assert confidence.mode == "L" and confidence.size == (row["width"], row["height"])
+        assert confidence.info["Comment"] == f"models:/edeconvnet/1, {row['generation']}"
+        levels = np.asarray(confidence) / 255
+        assert levels.mean() == pytest.approx(row["confidence_before_crf"], abs=0.005)
+        for class_name, level in zip(row["classes"], row["class_confidence_before_crf"], strict=True):
+            assert levels[mask == CLASSES.index(class_name)].mean() == pytest.approx(level, abs=0.03)
+        measures = ("confidence", "confidence_before_crf", "entropy", "disagreement", "boundary_doubt")
+        assert all(len(row[f"class_{each}"]) == len(row["classes"]) for each in measures)
+    assert len({row["disagreement"] for row in found.values()}) > 1 and len({row["fingerprint"] for row in found.values()}) == 5
+    maps = written(out / "confidence")
+    assert "nothing to do" in run("--confidence", "maps", "--dry-run")
+    (out / "confidence/a.png").unlink()
+    (image_folder / "same.jpg").unlink()
+    assert "3 to predict by edeconvnet version 1, 4 up to date" in run(), "same.png, and 2 that are no images"
+    kept = {"nested/deep/turned.png", "nested/grey.png", "thin.png"}
+    assert written(out / "confidence") == {name: maps[name] for name in kept}, "maps that were made before stay"
+    assert {row["confidence_map"] for row in rows(out).values()} == {None, *(f"confidence/{name}" for name in kept)}
+    plan = run("--confidence", "maps", "--dry-run")
+    assert "4 to predict by edeconvnet version 1, 3 up to date" in plan, "a.jpg, same.png, and 2 that are no images"
+
+
+@pytest.mark.usefixtures("here")
+def test_predictions_of_an_earlier_version_of_this_program_are_made_again(run: Run, tmp_path, monkeypatch) -> None:
+    out = tmp_path / "out"
+    names = [
+        "image_id",
+        "path",
+        "width",
+        "height",
+        "classes",
+        "shares",
+        "confidence",
+        "mask",
+        "overlay",
+        "model",
+        "model_version",
+        "stamp",
+        "generation",
+    ]
+    with monkeypatch.context() as earlier:
+        earlier.setattr(batch, "PREDICTIONS", pa.schema([predictions_table.PREDICTIONS.field(name) for name in names]))
+        earlier.setattr(predictions_table, "VERSION", 1)
+        run()
+    state = json.loads((out / "predict.json").read_text())
+    del state["code_version"]  # which it didn't write
+    (out / "predict.json").write_text(json.dumps(state))
+    assert sorted(next(iter(rows(out).values()))) == sorted(names)
+    said = run("--rank", "2")
+    assert "8 to predict by edeconvnet version 1, 0 up to date" in said
+    assert all(len(row["fingerprint"]) == 16 for row in rows(out).values()) and "nothing to do" in run()
+
+    assert "images.png outlines what is in doubt if there are confidence maps: --confidence maps" in said
+    sheet = np.asarray(Image.open(out / "ranking/images.png").convert("RGB"))
+    assert not (sheet == (230, 0, 230)).all(axis=2).any()
+
+
+@pytest.mark.usefixtures("here")
+def test_images_to_label_are_listed_with_a_contact_sheet(run: Run, image_folder, tmp_path, caplog, monkeypatch) -> None:
+    out, labelled = tmp_path / "out", tmp_path / "labelled"
+    (labelled / "JPEGImages").mkdir(parents=True)
+    (labelled / "SegmentationClass").mkdir()
+    shutil.copy(image_folder / "nested/grey.png", labelled / "JPEGImages/other name.png")
+    shutil.copy(image_folder / "thin.bmp", labelled / "SegmentationClass/thin.png")  # a mask is no labelled image
+    (labelled / "JPEGImages/broken.jpg").write_bytes(b"text")
+    Image.open(image_folder / "thin.bmp").resize((30, 100)).save(image_folder / "nested/thin copy.jpg")
+    said = run("--rank", "3", "--rank_labelled", str(labelled), "--confidence", "maps", "--rank_class_share", "1")
+    assert f"to label     {out}/ranking (3 images: images.txt, .csv, .parquet and .png)" in said
+    assert "near-duplicates were passed over (compared with 1 labelled images, too)" in said
+    assert "1 labelled images can't be read, so nothing is compared with them: broken.jpg" in caplog.text
+    chosen = pd.read_parquet(out / "ranking/images.parquet")
+    everything = rows(out)
+    assert chosen["place"].tolist() == [1, 2, 3] and chosen["score"].is_monotonic_decreasing
+    left = set(everything) - set(chosen["image_id"]) - {"nested/grey.png"}
+    assert "nested/grey.png" not in set(chosen["image_id"]) and len(left) == 2
+    assert len(set(chosen["image_id"]) & {"thin.bmp", "nested/thin copy.jpg"}) <= 1
+    measures = np.array([[row[name] or 0 for name in MEASURES] for _, row in sorted(everything.items())])
+    scores = dict(zip(sorted(everything), uncertainty_scores(measures), strict=True))
+    for row in chosen.to_dict("records"):
+        assert row["score"] == pytest.approx(scores[row["image_id"]]) and row["path"] == str(image_folder / row["image_id"])
+        assert row["class"] == doubtful_class(everything[row["image_id"]])
+        assert row["confidence_map"] == everything[row["image_id"]]["confidence_map"]
+    assert (out / "ranking/images.txt").read_text().splitlines() == chosen["path"].tolist()
+    assert pd.read_csv(out / "ranking/images.csv")["image_id"].tolist() == chosen["image_id"].tolist()
+    sheet = np.asarray(Image.open(out / "ranking/images.png").convert("RGB"))
+    assert sheet.shape[1] == 1200 and (sheet == (230, 0, 230)).all(axis=2).sum() > 100, "doubtful regions have an outline"
+
+    again = {path.name: path.read_bytes() for path in (out / "ranking").iterdir()}
+    assert "nothing to do" in run(
+        "--rank", "3", "--rank_labelled", str(labelled), "--confidence", "maps", "--rank_class_share", "1"
+    )
+    assert {path.name: path.read_bytes() for path in (out / "ranking").iterdir()} == again
+    said = run("--rank", "50", "--rank_min_distance", "0", "--rank_class_share", "0.01")
+    assert "6 images" in said and "0 near-duplicates" in said and "there are no more images, though 50 were to be chosen" in said
+    assert re.search(r"[1-9] images are above the quota of their class, as no others were left", said)
+
+    said = run("--rank", "2", "--rank_labelled", str(image_folder))
+    assert "(0 images: " in said and "6 near-duplicates were passed over (compared with 7 labelled images, too)" in said
+    assert (out / "ranking/images.txt").read_text() == "" and pd.read_csv(out / "ranking/images.csv").empty
+    assert not (out / "ranking/images.png").exists(), "it would show images that were chosen before"
+
+    run("--rank", "2")
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        run("--rank", "2", "--rank_labelled", str(tmp_path / "nowhere"))
+    first, read = (out / "ranking/images.txt").read_text().splitlines()[0], storage.read_bytes
+    monkeypatch.setattr(storage, "read_bytes", lambda uri: read(f"{uri} is gone" if uri == first else uri))
+    with pytest.raises(UserError, match=r"was changed or removed after it was predicted: run predict\.py again"):
+        run("--rank", "2")

@@ -4,11 +4,12 @@ A prediction is up to date if its image has not changed since and the same versi
 """
 
 import logging
-from dataclasses import asdict
+from collections import Counter, defaultdict
+from dataclasses import asdict, dataclass, replace
 
 from deconvnet.datasets.image_folder import list_folder
 from deconvnet.inference import predictions_table
-from deconvnet.inference.predictions_table import MASKS, OVERLAYS, REJECTS, STATE_FILE, TABLE, OutputState, Plan
+from deconvnet.inference.predictions_table import MAPS, MASKS, OVERLAYS, REJECTS, STATE_FILE, TABLE, OutputState, Plan
 from deconvnet.tracking import registry
 from deconvnet.tracking.store import model_store
 from infra import storage
@@ -19,6 +20,7 @@ from infra.storage import tables
 from infra.storage.guarded import LockGuard
 from infra.storage.lock import Lock, hold_lock
 from workflows import cli
+from workflows.operations.ranking import Ranking, write_ranking
 from workflows.settings import PredictSettings
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,7 @@ class PredictionRun:
     Attributes:
         settings: settings of the command.
         plan: plan that says which images are to be predicted and which already have up-to-date predictions.
+        ranking: the images that were chosen to be labelled; None if none were to be chosen, or before `run`.
     """
 
     def __init__(self, settings: PredictSettings) -> None:
@@ -57,6 +60,12 @@ class PredictionRun:
         self._files = list_folder(settings.input, leave_out=settings.output)
         self._version = registry.find(settings.model, self._store, "model")
         self.plan = self._make_plan()
+        self.ranking: Ranking | None = None
+
+    @property
+    def _maps(self) -> bool:
+        """Return whether confidence maps are wanted."""
+        return self.settings.confidence == "maps"
 
     def plan_text(self) -> str:
         """Return a text that says how many images are to be predicted, by which version of the model, and which are no images."""
@@ -72,29 +81,54 @@ class PredictionRun:
     def run(self) -> None:
         """Predict the images whose predictions are not up to date, and write the tables `predictions` and `rejects`.
 
-        If all predictions are up to date, only a message is logged. A lock keeps other runs from writing to the output folder
-        meanwhile.
+        If all predictions are up to date, only a message is logged. If it is wanted, images to label are chosen in the end. A lock
+        keeps other runs from writing to the output folder meanwhile.
 
         Raises:
             UserError: if too many images are unusable, or GPUs are requested and Ray has none.
             Locked: if another run is writing to the same output folder.
             Interrupted: if another run took over the lock.
         """
-        if self.plan.is_complete:
+        s = self.settings
+        if self.plan.is_complete and not s.rank:
             logger.info(self.plan_text())
             return
-        output = self.settings.output
+        output = s.output
         storage.check_writable(output, locks=True)
         with hold_lock(storage.join(output, LOCK), "predict.py", LOCK_SECONDS) as lock:
             self.plan = self._make_plan()  # another run may have written predictions in the meantime
             logger.info(self.plan_text())
             guard = LockGuard(lock.uri, lock.token)
-            parts = self._predict(lock, guard)
-            if predictions_table.write_rejects(self.plan, output, parts, guard):
-                logger.warning(cli.rejects_text([reject for part in parts for reject in part.rejects]))
-            check_rejects(parts, len(self.plan.tasks), self.settings.max_rejects, "max_rejects")
-            lock.check()
-            predictions_table.commit_predictions(self.plan, output, parts, guard)
+            if not self.plan.is_complete:
+                self._predict_and_commit(lock, guard)
+            if s.rank:
+                self.ranking = write_ranking(
+                    output,
+                    guard,
+                    number=s.rank,
+                    labelled=s.rank_labelled,
+                    class_share=s.rank_class_share,
+                    min_distance=s.rank_min_distance,
+                )
+
+    def _predict_and_commit(self, lock: Lock, guard: LockGuard) -> None:
+        """Predict the planned images, and write the tables `predictions` and `rejects`.
+
+        Args:
+            lock: lock of the output folder, held by this run.
+            guard: writes files, as long as no other run has taken this lock.
+
+        Raises:
+            UserError: if too many images are unusable, or GPUs are requested and Ray has none.
+            Interrupted: if another run took over the lock.
+        """
+        output = self.settings.output
+        parts = self._predict(lock, guard)
+        if predictions_table.write_rejects(self.plan, output, parts, guard):
+            logger.warning(cli.rejects_text([reject for part in parts for reject in part.rejects]))
+        check_rejects(parts, len(self.plan.tasks), self.settings.max_rejects, "max_rejects")
+        lock.check()
+        predictions_table.commit_predictions(self.plan, output, parts, guard)
 
     def summary(self) -> str:
         """Return a text for a terminal: a table of the predicted classes, and a list of the folders that were written.
@@ -104,7 +138,7 @@ class PredictionRun:
         """
         output = self.settings.output
         commit = tables.require_commit(storage.join(output, TABLE))
-        found = predictions_table.count_classes(output)
+        found = count_classes(output)
         wide = max([len(each.name) for each in found] + [5])
         lines = [f"\n  {'class':<{wide}}{'images':>13}{'of the pixels':>15}"]
         lines += [f"  {each.name:<{wide}}{each.images:>13,}{100 * each.share:>13.1f} %" for each in found]
@@ -114,8 +148,12 @@ class PredictionRun:
         ]
         if self.settings.overlays:
             lines.append(f"overlays     {storage.join(output, OVERLAYS)}")
+        if self._maps:
+            lines.append(f"confidence   {storage.join(output, MAPS)}")
         lines.append(f"predictions  {storage.join(output, TABLE)}")
         lines.append(f"rejects      {storage.join(output, REJECTS)} ({len(commit.rejects):,})")
+        if self.ranking:
+            lines.append(self.ranking.text(output, self.settings.rank))
         return "\n".join(lines)
 
     def _make_plan(self) -> Plan:
@@ -131,11 +169,17 @@ class PredictionRun:
         before = predictions_table.read_state(s.output)
         if before and before.input != s.input:
             raise UserError(f"output {s.output} holds the predictions of {before.input}: name another one for {s.input}")
-        model = (self._version.name, self._version.number, self._version.id)
-        same_model = before is not None and (before.model, before.model_version, before.model_id) == model
-        generation = before.generation if before and same_model else predictions_table.new_generation()
-        state = OutputState(s.input, *model, generation)
-        return predictions_table.make_plan(self._files.images, s.output, state, s.overlays, s.max_pixels)
+        state = OutputState(
+            s.input,
+            self._version.name,
+            self._version.number,
+            self._version.id,
+            before.generation if before else "",
+            predictions_table.VERSION,
+        )
+        if state != before:
+            state = replace(state, generation=predictions_table.new_generation())
+        return predictions_table.make_plan(self._files.images, s.output, state, s.overlays, self._maps, s.max_pixels)
 
     def _predict(self, lock: Lock, guard: LockGuard) -> list[tables.Part]:
         """Predict the planned images in this process, or with actors, which are processes of Ray that each load the model.
@@ -177,17 +221,58 @@ class PredictionRun:
         return parts
 
 
+@dataclass(frozen=True)
+class ClassCount:
+    """A class and how often it was predicted.
+
+    Attributes:
+        name: name of the class.
+        images: number of images in which at least one pixel has the class.
+        share: share of an image's pixels that has the class, 0 to 1, averaged over all predicted images.
+    """
+
+    name: str
+    images: int
+    share: float
+
+
+def count_classes(output: str) -> list[ClassCount]:
+    """Count how often each class was predicted, according to the table `predictions`.
+
+    Args:
+        output: folder or s3:// prefix of the output.
+
+    Returns:
+        The predicted classes. Those that occur in the most images come first.
+
+    Raises:
+        FileNotFoundError: if the output folder has no finished table `predictions`.
+    """
+    table = storage.join(output, TABLE)
+    commit = tables.require_commit(table)
+    images: Counter[str] = Counter()
+    shares: dict[str, float] = defaultdict(float)
+    for row in tables.iter_rows(table, ["classes", "shares"]):
+        images.update(row["classes"])
+        for name, share in zip(row["classes"], row["shares"], strict=True):
+            shares[name] += share
+    found = [ClassCount(name, n, shares[name] / commit.rows) for name, n in images.items()]
+    return sorted(found, key=lambda c: (-c.images, -c.share, c.name))
+
+
 def _check_output(settings: PredictSettings) -> None:
-    """Check that the output folder is not the input folder, and that the input is not among the masks or overlays of the output.
+    """Check that the output folder is not the input folder, and that the input is not in a folder of the output.
 
     Args:
         settings: settings of the command.
 
     Raises:
-        UserError: if input and output are the same folder, or the input is in the masks or overlays of the output.
+        UserError: if input and output are the same folder, or the input is in a folder of images of the output.
     """
     output = settings.output + "/"
-    if settings.input == settings.output or any(f"{settings.input}/".startswith(f"{output}{f}/") for f in (MASKS, OVERLAYS)):
+    if settings.input == settings.output or any(
+        f"{settings.input}/".startswith(f"{output}{f}/") for f in (MASKS, OVERLAYS, MAPS)
+    ):
         raise UserError(f"output {settings.output} would be written among the images of the input: name another folder")
 
 

@@ -1,4 +1,4 @@
-"""The contact sheet of a check: a PNG, 1,200 px wide, that shows some images with their masks painted over them."""
+"""Contact sheets: PNGs, 1,200 px wide, that show some images with their masks painted over them."""
 
 import io
 import itertools
@@ -21,6 +21,8 @@ _WIDTH, _ROW_HEIGHT = 12.0, 2.7  # inches
 _CELL_WIDTH, _CELL_HEIGHT = 288, 225  # largest size of an image on the sheet, px
 _CAPTION_CHARACTERS, _LEGEND_CHARACTERS = 34, 18
 _WARNING_COLOUR = "#d94801"
+_SMOOTHING = 9  # px of a cell within which the borders of outlined regions are smoothed
+_OUTLINE = ((255, 255, 255), 3), ((230, 0, 230), 1)  # colours and widths of the lines round doubtful regions
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,16 @@ class SheetCell:
         mask: uint8 array (H, W) of class ids; 255 is void.
         title: caption of the image, usually its id.
         warning: text that says what is suspicious about the image; empty if nothing is.
+        note: second line of the caption of an image without warning.
+        doubtful: bool array (H, W), regions to outline; None for none.
     """
 
     image: np.ndarray
     mask: np.ndarray
     title: str
     warning: str = ""
+    note: str = ""
+    doubtful: np.ndarray | None = None
 
 
 def select_images(
@@ -106,10 +112,13 @@ def draw_contact_sheet(cells: Sequence[SheetCell], classes: Sequence[str], title
             continue
         image, mask = _scale_to_cell(cell.image, cell.mask)
         shown |= set(np.unique(mask).tolist()) - {0}
-        axes.imshow(_paint_cell(image, mask, classes), interpolation="nearest")
+        painted = _paint_cell(image, mask, classes)
+        if cell.doubtful is not None:
+            _outline(painted, cell.doubtful)
+        axes.imshow(painted, interpolation="nearest")
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set(visible=bool(cell.warning), color=_WARNING_COLOUR, linewidth=4)
-        caption = f"{_shorten(cell.title, _CAPTION_CHARACTERS)}\n{_shorten(cell.warning, _CAPTION_CHARACTERS)}"
+        caption = f"{_shorten(cell.title, _CAPTION_CHARACTERS)}\n{_shorten(cell.warning or cell.note, _CAPTION_CHARACTERS)}"
         axes.set_xlabel(caption, fontsize=9, color=_WARNING_COLOUR if cell.warning else "black", parse_math=False)
     if shown:
         names = {VOID_ID: "void", **dict(enumerate(classes))}
@@ -151,11 +160,26 @@ def _paint_cell(image: np.ndarray, mask: np.ndarray, classes: Sequence[str]) -> 
         classes: class names by id.
 
     Returns:
-        uint8 array (H, W, 3), RGB.
+        uint8 array (H, W, 3), RGB, which may be changed.
     """
     void = mask == VOID_ID
     pale = np.where(void[..., None], image * 0.4 + VOC_PALETTE[VOID_ID] * 0.6, image).astype(np.uint8)
-    return overlay(pale, np.where(void, 0, mask).astype(np.uint8), classes)
+    return overlay(pale, np.where(void, 0, mask).astype(np.uint8), classes).copy()
+
+
+def _outline(painted: np.ndarray, regions: np.ndarray) -> None:
+    """Outline regions in an image of a cell, in place. Specks and holes of a few pixels are left out, as they would hide the image.
+
+    Args:
+        painted: uint8 array (h, w, 3), RGB.
+        regions: bool array (H, W), True inside the regions, of any size.
+    """
+    height, width = painted.shape[:2]
+    scaled = cv2.resize(regions.astype(np.uint8) * 255, (width, height), interpolation=cv2.INTER_AREA)
+    inside = cv2.blur(scaled, (_SMOOTHING, _SMOOTHING)) >= 128
+    outlines, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    for colour, thickness in _OUTLINE:
+        cv2.drawContours(painted, outlines, -1, colour, thickness)
 
 
 def _shorten(text: str, most: int) -> str:

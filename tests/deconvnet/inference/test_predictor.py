@@ -76,9 +76,29 @@ def test_masks_are_the_arg_max_of_the_probabilities(networks, sample):
     for name in RESULTS:
         assert masks[name].dtype == np.uint8
         assert (masks[name] == probabilities[name].argmax(0)).all()
-    mask, confidence = predictor.mask_and_confidence(*sample)
-    assert (mask == masks["edeconvnet_crf"]).all()
-    assert confidence == pytest.approx(probabilities["edeconvnet_crf"].max(axis=0).mean())
+    assert (predictor.predict(*sample).mask == masks["edeconvnet_crf"]).all()
+
+
+def test_a_prediction_says_how_sure_it_is(networks, sample):
+    predictor = Predictor(*networks)
+    found, p = predictor.predict(*sample), predictor.probabilities(*sample)
+    final = p["edeconvnet_crf"]
+    assert len(np.unique(found.mask)) > 1, "a mask of one class would prove little"
+    chosen = np.take_along_axis(p["edeconvnet"], final.argmax(axis=0)[None], axis=0)[0]
+    assert np.abs(chosen - final.max(axis=0)).mean() > 0.1, "the CRF changes the probabilities"
+    np.testing.assert_array_equal(found.confidence_map, np.rint(255 * chosen))
+    entropies = -np.sum(p["edeconvnet"] * np.log(np.maximum(p["edeconvnet"], 1e-12)), axis=0) / np.log(4)
+    disagrees = p["deconvnet"].argmax(0) != p["fcn8s"].argmax(0)
+    assert 0 < disagrees.mean() < 1
+    means = found.uncertainty.image
+    assert means.confidence == pytest.approx(final.max(axis=0).mean(), abs=1e-6)
+    assert means.confidence_before_crf == pytest.approx(chosen.mean(), abs=1e-6)
+    assert means.entropy == pytest.approx(entropies.mean(), abs=1e-5)
+    assert means.disagreement == pytest.approx(disagrees.mean())
+    for class_id, of_class in found.uncertainty.classes.items():
+        inside = found.mask == class_id
+        assert of_class.entropy == pytest.approx(entropies[inside].mean(), abs=1e-5)
+        assert of_class.disagreement == pytest.approx(disagrees[inside].mean())
 
 
 def test_large_images_are_scaled_down_and_masks_come_back_at_full_size(networks, sample):
@@ -95,13 +115,18 @@ def test_large_images_are_scaled_down_and_masks_come_back_at_full_size(networks,
         assert found[name].shape == (192, 256)
         assert (found[name] == small[name].repeat(4, 0).repeat(4, 1)).mean() > 0.98
     assert len(np.unique(found["deconvnet"])) > 1
+    whole = Predictor(*networks, PredictorOptions(max_side=64)).predict(large, boxes * 4)
+    np.testing.assert_array_equal(whole.mask, found["edeconvnet_crf"])
+    assert whole.confidence_map.shape == (192, 256)
+    assert whole.confidence_map.mean() / 255 == pytest.approx(whole.uncertainty.image.confidence_before_crf, abs=0.002)
 
 
 def test_a_very_long_image_is_scaled_to_at_least_one_pixel_per_side(networks):
     image = np.zeros((2, 3000, 3), np.uint8)
-    assert Predictor(*networks, PredictorOptions(max_side=100)).mask_and_confidence(image, np.array([[0, 0, 900, 2]]))[
-        0
-    ].shape == (2, 3000)
+    assert Predictor(*networks, PredictorOptions(max_side=100)).predict(image, np.array([[0, 0, 900, 2]])).mask.shape == (
+        2,
+        3000,
+    )
 
 
 def test_an_image_of_one_pixel_without_boxes_is_background(networks):

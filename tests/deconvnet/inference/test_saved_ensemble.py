@@ -35,15 +35,18 @@ def folder(tmp_path: Path, networks) -> Path:
     return tmp_path
 
 
-def test_mask_and_confidence_equal_those_of_the_predictor(folder: Path, networks) -> None:
+def test_masks_and_confidence_equal_those_of_the_predictor(folder: Path, networks) -> None:
     ensemble = SavedEnsemble(str(folder))
     found = ensemble.predict(encode_jpeg(random_image(0, 60, 80)))
     boxes, _ = edge_boxes(found.image, **EDGES)
     predictor = Predictor(*networks, PredictorOptions(**SEGMENT))
-    np.testing.assert_array_equal(found.mask, predictor.mask_and_confidence(found.image, boxes)[0])
+    np.testing.assert_array_equal(found.mask, predictor.predict(found.image, boxes).mask)
     probabilities = predictor.probabilities(found.image, boxes, ("edeconvnet_crf",))["edeconvnet_crf"]
     chosen = np.take_along_axis(probabilities, found.mask[None].astype(int), axis=0)
     assert found.confidence == pytest.approx(chosen.mean(dtype=float))
+    again = predictor.predict(found.image, boxes)
+    np.testing.assert_array_equal(found.confidence_map, again.confidence_map)
+    assert found.uncertainty == again.uncertainty
     assert ensemble.classes == CLASSES
 
 
@@ -53,9 +56,7 @@ def test_an_ensemble_registered_before_forests_existed_keeps_its_edges(folder: P
     (folder / "options.json").write_text(json.dumps(options))
     found = SavedEnsemble(str(folder)).predict(encode_jpeg(random_image(0, 60, 80)))
     boxes, _ = edge_boxes(found.image, **(EDGES | {"edges": "gradient", "edge_gain": 1.0, "soft_nms_strength": 0.0}))
-    np.testing.assert_array_equal(
-        found.mask, Predictor(*networks, PredictorOptions(**SEGMENT)).mask_and_confidence(found.image, boxes)[0]
-    )
+    np.testing.assert_array_equal(found.mask, Predictor(*networks, PredictorOptions(**SEGMENT)).predict(found.image, boxes).mask)
 
 
 def test_an_unusable_image_is_refused_with_a_reason(folder: Path) -> None:
@@ -105,7 +106,7 @@ def test_windows_are_predicted_without_a_search_for_boxes_and_without_a_backgrou
     monkeypatch.setattr("deconvnet.inference.saved_ensemble.edge_boxes", lambda *_, **__: pytest.fail("EdgeBox was run"))
     ensemble = SavedEnsemble(str(folder))
     found = ensemble.predict(encode_jpeg(random_image(0, 60, 80)))
-    expected, _ = Predictor(*networks, PredictorOptions(**segment)).mask_and_confidence(found.image, np.zeros((0, 4)))
+    expected = Predictor(*networks, PredictorOptions(**segment)).predict(found.image, np.zeros((0, 4))).mask
     np.testing.assert_array_equal(found.mask, expected)
     assert ensemble.background is False
 

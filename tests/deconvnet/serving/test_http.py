@@ -15,7 +15,7 @@ from deconvnet.serving import http
 from deconvnet.serving.ray_serve import check_installed, failure_reason
 from infra.errors import UserError
 from proposals.image_codec import encode_jpeg
-from tests.deconvnet.ensembles import EDGES, SEGMENT, random_image, save_networks
+from tests.deconvnet.ensembles import EDGES, SEGMENT, prediction, random_image, save_networks
 
 CLASSES = ("background", "dîner, table", "<bar>")
 PHOTO = encode_jpeg(random_image(0, 60, 80))
@@ -42,13 +42,17 @@ def test_the_headers_name_only_the_classes_in_the_mask() -> None:
 
         def predict(self, data: bytes) -> Prediction:
             mask = np.zeros((4, 6), np.uint8)
-            mask[1, 2] = 2
-            return Prediction(np.zeros((4, 6, 3), np.uint8), mask, 0.75)
+            mask[1, 2] = 2 if data else 0
+            return prediction(np.zeros((4, 6, 3), np.uint8), mask, 0.75)
 
-    answer = http.predict(Two(), b"")  # type: ignore[arg-type]
+    answer = http.predict(Two(), b"x")  # type: ignore[arg-type]
     headers = answer.reply.headers
     assert answer.shares == {"background": pytest.approx(23 / 24), "<bar>": pytest.approx(1 / 24)} and answer.confidence == 0.75
     assert headers["X-Classes"] == "background,%3Cbar%3E" and headers["X-Size"] == "6x4" and headers["X-Confidence"] == "0.750"
+    assert headers["X-Uncertainty"] == "confidence_before_crf=0.625, entropy=0.250, disagreement=0.000, boundary_doubt=0.000"
+    assert headers["X-Class-Confidence"] == "0.625,0.625"
+    one_class = http.predict(Two(), b"").reply.headers  # type: ignore[arg-type]
+    assert one_class["X-Uncertainty"] == "confidence_before_crf=0.625, entropy=0.250, disagreement=0.000"
 
 
 def test_a_mask_is_a_paletted_png_with_headers_about_the_prediction(ensemble: SavedEnsemble) -> None:
@@ -69,6 +73,9 @@ def test_a_mask_is_a_paletted_png_with_headers_about_the_prediction(ensemble: Sa
     assert list(answer.seconds) == ["decode", "proposals", "fcn8s", "deconvnet", "crf", "encode", "other"]
     assert min(answer.seconds.values()) >= 0
     assert answer.mask is None and sum(answer.shares.values()) == pytest.approx(1)
+    measures = expected.uncertainty
+    assert f"disagreement={measures.image.disagreement:.3f}" in reply.headers["X-Uncertainty"]
+    assert reply.headers["X-Class-Confidence"].split(",") == [f"{measures.classes[i].confidence_before_crf:.3f}" for i in ids]
     for value in reply.headers.values():
         value.encode("latin-1")  # what a header may hold
 

@@ -13,6 +13,7 @@ from deconvnet.serving import http
 from deconvnet.serving.http import Reply
 from infra.errors import BadInput
 from tests.browser import Browser, browser, missing
+from tests.deconvnet.ensembles import prediction
 
 CLASSES = ("background", "dîner, table", "<b>bar</b>")
 CHOOSE_FILE = """
@@ -34,7 +35,7 @@ class ConstantEnsemble:
             raise BadInput("not an image")
         mask = np.zeros((40, 60), np.uint8)
         mask[10:30, 20:40] = 1
-        return Prediction(np.full((40, 60, 3), 200, np.uint8), mask, 0.75)
+        return prediction(np.full((40, 60, 3), 200, np.uint8), mask, 0.75)
 
 
 class Handler(BaseHTTPRequestHandler):

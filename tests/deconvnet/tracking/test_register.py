@@ -60,10 +60,13 @@ for name, mask in answer["mask"].items():
         (out / f"mask-{name}.png").write_bytes(mask)
 text = [base64.b64encode(p.read_bytes()).decode() for p in data]
 as_text = model.predict(pandas.DataFrame({"image": text}))
+unsure = model.predict(pandas.DataFrame({"image": text}), params={"uncertainty": True}).drop(columns="mask")
+unsure = [{k: base64.b64encode(v).decode() if isinstance(v, bytes) else v for k, v in row.items()} for row in unsure.to_dict("records")]
 rest = invocations(json.dumps({"dataframe_split": {"columns": ["image"], "data": [[t] for t in text]}}), "application/json", model,
                    model.metadata.get_input_schema())
 import deconvnet.inference.predictor
 (out / "answer.json").write_text(json.dumps({
+    "columns": list(answer.columns), "uncertainty": unsure,
     "index": list(answer.index), "errors": list(answer["error"]),
     "same_as_text": [a == b for a, b in zip(answer["mask"], as_text["mask"])],
     "not_base64": model.predict(pandas.DataFrame({"image": ["a photo!"]}))["error"][0],
@@ -156,9 +159,17 @@ def test_the_model_predicts_the_pipelines_masks_in_a_process_without_this_projec
     seen = set()
     for name in images:
         image = decode_image((tmp_path / name).read_bytes())
-        expected = predictor.mask_and_confidence(image, edge_boxes(image, **EDGES)[0])[0]
-        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f"mask-{name}.png")), expected)
-        seen |= set(np.unique(expected).tolist())
+        expected = predictor.predict(image, edge_boxes(image, **EDGES)[0])
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f"mask-{name}.png")), expected.mask)
+        seen |= set(np.unique(expected.mask).tolist())
+        row = answer["uncertainty"].pop(0)
+        assert row["classes"] == [CLASSES[i] for i in expected.uncertainty.classes]
+        assert {key: row[key] for key in expected.uncertainty.columns()} == expected.uncertainty.columns()
+        confidence_map = np.asarray(Image.open(io.BytesIO(base64.b64decode(row["confidence_map"]))))
+        np.testing.assert_array_equal(confidence_map, expected.confidence_map)
+    assert answer["uncertainty"][0]["error"] == "not an image"
+    assert {value for key, value in answer["uncertainty"][0].items() if key != "error"} == {None}
+    assert answer["columns"] == ["mask", "error"], "the signature's, for those who don't ask for more"
     assert len(seen) > 1, "masks of one class would prove nothing"
 
     assert answer["index"] == ["input0.jpg", "input1.jpg", "input2.jpg", "input3.jpg"]

@@ -136,6 +136,22 @@ def test_the_contact_sheet_marks_suspicious_images_and_takes_names_that_look_lik
         draw_contact_sheet([], CLASSES, "none")
 
 
+def test_a_contact_sheet_outlines_regions_and_has_notes_beside_warnings():
+    region = np.zeros((80, 100), bool)
+    region[20:60, 30:70] = True
+    mask = np.zeros((80, 100), np.uint8)
+
+    def drawn(**fields):
+        sheet = draw_contact_sheet([SheetCell(scene(0), mask, "a", **fields)], ("background",), "title")
+        return np.asarray(Image.open(io.BytesIO(sheet)).convert("RGB"))
+
+    outline = (drawn(doubtful=region) == (230, 0, 230)).all(axis=2)
+    assert not (drawn() == (230, 0, 230)).all(axis=2).any()
+    height, width = (int(np.ptp(places)) for places in np.nonzero(outline))
+    assert height == pytest.approx(width, abs=4) and outline.sum() == pytest.approx(2 * (height + width), rel=0.2)
+    assert (drawn(note="sure") != drawn()).any() and (drawn(warning="w", note="sure") == drawn(warning="w")).all()
+
+
 @pytest.mark.parametrize("key", ["images", "photographs"])
 def test_the_report_of_an_imported_data_set_has_what_the_import_counted(layout, key):
     """Earlier versions wrote the key "photographs"."""

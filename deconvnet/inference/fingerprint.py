@@ -1,0 +1,39 @@
+"""Fingerprints of images, by which near-duplicates are recognised: copies in another size or quality, neighbouring video frames.
+
+A fingerprint is OpenCV's perceptual hash (pHash): 64 bits, each of which says whether a low frequency of the grey image is strong.
+Similar images have fingerprints that differ in few bits; those of unlike images differ in about half of them.
+"""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+BITS = 64
+Bits = NDArray[np.uint8]
+
+
+def fingerprint(image: NDArray[np.uint8]) -> str:
+    """Compute the fingerprint of an image.
+
+    Args:
+        image: uint8 (H, W, 3), RGB.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    return bytes(cv2.img_hash.pHash(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0]).hex()
+
+
+def unpack(fingerprints: Sequence[str]) -> Bits:
+    """Convert fingerprints to an array of bits.
+
+    Args:
+        fingerprints: N texts that `fingerprint` returned.
+
+    Returns:
+        uint8 (N, 64), each 0 or 1.
+    """
+    packed = np.frombuffer(bytes.fromhex("".join(fingerprints)), np.uint8).reshape(-1, BITS // 8)
+    return np.unpackbits(packed, axis=1)

@@ -1,0 +1,53 @@
+"""Scale images that are too large for prediction down, and their masks back up."""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from proposals.boxes import as_boxes
+from proposals.masks import check_image
+
+Image = NDArray[np.uint8]
+Plane = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+
+def scale_down(image: Image, boxes: Floats, max_side: int) -> tuple[Image, Floats]:
+    """Scale an image and its boxes down if the image's longer side exceeds a limit.
+
+    Args:
+        image: uint8 (H, W, 3), RGB.
+        boxes: (N, 4) boxes x1, y1, x2, y2 in pixels.
+        max_side: upper limit of the longer side of the image, in pixels.
+
+    Returns:
+        The scaled image, uint8 (h, w, 3), and the boxes in pixels of the scaled image, float32 (N, 4). An image that is small
+        enough is returned unchanged.
+
+    Raises:
+        ValueError: if the image has another dtype or shape, or `boxes` does not hold valid boxes.
+    """
+    check_image(image)
+    boxes = as_boxes(boxes).astype(np.float32)
+    height, width = image.shape[:2]
+    if max(height, width) <= max_side:
+        return image, boxes
+    scale = max_side / max(height, width)
+    w, h = max(1, round(width * scale)), max(1, round(height * scale))
+    factors = np.array([w / width, h / height] * 2, np.float32)
+    return np.asarray(cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA), np.uint8), boxes * factors
+
+
+def resize_nearest(plane: Plane, size: tuple[int, ...]) -> Plane:
+    """Resize a mask, or another plane of bytes, by nearest neighbour.
+
+    Args:
+        plane: values such as class ids, uint8 (h, w).
+        size: the new height H and width W in pixels.
+
+    Returns:
+        The values, uint8 (H, W). A plane that already has this size is returned unchanged.
+    """
+    if plane.shape == size:
+        return plane
+    return np.asarray(cv2.resize(plane, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)

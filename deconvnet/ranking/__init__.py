@@ -1,0 +1,1 @@
+"""What to label next: the predicted images that a model would learn most from."""

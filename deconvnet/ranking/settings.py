@@ -1,0 +1,37 @@
+"""Define the settings of the choice of images to label."""
+
+from typing import Self
+
+from pydantic import Field, NonNegativeInt, model_validator
+
+from infra.settings import Location, Section
+
+
+class RankSettings(Section):
+    """Which of the predicted images are proposed for labelling."""
+
+    rank: NonNegativeInt = Field(
+        0, description="also choose so many images that are worth most to label, and write them to output/ranking; 0: none"
+    )
+    rank_labelled: Location | None = Field(
+        None,
+        description="data set in VOC's layout, or folder of images, that are labelled already: they and images like them are not chosen",
+    )
+    rank_class_share: float | None = Field(
+        None, gt=0, le=1, description="largest share of the chosen images that are of one class; empty: twice an equal share"
+    )
+    rank_min_distance: int = Field(
+        11,
+        ge=0,
+        le=64,
+        description="chosen images differ from each other and from labelled ones in so many of the 64 bits of their fingerprints; "
+        "0: near-duplicates are chosen, too",
+    )
+
+    @model_validator(mode="after")
+    def _ranks(self) -> Self:
+        """Check that the other settings have an effect. Raise ValueError if they don't."""
+        given = [name for name in RankSettings.model_fields if name != "rank" and name in self.model_fields_set]
+        if given and not self.rank:
+            raise ValueError(f"{given[0]} is for the choice of images to label: say by --rank how many, or leave it out")
+        return self

@@ -1,0 +1,220 @@
+"""Choose the predicted images that are worth most to label, and write them as tables, a list and a contact sheet."""
+
+import io
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from deconvnet.datasets.image_folder import list_image_files
+from deconvnet.datasets.thread_map import thread_map
+from deconvnet.datasets.validation.contact_sheet import SheetCell, draw_contact_sheet
+from deconvnet.inference.fingerprint import fingerprint, unpack
+from deconvnet.inference.predictions_table import PREDICTIONS, RANKING, TABLE
+from deconvnet.inference.uncertainty import DOUBT
+from deconvnet.ranking.selection import MEASURES, Selection, class_quota, doubtful_class, select, uncertainty_scores
+from infra import storage
+from infra.errors import BadInput, UserError
+from infra.storage import tables
+from infra.storage.guarded import LockGuard
+from proposals.image_codec import decode_image, decode_mask
+
+logger = logging.getLogger(__name__)
+
+_IMAGES_FOLDER = "JPEGImages"  # of VOC's layout
+_MOST_DRAWN = 60  # largest number of images on the contact sheet
+_FACTS = pa.schema([("place", pa.int32()), ("score", pa.float32()), ("class", pa.string())])
+_NAMES = ("image_id", "path", "confidence", "confidence_before_crf", *MEASURES, "mask", "confidence_map")
+_COPIED = pa.schema([PREDICTIONS.field(name) for name in _NAMES])
+"""Columns of the tables of chosen images: their own, and those of the table `predictions`."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Images that were chosen to be labelled.
+
+    Attributes:
+        rows: their rows, best first, with place (from 1), score, class, the columns of the table `predictions`, and classes.
+        selection: how many images were passed over, and why.
+        labelled: number of labelled images that they were compared with.
+    """
+
+    rows: list[dict[str, Any]]
+    selection: Selection
+    labelled: int
+
+    def text(self, output: str, number: int) -> str:
+        """Return a text for a terminal that says where the chosen images are listed.
+
+        Args:
+            output: folder or s3:// prefix of the output.
+            number: number of images that were to be chosen.
+        """
+        passed_over, above = self.selection.near_duplicates, self.selection.above_quota
+        text = f"to label     {storage.join(output, RANKING)} ({len(self.rows):,} images: images.txt, .csv, .parquet and .png)"
+        text += f"\n             {passed_over:,} near-duplicates were passed over"
+        text += f" (compared with {self.labelled:,} labelled images, too)" if self.labelled else ""
+        if above:
+            text += f"; {above:,} images are above the quota of their class, as no others were left"
+        if len(self.rows) < number:
+            text += f"; there are no more images, though {number:,} were to be chosen"
+        if self.rows and not all(row["confidence_map"] for row in self.rows):
+            text += "\n             images.png outlines what is in doubt if there are confidence maps: --confidence maps"
+        return text
+
+
+def write_ranking(
+    output: str,
+    guard: LockGuard,
+    *,
+    number: int,
+    labelled: str | None = None,
+    class_share: float | None = None,
+    min_distance: int = 0,
+) -> Ranking:
+    """Choose images of the table `predictions`, and write them to the folder `ranking` of the output.
+
+    Args:
+        output: folder or s3:// prefix of the output of predict.py.
+        guard: writes the files, as long as no other run has taken the lock of the output folder.
+        number: number of images to choose.
+        labelled: folder of images that are labelled already, see `_labelled_fingerprints`. None if there are none.
+        class_share: largest share of the chosen images that are of one class, see `selection.class_quota`.
+        min_distance: number of bits in which the fingerprints of chosen images differ at least.
+
+    Returns:
+        The chosen images.
+
+    Raises:
+        FileNotFoundError: if there is no table `predictions`.
+        UserError: if the folder of labelled images has none, or a chosen image was removed after it was predicted.
+        Interrupted: if another run has taken the lock.
+    """
+    ranking = rank(output, number, _labelled_fingerprints(labelled) if labelled else [], class_share, min_distance)
+    table = pa.Table.from_pylist(ranking.rows, pa.schema([*_FACTS, *_COPIED]))
+    parquet, text = io.BytesIO(), io.BytesIO()
+    pq.write_table(table, parquet)
+    pa_csv.write_csv(table, text)
+    names = "".join(f"{row['path']}\n" for row in ranking.rows)
+    files = {"images.parquet": parquet.getvalue(), "images.csv": text.getvalue(), "images.txt": names.encode()}
+    if sheet := _contact_sheet(ranking.rows, output):
+        files["images.png"] = sheet
+    for name, data in files.items():
+        guard.write(storage.join(output, RANKING, name), data)
+    if not sheet:
+        guard.check()
+        storage.remove(storage.join(output, RANKING, "images.png"))  # of an earlier choice
+    return ranking
+
+
+def rank(output: str, number: int, labelled: Sequence[str], class_share: float | None, min_distance: int) -> Ranking:
+    """Choose images of the table `predictions`. Nothing is written.
+
+    Args:
+        output: folder or s3:// prefix of the output of predict.py.
+        number: number of images to choose.
+        labelled: fingerprints of the images that are labelled already.
+        class_share: largest share of the chosen images that are of one class, see `selection.class_quota`.
+        min_distance: number of bits in which the fingerprints of chosen images differ at least.
+
+    Returns:
+        The chosen images.
+
+    Raises:
+        FileNotFoundError: if there is no table `predictions`.
+    """
+    table = storage.join(output, TABLE)
+    # Of each image, only what the choice needs is kept, as there may be millions.
+    columns = ["image_id", *MEASURES, "classes", "shares", "class_confidence_before_crf", "fingerprint"]
+    found = sorted(
+        (row["image_id"], doubtful_class(row), row["fingerprint"], [row[name] or 0.0 for name in MEASURES])
+        for row in tables.iter_rows(table, columns)
+    )
+    classes = [name for _, name, _, _ in found]
+    scores = uncertainty_scores(np.array([measures for *_, measures in found]).reshape(-1, len(MEASURES)))
+    selection = select(
+        scores,
+        classes,
+        unpack([digits for _, _, digits, _ in found]),
+        number,
+        quota=class_quota(classes, number, class_share),
+        min_distance=min_distance,
+        labelled=unpack(labelled),
+    )
+    places = {found[i][0]: place for place, i in enumerate(selection.chosen, start=1)}
+    columns = [*_COPIED.names, "classes"]
+    rows = [row for row in tables.iter_rows(table, columns) if row["image_id"] in places]
+    rows.sort(key=lambda row: places[row["image_id"]])
+    facts = [{"place": n, "score": float(scores[i]), "class": classes[i]} for n, i in enumerate(selection.chosen, start=1)]
+    return Ranking([fact | row for fact, row in zip(facts, rows, strict=True)], selection, len(labelled))
+
+
+def _labelled_fingerprints(folder: str) -> list[str]:
+    """Compute the fingerprints of labelled images. Files that can't be read are counted in a warning.
+
+    Args:
+        folder: data set in VOC's layout, or folder of images; local or s3://.
+
+    Returns:
+        The fingerprints of the images that can be read.
+
+    Raises:
+        UserError: if there is no such folder, or no image in it.
+    """
+    images = storage.join(folder, _IMAGES_FOLDER)
+    folder = images if storage.list_files(images) else folder
+
+    def read(name: str) -> str:
+        try:
+            return fingerprint(decode_image(storage.read_bytes(storage.join(folder, name))))
+        except (BadInput, OSError):
+            return ""
+
+    names = [image.name for image in list_image_files(folder)]
+    found = dict(zip(names, thread_map(read, names, os.cpu_count() or 1, "labelled images", "images"), strict=True))
+    if unread := [name for name, digits in found.items() if not digits]:
+        logger.warning(
+            f"{len(unread):,} labelled images can't be read, so nothing is compared with them: {', '.join(unread[:10])}"
+        )
+    return [digits for digits in found.values() if digits]
+
+
+def _contact_sheet(rows: Sequence[Mapping[str, Any]], output: str) -> bytes | None:
+    """Draw the first of the chosen images with their masks, and outline the regions that are in doubt.
+
+    Args:
+        rows: rows of the chosen images, see `Ranking`.
+        output: folder or s3:// prefix of the output.
+
+    Returns:
+        A PNG. None if no image was chosen.
+
+    Raises:
+        UserError: if an image was changed or removed after it was predicted.
+    """
+    cells: list[SheetCell] = []
+    names: dict[int, str] = {}
+    drawn = rows[:_MOST_DRAWN]
+    for row in drawn:
+        try:
+            image = decode_image(storage.read_bytes(row["path"]))
+        except (BadInput, FileNotFoundError):
+            raise UserError(f"{row['path']} was changed or removed after it was predicted: run predict.py again") from None
+        mask = decode_mask(storage.read_bytes(storage.join(output, row["mask"])))
+        names |= dict(zip(np.unique(mask).tolist(), row["classes"], strict=True))
+        doubtful = None
+        if row["confidence_map"]:
+            doubtful = decode_mask(storage.read_bytes(storage.join(output, row["confidence_map"]))) < 255 * DOUBT
+        note = f"{row['class']}, score {row['score']:.2f}"
+        cells.append(SheetCell(image, mask, f"{row['place']}. {row['image_id']}", note=note, doubtful=doubtful))
+    if not cells:
+        return None
+    classes = [names.get(i, f"id {i}") for i in range(max(names) + 1)]
+    title = f"{len(rows):,} images to label, the least sure first" + (f": {len(drawn)} of them" if len(drawn) < len(rows) else "")
+    return draw_contact_sheet(cells, classes, title)
