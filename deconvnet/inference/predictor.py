@@ -14,7 +14,7 @@ unary potential -log p (`deconvnet.crf`).
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import cv2
 import numpy as np
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 Image = NDArray[np.uint8]
 Mask = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+_Value = TypeVar("_Value", np.uint8, np.float32)
 
 RESULTS = ("fcn8s", "deconvnet", "deconvnet_crf", "edeconvnet", "edeconvnet_crf")
 """Names of the five results (ways of predicting), in the order of Table 1 of Noh et al. (ICCV 2015)."""
@@ -236,7 +237,7 @@ class Predictor:
 
     def masks_by_box_count(
         self, image: Image, boxes: Floats, counts: Collection[int], results: Collection[str] = RESULTS
-    ) -> tuple[dict[str, Mask], dict[int, Mask], dict[str, float]]:
+    ) -> tuple[dict[str, Mask], dict[int, Mask], dict[str, Floats]]:
         """Predict the class of every pixel, and also the masks that DeconvNet alone predicts from fewer boxes.
 
         Args:
@@ -248,7 +249,8 @@ class Predictor:
 
         Returns:
             Three dicts: the masks by result name, as `masks` returns them; DeconvNet's masks by number of boxes, in ascending order
-            (if there are fewer boxes, the mask from all of them); the confidence by result name, see `mask_and_confidence`.
+            (if there are fewer boxes, the mask from all of them); the probability of each pixel's predicted class by result name,
+            float32 (H, W).
 
         Raises:
             ValueError: if a name is not in `RESULTS`, the image has another dtype or shape, or `boxes` does not hold valid boxes.
@@ -263,7 +265,7 @@ class Predictor:
 
         found = self.probabilities(image, boxes, results, keep)
         masks = {name: _resize(_arg_max(p), size) for name, p in found.items()}
-        confidence = {name: float(p.max(axis=0).mean(dtype=np.float64)) for name, p in found.items()}
+        confidence = {name: _resize(p.max(axis=0), size) for name, p in found.items()}
         return masks, {k: after.get(k, masks["deconvnet"]) for k in sorted(counts)}, confidence
 
     def mask_and_confidence(self, image: Image, boxes: Floats) -> tuple[Mask, float]:
@@ -278,7 +280,7 @@ class Predictor:
             averaged over the pixels.
         """
         masks, _, confidence = self.masks_by_box_count(image, boxes, (), ("edeconvnet_crf",))
-        return masks["edeconvnet_crf"], confidence["edeconvnet_crf"]
+        return masks["edeconvnet_crf"], float(confidence["edeconvnet_crf"].mean(dtype=np.float64))
 
     def best_boxes(self, boxes: Floats) -> Floats:
         """Select the boxes that DeconvNet is run on.
@@ -335,16 +337,16 @@ def _arg_max(probabilities: Floats) -> Mask:
     return probabilities.argmax(axis=0).astype(np.uint8)
 
 
-def _resize(mask: Mask, size: tuple[int, ...]) -> Mask:
-    """Resize a mask by nearest neighbour.
+def _resize(pixels: NDArray[_Value], size: tuple[int, ...]) -> NDArray[_Value]:
+    """Resize a map by nearest neighbour.
 
     Args:
-        mask: class ids, uint8 (h, w).
+        pixels: class ids, uint8 (h, w), or probabilities, float32 (h, w).
         size: the new height H and width W in pixels.
 
     Returns:
-        Class ids, uint8 (H, W). A mask that already has this size is returned unchanged.
+        The same of size (H, W). A map that already has this size is returned unchanged.
     """
-    if mask.shape == size:
-        return mask
-    return cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    if pixels.shape == size:
+        return pixels
+    return cast(NDArray[_Value], cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT))

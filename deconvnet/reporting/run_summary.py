@@ -14,6 +14,14 @@ from infra.storage import tables
 PAPER_MEAN_IOU = {"fcn8s": 0.622, "deconvnet": 0.696, "deconvnet_crf": 0.705, "edeconvnet": 0.717, "edeconvnet_crf": 0.725}
 """Mean IoU of each result on VOC 2012's test set when trained on VOC's data alone (Noh et al., ICCV 2015, Table 1)."""
 
+METRICS = {
+    "mean_iou": "mean IoU",
+    "pixel_accuracy": "pixel accuracy",
+    "boundary_f": "boundary F",
+    "boundary_iou": "Boundary IoU",
+}
+"""Titles of the metrics of each result, by their names in `results.json`, where an earlier version wrote the first two only."""
+
 STAGE_DESCRIPTIONS = {
     "prepare": "Checks the images and their masks and writes them to the table `images`, each with its split: train, dev (for choices "
     "during training), val or test (for the final results only). Unusable images go to the table `rejects`, with the reason.",
@@ -66,6 +74,11 @@ CHARTS = {
     ),
     "iou_by_size": ("IoU by object size", "IoU of objects by the share of the image that they cover."),
     "confusion": ("Confusion", "How EDeconvNet+CRF divides each true class's pixels among the classes."),
+    "calibration": (
+        "Calibration",
+        "How often pixels are right whose class EDeconvNet+CRF predicts with some probability. On the line, probabilities can be believed; "
+        "below it, the network is surer than it should be.",
+    ),
     "proposals": ("Recall of the proposals", "Share of the objects that the first boxes find, and how tightly."),
     "training_curves": ("Training", "Loss, pixel accuracy on training crops and mean IoU on dev, by optimiser step."),
 }
@@ -185,20 +198,20 @@ def read_run_summary(
     )
 
 
-def result_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+def result_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Format the metrics of the five results, and the mean IoU in Noh et al. (ICCV 2015), as rows of a table.
 
     Args:
         results: the content of `report/results.json`: a dict with `dataset` (name), `images` (number), `classes` (names) and
-            `rows`. The rows are metrics by result name. Each has `mean_iou`, `pixel_accuracy` and `iou`, a dict by class.
+            `rows`. The rows are metrics by result name, see `METRICS`.
 
     Returns:
-        A tuple (title, mean IoU, pixel accuracy, mean IoU in the paper) for each result, in the paper's order. The title is a
+        A tuple (title, one text for each of `METRICS`, mean IoU in the paper) for each result, in the paper's order. The title is a
         text such as "DeconvNet+CRF". The numbers are texts in per cent, or "–" for None.
     """
     rows = results["rows"]
     return [
-        (title, percent(rows[name]["mean_iou"]), percent(rows[name]["pixel_accuracy"]), percent(PAPER_MEAN_IOU[name]))
+        (title, *(percent(rows[name].get(metric)) for metric in METRICS), percent(PAPER_MEAN_IOU[name]))
         for name, title in RESULT_TITLES.items()
         if name in rows
     ]

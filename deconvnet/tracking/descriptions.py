@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from deconvnet.reporting.figure import RESULT_TITLES
-from deconvnet.reporting.run_summary import STAGE_DESCRIPTIONS, RunSummary, duration, percent, result_rows
+from deconvnet.reporting.run_summary import METRICS, STAGE_DESCRIPTIONS, RunSummary, duration, percent, result_rows
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
@@ -76,8 +76,9 @@ def results_table(results: Mapping[str, Any]) -> list[str]:
     Returns:
         The lines of the table, with numbers in per cent.
     """
-    rows = (f"| {title} | {mean_iou} | {accuracy} | {paper} |" for title, mean_iou, accuracy, paper in result_rows(results))
-    return ["| per cent | mean IoU | pixel accuracy | mean IoU in the paper |", "|---|---|---|---|", *rows]
+    heads = ("per cent", *METRICS.values(), "mean IoU in the paper")
+    lines = [heads, ("---",) * len(heads), *result_rows(results)]
+    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def run_name(config: str, workspace: str, day: str) -> str:
@@ -195,8 +196,8 @@ def result_tags(results: Mapping[str, Any]) -> dict[str, str]:
     return {
         f"{metric}.{name}": f"{row[metric]:.4f}"
         for name, row in results["rows"].items()
-        for metric in ("mean_iou", "pixel_accuracy")
-        if row[metric] is not None
+        for metric in METRICS
+        if row.get(metric) is not None
     }
 
 
@@ -292,11 +293,12 @@ def _version_table(tags: Mapping[str, str]) -> list[str]:
         only line is the sentence "It was not measured."
     """
     rows = [
-        f"| {title} | {_tagged_percent(tags, f'mean_iou.{name}')} | {_tagged_percent(tags, f'pixel_accuracy.{name}')} |"
+        f"| {title} | {' | '.join(_tagged_percent(tags, f'{metric}.{name}') for metric in METRICS)} |"
         for name, title in RESULT_TITLES.items()
         if f"mean_iou.{name}" in tags
     ]
-    return ["| per cent | mean IoU | pixel accuracy |", "|---|---|---|", *rows] if rows else ["It was not measured."]
+    heads = [f"| per cent | {' | '.join(METRICS.values())} |", f"|---|{'---|' * len(METRICS)}"]
+    return [*heads, *rows] if rows else ["It was not measured."]
 
 
 def _tagged_percent(tags: Mapping[str, str], name: str) -> str:

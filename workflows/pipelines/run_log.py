@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deconvnet.reporting.report import REPORT_FILE, render_report
-from deconvnet.reporting.run_summary import RunSummary, read_run_summary
+from deconvnet.reporting.run_summary import METRICS, RunSummary, read_run_summary
 from deconvnet.tracking.descriptions import (
     artifact_image,
     results_table,
@@ -163,12 +163,13 @@ def result_metrics(split: str, results: Mapping[str, Any]) -> dict[str, float | 
         results: content of a results.json, which the evaluation writes.
 
     Returns:
-        Values of metrics by name: mean IoU and pixel accuracy of each of the five results, and the IoU of each class by
-        EDeconvNet+CRF (the ensemble with a CRF). All are from 0 to 1. A value is None if it is undefined, for instance if no
+        Values of metrics by name: mean IoU, pixel accuracy, boundary F-measure and Boundary IoU of each of the five results, and the
+        IoU of each class and the expected calibration error of EDeconvNet+CRF (the ensemble with a CRF). All are from 0 to 1. A value is None if it is undefined, for instance if no
         image shows the class.
     """
     rows = results["rows"]
-    totals = {f"{split}.{metric}.{row}": rows[row][metric] for metric in ("mean_iou", "pixel_accuracy") for row in rows}
+    totals = {f"{split}.{metric}.{row}": rows[row].get(metric) for metric in METRICS for row in rows}
+    totals[f"{split}.expected_calibration_error"] = results.get("expected_calibration_error")
     return {**totals, **{f"{split}.iou.{class_name}": iou for class_name, iou in rows["edeconvnet_crf"]["iou"].items()}}
 
 

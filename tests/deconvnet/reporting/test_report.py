@@ -74,7 +74,14 @@ def test_the_report_of_a_retraining_shows_the_interval_the_classes_and_the_decis
 
 def test_the_report_shows_results_data_rejects_times_and_settings() -> None:
     read = Reader(render_report(example_summary()))
-    assert ["EDeconvNet+CRF", "61.2", "87.5", "72.5"] in read.rows and ["FCN-8s", "50.1", "87.5", "62.2"] in read.rows
+    assert ["EDeconvNet+CRF", "61.2", "87.5", "–", "–", "72.5"] in read.rows and [
+        "FCN-8s",
+        "50.1",
+        "87.5",
+        "–",
+        "–",
+        "62.2",
+    ] in read.rows
     assert ["cat", *["12.3"] * 5] in read.rows and [SCRIPT_TAG, *["–"] * 5] in read.rows
     assert ["images: train", "9,000"] in read.rows and ["crops: stage1", "70,000"] in read.rows
     assert ["not an image", "4", "a.jpg, b.jpg"] in read.rows

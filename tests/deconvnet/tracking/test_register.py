@@ -113,7 +113,10 @@ def test_a_version_has_its_results_and_alias(tracker, registered):
     assert int(version.version) == number and version.run_id == run_id
     measured = {"mean_iou.fcn8s": "0.6221", "pixel_accuracy.fcn8s": "0.9000", "mean_iou.edeconvnet_crf": "0.7250"}
     assert version.tags == measured | {"fingerprint": ""}
-    assert "| FCN-8s | 62.2 | 90.0 |" in version.description and "| EDeconvNet+CRF | 72.5 | – |" in version.description
+    assert (
+        "| FCN-8s | 62.2 | 90.0 | – | – |" in version.description
+        and "| EDeconvNet+CRF | 72.5 | – | – | – |" in version.description
+    )
     tags = tracker.client.get_run(run_id).data.tags
     assert tags["mean_iou.edeconvnet_crf"] == "0.7250" and tags["model.version"] == str(number)
 
