@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from deconvnet.evaluation.image_measures import IMAGES_FILE, read_images
 from deconvnet.reporting.figure import RESULT_TITLES
 from infra import storage
 from infra.storage import tables
@@ -126,6 +127,9 @@ class RunSummary:
         proposals: the content of `report/proposals.json`; {} if there is no such file.
         against_champion: the content of `report/against_champion.json`, the comparison with the registered model that was in use;
             {} if there is no such file.
+        images: a dict of measures for each evaluated image, a row of `report/images.parquet` (see
+            `deconvnet.evaluation.image_measures`); empty if there is no such file.
+        champion_images: the same of `report/against_champion.parquet`, with the measures of both models.
         decision: the sentence that says why the new model was promoted or not; "" if it was not compared.
         settings: the settings of the run as JSON values, without secrets.
         code: version of the code that ran.
@@ -144,6 +148,8 @@ class RunSummary:
     step_seconds: Mapping[str, Mapping[str, float]]
     proposals: Mapping[str, Any]
     against_champion: Mapping[str, Any]
+    images: Sequence[Mapping[str, Any]]
+    champion_images: Sequence[Mapping[str, Any]]
     decision: str
     settings: Mapping[str, Any]
     code: str
@@ -191,6 +197,8 @@ def read_run_summary(
         step_seconds={name: found for name, record in records.items() if (found := record["summary"].get("step_seconds"))},
         proposals=_read_json(workspace, "report", "proposals.json") or {},
         against_champion=_read_json(workspace, "report", "against_champion.json") or {},
+        images=_read_rows(workspace, "report", IMAGES_FILE),
+        champion_images=_read_rows(workspace, "report", "against_champion.parquet"),
         decision=_decision(records.get("verdict", {}).get("summary", {})),
         settings=settings,
         code=code,
@@ -272,6 +280,12 @@ def _read_bytes(*parts: str) -> bytes | None:
         return storage.read_bytes(storage.join(*parts))
     except FileNotFoundError:
         return None
+
+
+def _read_rows(*parts: str) -> list[dict[str, Any]]:
+    """Return the rows of the Parquet file whose URI is made by joining `parts`, or [] if the file does not exist."""
+    uri = storage.join(*parts)
+    return read_images(uri) if storage.exists(uri) else []
 
 
 def _read_json(*parts: str) -> Any:

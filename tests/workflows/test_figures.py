@@ -162,7 +162,7 @@ def test_report_writes_the_page_again(finished: Path, tmp_path: Path, capsys: py
     assert call("report", "--workspace", str(workspace)) == 0
     assert capsys.readouterr().out.split() == [str(workspace / "report" / "index.html")]
     page = (workspace / "report" / "index.html").read_text()
-    assert "<h1>w</h1>" in page and page.count("data:image/png") == 4 and "EDeconvNet+CRF" in page
+    assert "<h1>w</h1>" in page and page.count("data:image/png") == 5 and "EDeconvNet+CRF" in page
     (workspace / "report" / "results.json").unlink()
     assert call("report", "--workspace", str(workspace)) == 2
     assert f"{workspace} has no report/results.json, which the stage evaluate writes" in capsys.readouterr().err
