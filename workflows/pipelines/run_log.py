@@ -11,7 +11,7 @@ from typing import Any
 
 from deconvnet.reporting.report import REPORT_FILE, render_report
 from deconvnet.reporting.run_summary import METRICS, RunSummary, read_run_summary
-from deconvnet.tracking.descriptions import (
+from deconvnet.tracking.texts.descriptions import (
     artifact_image,
     results_table,
     run_description,
@@ -19,6 +19,7 @@ from deconvnet.tracking.descriptions import (
     stage_description,
     unfinished_run_description,
 )
+from deconvnet.tracking.texts.model_card import model_card
 from deconvnet.version import code_version
 from infra import storage
 from infra.errors import UserError
@@ -186,6 +187,24 @@ def report_files(workspace: str) -> dict[str, bytes]:
         UserError: if the workspace has no results yet.
     """
     return {REPORT_FILE: render_report(run_summary(workspace)).encode()}
+
+
+def run_card(name: str, workspace: str) -> str:
+    """Write the card of the model that a workspace has trained.
+
+    Args:
+        name: name of the registered model.
+        workspace: folder or s3:// prefix of the pipeline run.
+
+    Returns:
+        Markdown, see `model_card`.
+
+    Raises:
+        UserError: if the workspace has no results yet.
+    """
+    analysis = storage.join(workspace, "report", "analysis.json")
+    sizes = storage.read_json(analysis)["sizes"] if storage.exists(analysis) else None
+    return model_card(name, run_summary(workspace), sizes)
 
 
 def run_summary(workspace: str) -> RunSummary:

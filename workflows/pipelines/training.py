@@ -21,7 +21,7 @@ from infra.storage import tables
 from proposals.image_notes import usable_notes
 from workflows.pipelines.generations import prune_tables_after_run
 from workflows.pipelines.init_weights import fitted_weights_uri, fitting_stages, vgg16_digest
-from workflows.pipelines.run_log import TrackedPipeline, report_files, result_metrics
+from workflows.pipelines.run_log import TrackedPipeline, report_files, result_metrics, run_card
 from workflows.pipelines.workspace import TAG, Workspace
 from workflows.settings import as_dict
 
@@ -280,7 +280,7 @@ class Pipeline(TrackedPipeline):
         store = without_secrets(self.store).replace(f"sqlite:///{storage.absolute(self.home)}/", "")
         settings = {"model_name": s.tracking.model_name, "store": store, "max_pixels": s.data.max_pixels}
         database = (self.store.removeprefix("sqlite:///"),) if self.store.startswith("sqlite:///") else ()
-        return Stage("register", "the model registry", 1, settings, ("evaluate", "stage2", "fcn8s"), database, self._register)
+        return Stage("register", "the model registry", 2, settings, ("evaluate", "stage2", "fcn8s"), database, self._register)
 
     def val_images(self) -> dict[str, str]:
         """Return digests of the val images and their masks by image_id, by which models are judged."""
@@ -315,7 +315,7 @@ class Pipeline(TrackedPipeline):
         from deconvnet.inference.predictor import PredictorOptions
         from deconvnet.tracking.register import Ensemble, register
 
-        s = self.settings
+        s, model = self.settings, self.own_model()
         ensemble = Ensemble(
             deconvnet_uri=self.model("stage2"),
             fcn8s_uri=self.model("fcn8s"),
@@ -325,9 +325,9 @@ class Pipeline(TrackedPipeline):
             max_pixels=s.data.max_pixels,
             val_images=self.val_images(),
             statistics=read_statistics(self.report()),
+            card=run_card(model.name, self.settings.workspace),
         )
         results = storage.read_json(self.report("results.json"))
-        model = self.own_model()
         origin = origin_tags(model.workspace, model.workspace_id, s.data.classes, self.generation_name)
         origin[TAG] = " ".join(self.versions().values())
         version = register(self.run_of_stage, self.store, model.name, ensemble, results, fingerprint, origin)

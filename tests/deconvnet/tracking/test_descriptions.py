@@ -4,7 +4,7 @@ import pytest
 from mlflow.entities.model_registry import ModelVersion, ModelVersionTag, RegisteredModel, RegisteredModelAlias
 
 from deconvnet.reporting.run_summary import Rejects
-from deconvnet.tracking.descriptions import (
+from deconvnet.tracking.texts.descriptions import (
     MAX_LENGTH,
     MODEL_HEADING,
     escaped,

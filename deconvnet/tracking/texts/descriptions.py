@@ -65,6 +65,16 @@ def artifact_image(run_id: str, path: str, alt: str) -> str:
     return f"![{escaped(alt)}](get-artifact?path={quote(path, safe='')}&run_uuid={run_id})"
 
 
+def artifact_of_model(model_id: str, path: str) -> str:
+    """Return the address of a file of a logged model. It is relative, as in `artifact_image`.
+
+    Args:
+        model_id: id of the logged model in MLflow.
+        path: path of the file among the model's files.
+    """
+    return f"ajax-api/2.0/mlflow/logged-models/{model_id}/artifacts/files?artifact_file_path={quote(path, safe='')}"
+
+
 def results_table(results: Mapping[str, Any]) -> list[str]:
     """Format the five results of a run as a Markdown table, beside the mean IoU that Noh et al. (ICCV 2015) report.
 
@@ -201,11 +211,12 @@ def result_tags(results: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def version_description(results: Mapping[str, Any]) -> str:
-    """Return the description of a version of the registered model: its results and its classes.
+def version_description(results: Mapping[str, Any], card: str = "") -> str:
+    """Return the description of a version of the registered model: its results, its classes, and a link to its model card.
 
     Args:
         results: content of the results.json that the pipeline's stage `evaluate` writes.
+        card: address of the model card, see `artifact_of_model`; "" if there is none.
 
     Returns:
         Markdown of at most 4,000 characters. There is room left for a sentence about the promotion, which is appended later.
@@ -215,6 +226,7 @@ def version_description(results: Mapping[str, Any]) -> str:
         "",
         *_version_table(result_tags(results)),
         "",
+        *([f"[Model card]({card}): data, results by class, limits, licences.", ""] if card else []),
         f"Classes, by id from 0: {escaped(', '.join(results['classes']))}.",
     ]
     return truncated("\n".join(lines), _MAX_VERSION_LENGTH)
