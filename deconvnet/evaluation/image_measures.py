@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra import storage
+from infra.errors import UserError
 
 IMAGES_FILE = "images.parquet"
 """Name of the file in the report's folder."""
@@ -58,9 +59,13 @@ def read_images(uri: str) -> list[dict[str, Any]]:
         uri: URI of the file `images.parquet`.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        UserError: if there is no such file.
     """
-    rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(storage.read_bytes(uri))).to_pylist()
+    try:
+        content = storage.read_bytes(uri)
+    except FileNotFoundError as error:
+        raise UserError(f"{uri} does not exist: run the stage `evaluate` of its workspace again, which writes it") from error
+    rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(content)).to_pylist()
     return rows
 
 

@@ -338,14 +338,11 @@ def _arg_max(probabilities: Floats) -> Mask:
 
 
 def _resize(pixels: NDArray[_Value], size: tuple[int, ...]) -> NDArray[_Value]:
-    """Resize a map by nearest neighbour.
+    """Resize a map by nearest neighbour. One that already has the new size is returned unchanged.
 
     Args:
         pixels: class ids, uint8 (h, w), or probabilities, float32 (h, w).
         size: the new height H and width W in pixels.
-
-    Returns:
-        The same of size (H, W). A map that already has this size is returned unchanged.
     """
     if pixels.shape == size:
         return pixels

@@ -63,7 +63,7 @@ def compare_with_champion(
     executor: Executor,
     gpu: bool = False,
 ) -> dict[str, bytes]:
-    """Compare two evaluated models, and make the contents of the two report files on the comparison. No file is written.
+    """Compare two evaluated models, and make the contents of the report's files on the comparison. No file is written.
 
     Args:
         challenger: inputs of the challenger's evaluation: its networks, the images and the options.
@@ -87,16 +87,38 @@ def compare_with_champion(
         UserError: if a file of one of the evaluations is missing or damaged.
         ValueError: if one of the two evaluations lacks one of the images, or they are of different classes.
     """
+    content, rows = _measure_changes(report_uri, hold_out, challenger.classes)
+    files = {
+        f"{COMPARISON}.parquet": _changes_file(rows),
+        f"{COMPARISON}.json": (json.dumps(content, indent=1, allow_nan=False) + "\n").encode(),
+    }
+    if content["gained"] or content["lost"]:
+        models = {"champion": champion_models, "challenger": (challenger.deconvnet_uri, challenger.fcn8s_uri)}
+        shown = {name: content[name] for name in ("gained", "lost")}
+        draw = partial(load_and_draw_changes, models, challenger, gpu, shown)
+        files = {f"{COMPARISON}.png": png for png in executor.stream(draw, gpus=1.0 if gpu else 0.0, training=gpu)} | files
+    return files
+
+
+def _measure_changes(report_uri: str, hold_out: HoldOut, classes: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Measure how the results of two evaluated models differ.
+
+    Args:
+        report_uri: folder with the files of the challenger's evaluation, with those of the champion's in its subfolder `champion`.
+        hold_out: the images on which the models are compared.
+        classes: class names, ordered by id.
+
+    Returns:
+        The content of `against_champion.json`, and the rows of `against_champion.parquet`, see `compare_with_champion`.
+    """
     folders = {"champion": storage.join(report_uri, "champion"), "challenger": report_uri}
     found = {name: hold_out.of(read_image_confusions(storage.join(uri, IMAGE_CONFUSIONS))) for name, uri in folders.items()}
     old, new = found["champion"], found["challenger"]
     interval = mean_iou_rise(old, new)
-    rows = {name: results_of(each, challenger.classes)["rows"][DECISIVE_RESULT] for name, each in found.items()}
+    rows = {name: results_of(each, classes)["rows"][DECISIVE_RESULT] for name, each in found.items()}
     images = _by_change([(name, _mean_iou(old[name]), _mean_iou(new[name])) for name in old])
     gained = [change for change in images if _rise(change) > 0]
     lost = [change for change in reversed(images) if _rise(change) < 0]
-    counts = {"images_gained": len(gained), "images_lost": len(lost), "images_equal": len(images) - len(gained) - len(lost)}
-    gained, lost = gained[:_IMAGES], lost[:_IMAGES]
     measures = {name: read_images(storage.join(uri, IMAGES_FILE)) for name, uri in folders.items()}
     both = image_changes(measures["champion"], measures["challenger"], list(old))
     content = {
@@ -104,20 +126,14 @@ def compare_with_champion(
         "new_images": hold_out.new,
         "mean_iou": {name: row["mean_iou"] for name, row in rows.items()},
         "boundary_f": {name: _mean([row[f"boundary_f.{name}"] for row in both]) for name in COLUMNS},
-        **counts,
-        "classes": _by_change([(c, rows["champion"]["iou"][c], rows["challenger"]["iou"][c]) for c in challenger.classes]),
-        "gained": gained,
-        "lost": lost,
+        "images_gained": len(gained),
+        "images_lost": len(lost),
+        "images_equal": len(images) - len(gained) - len(lost),
+        "classes": _by_change([(c, rows["champion"]["iou"][c], rows["challenger"]["iou"][c]) for c in classes]),
+        "gained": gained[:_IMAGES],
+        "lost": lost[:_IMAGES],
     }
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(both, CHANGES), sink)
-    files = {f"{COMPARISON}.parquet": sink.getvalue()}
-    files |= {f"{COMPARISON}.json": (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()}
-    if gained or lost:
-        models = {"champion": champion_models, "challenger": (challenger.deconvnet_uri, challenger.fcn8s_uri)}
-        draw = partial(load_and_draw_changes, models, challenger, gpu, {"gained": gained, "lost": lost})
-        files = {f"{COMPARISON}.png": png for png in executor.stream(draw, gpus=1.0 if gpu else 0.0, training=gpu)} | files
-    return files
+    return content, both
 
 
 def image_changes(
@@ -145,6 +161,13 @@ def image_changes(
         row["picture.challenger"] = new[image_id]["picture"]
         rows.append(row)
     return rows
+
+
+def _changes_file(rows: list[dict[str, Any]]) -> bytes:
+    """Return the content of `against_champion.parquet`, whose rows are given."""
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, CHANGES), sink)
+    return sink.getvalue()
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

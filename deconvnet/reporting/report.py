@@ -197,7 +197,7 @@ def champion_image_table(images: Sequence[Mapping[str, Any]]) -> ImageTable:
 
 def _with_none_last(value: float | None) -> tuple[bool, float]:
     """Return a key by which numbers are sorted, with None after all of them."""
-    return value is None, value or 0.0
+    return value is None, 0.0 if value is None else value
 
 
 def _change(value: float | None) -> str:

@@ -147,6 +147,10 @@ def test_evaluations_of_other_images_or_without_confusion_matrices_are_not_compa
     evaluated(tmp_path / "champion", {name: matrix(60) for name in IMAGES[1:]})
     with pytest.raises(ValueError, match="different images: 1 of them, such as 'a'"):
         compared(tmp_path, inputs)
+    evaluated(tmp_path / "champion", {name: matrix(60) for name in IMAGES})
+    (tmp_path / "champion" / IMAGES_FILE).unlink()
+    with pytest.raises(UserError, match=r"champion/images\.parquet does not exist"):
+        compared(tmp_path, inputs)
     (tmp_path / "champion" / IMAGE_CONFUSIONS).unlink()
     with pytest.raises(UserError, match=r"champion/image_confusions\.npz does not exist"):
         compared(tmp_path, inputs)
