@@ -104,7 +104,7 @@ def _environment() -> "Environment":
     made = Environment(loader=PackageLoader("deconvnet.reporting"), autoescape=True, undefined=StrictUndefined)
     made.filters["base64"] = lambda data: base64.b64encode(data).decode()
     made.filters["duration"] = duration
-    made.filters["percent"] = lambda fraction: f"{percent(fraction)} %"
+    made.filters["points"] = lambda fraction: f"{percent(fraction)} points"
     made.filters["title_of"] = RESULT_TITLES.__getitem__
     made.filters["proposals_sentence"] = proposals_sentence
     return made

@@ -3,6 +3,7 @@
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => {
+    if (!head.textContent) return;
     const button = document.createElement("button");
     button.append(...head.childNodes);
     head.append(button);
@@ -13,7 +14,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const sign = up ? 1 : -1;
       const keyed = [...table.tBodies[0].rows].map(row => {
         const text = row.cells[column].textContent.trim();
-        return { row, text, number: parseFloat(text.replace("−", "-")) };
+        return { row, text, number: parseFloat(text) };
       });
       keyed.sort((a, b) => column === 0
         ? sign * a.text.localeCompare(b.text, undefined, { numeric: true })
