@@ -71,7 +71,7 @@ def _head(name: str, results: Mapping[str, Any]) -> list[str]:
 
 def _section(title: str, lines: Iterator[str]) -> list[str]:
     """Return the lines of a section with its heading."""
-    return ["", f"## {title}", "", *lines]
+    return ["", f"## {title}", "", *(line.rstrip() for line in lines)]
 
 
 def _use(run: RunSummary) -> Iterator[str]:
@@ -84,15 +84,16 @@ def _use(run: RunSummary) -> Iterator[str]:
     yield "where a wrong mask does harm, was not measured."
     yield ""
     yield "Input: an encoded image (column `image`). Output: a PNG of class ids (`mask`), or why there is none (`error`). It loads with "
-    yield "`mlflow.pyfunc.load_model`, and needs no other code: what it needs is among its files."
+    yield "`mlflow.pyfunc.load_model`; the project's code is among its files, and the packages that this needs are in `requirements.txt`."
 
 
 def _data(run: RunSummary) -> Iterator[str]:
     """Yield the lines about the data."""
     yield from _table(("split", "images"), [(escaped(name), f"{count:,}") for name, count in run.splits.items()])
     yield ""
-    yield "The networks learned from *train* alone. Choices during training were made on *dev*, which was set aside of it; the results are "
-    yield f"those on *{escaped(str(run.results['dataset']))}*, {run.results['images']:,} images."
+    dev = " Choices during training were made on *dev*, which was set aside of it." if run.splits.get("dev") else ""
+    yield f"Of these images, the networks learned from *train* alone.{dev} The results are those on "
+    yield f"*{escaped(str(run.results['dataset']))}*, {run.results['images']:,} images."
     if run.rejects.total:
         yield ""
         reasons = list(run.rejects.counts.items())
@@ -157,7 +158,7 @@ def _limits(run: RunSummary, sizes: Mapping[str, Any]) -> Iterator[str]:
         yield f"* Images whose longer side exceeds {side:,} px are predicted at that size; their masks are scaled up."
     if pixels := settings.get("data", {}).get("max_pixels"):
         yield f"* Images of more than {pixels:,} pixels are refused."
-    yield f"* It was measured once, on {run.results['images']:,} images; another training with another seed gives other figures."
+    yield f"* The figures are of one training, on {run.results['images']:,} images; another seed gives others."
 
 
 def _licences(run: RunSummary) -> Iterator[str]:
@@ -174,7 +175,7 @@ def _licences(run: RunSummary) -> Iterator[str]:
     else:
         yield f"{learned}."
     proposals = settings.get("proposals", {})
-    if proposals.get("kind") != "windows" and proposals.get("edges") == "forest":
+    if proposals.get("edges") == "forest":
         if proposals.get("edge_model"):
             yield f"* The edge detector `{_file_name(proposals['edge_model'])}` is among the model's files."
         else:

@@ -47,7 +47,7 @@ def test_the_head_has_the_measured_values_for_hugging_face() -> None:
 
 def test_the_card_has_the_data_and_the_results_by_class() -> None:
     _, text = card(SIZES, seed=7, model={"input_size": 96, "fcn_input_size": 400, "vgg16": "s3://bucket/x/vgg16-imagenet.npz"})
-    assert "| train | 9,000 |" in text and "| dev | 40 |" in text and "5 inputs were left out: not an image (4); " in text
+    assert "| train | 9,000 |" in text and "made on *dev*" in text and "5 inputs were left out: not an image (4); " in text
     assert "| EDeconvNet+CRF | 61.2 | 87.5 | 34.5 | 45.7 | 72.5 |" in text
     assert "| cat | 12.3 | 20.0 | 10.0 |" in text and f"| {escaped(SCRIPT_TAG)} | – | – | – |" in text
     assert "off by 4.6 points on average" in text
@@ -72,7 +72,7 @@ def test_the_limits_are_those_that_the_results_show_and_the_settings_set() -> No
         ({"init": {"from": "models:/net/3"}, "model": {"vgg16": "v.npz"}}, "what `models:/net/3` was learned from", "VGG-16"),
         ({"proposals": {"kind": "both", "edges": "forest"}}, "BSDS500", "`mine.yml.gz`"),
         ({"proposals": {"kind": "both", "edges": "forest", "edge_model": "/x/mine.yml.gz"}}, "detector `mine.yml.gz`", "BSDS500"),
-        ({"proposals": {"kind": "windows", "edges": "forest"}}, "Apache-2.0", "BSDS500"),
+        ({"proposals": {"kind": "windows", "edges": "forest"}}, "BSDS500", "`mine.yml.gz`"),
         ({"proposals": {"kind": "edgebox", "edges": "gradient"}}, "*cats &amp; dogs*", "BSDS500"),
     ],
 )
@@ -90,7 +90,8 @@ def test_names_can_not_break_a_card() -> None:
 
 def test_a_card_of_results_of_an_earlier_version_leaves_out_what_was_not_measured() -> None:
     text = model_card("n", example_summary(settings={}, rejects=Rejects(), splits={}, digest=""))
-    assert "| cat | 12.3 | – | – |" in text and "calibration" not in text and "left out: " not in text
+    assert "| cat | 12.3 | – | – |" in text and "*dev*" not in text
+    assert "calibration" not in text and "left out: " not in text
 
 
 def test_a_versions_description_links_to_its_card() -> None:
