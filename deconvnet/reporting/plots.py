@@ -296,6 +296,7 @@ def reliability_diagram(calibration: Mapping[str, Any], error: float | None, tit
         color=_COLOURS["edeconvnet_crf"],
         marker="o",
         linestyle="",
+        clip_on=False,
         label="mean probability of a bin's pixels",
     )
     axes.set_ylim(0, 1)
