@@ -40,6 +40,7 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
         inference.crf,
         inference.gpu_crf,
         inference.proposals,
+        inference.measures,
         pipeline,
     )
 }
