@@ -3,15 +3,15 @@
 Both measures notice what mean IoU hardly does: whether the outlines are right. As for mean IoU, the pixels of all images are counted
 together, and there is one value for each class.
 
-The boundary F-measure (Csurka, Larlus, Perronnin, BMVC 2013) compares contours. A class's contour are its pixels beside a pixel of
-another class. Precision is the share of the predicted contour that is near the annotated contour of the same class, recall the share
+The boundary F-measure (Csurka, Larlus, Perronnin, BMVC 2013) compares contours. A class's contour consists of its pixels beside a
+pixel of another class. Precision is the share of the predicted contour that is near the annotated contour of the same class, recall the share
 of the annotated contour that is near the predicted one, and F is their harmonic mean. "Near" is up to 0.0075 of the image's
 diagonal. Unlike in the benchmark of edges (`proposals.edges.boundary_metrics`), pixels are not matched one to one.
 
-The Boundary IoU (Cheng, Girshick, Dollár, Berg, Kirillov, CVPR 2021) compares bands. A class's band are its pixels that are closer to
-its contour than 0.02 of the image's diagonal, along rows or columns. The edge of the image counts as a contour here. The IoU of a
-class is computed of its annotated and its predicted band. Different from the IoU of whole masks, it weighs small and large objects
-alike.
+The Boundary IoU (Cheng, Girshick, Dollár, Berg, Kirillov, CVPR 2021) compares bands. A class's band consists of its pixels that are
+at most 0.02 of the image's diagonal from another class, along rows and columns. The outside of the image counts as another class
+here. The IoU of a class is computed of its annotated and its predicted band. On large objects, it is stricter than the IoU of whole
+masks, of which their inside is the most.
 
 Void (255) is where annotators were not sure, which in PASCAL VOC is a line around each object. So in the masks that
 are compared, each void pixel gets the class of the nearest annotated pixel: the annotated class in the annotation, the class that is
