@@ -38,6 +38,8 @@ ALLOWED_IMPORTS = {
 PURE = (
     "deconvnet.crf",
     "deconvnet.models",
+    "deconvnet.evaluation.boundaries",
+    "deconvnet.evaluation.calibration",
     "deconvnet.evaluation.metrics",
     "deconvnet.inference.instances",
     "deconvnet.inference.score_maps",

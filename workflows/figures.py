@@ -34,6 +34,7 @@ FIGURES = {
     "iou_by_proposals": "DeconvNet's mean IoU by the number of proposals",
     "iou_by_size": "IoU of objects by their size",
     "confusion": "which classes are predicted in place of which",
+    "calibration": "whether the predicted probabilities can be believed",
     "recall": "how many objects the proposals find",
     "training_curves": "loss and pixel accuracy of the trainings, step by step",
     "examples": "training crops of stage 1 and stage 2, with their masks",

@@ -16,19 +16,26 @@ import numpy as np
 import torch
 
 from deconvnet.datasets.objects import make_object_mask
+from deconvnet.datasets.overlay import side_by_side
+from deconvnet.evaluation.boundaries import BoundaryCounts, boundary_counts
 from deconvnet.evaluation.breakdowns import Breakdowns
+from deconvnet.evaluation.calibration import BINS, calibration_as_dict, calibration_counts, expected_calibration_error
 from deconvnet.evaluation.comparison import DECISIVE_RESULT
 from deconvnet.evaluation.drift import PredictionStatistics
-from deconvnet.evaluation.metrics import ConfusionMatrix, none_if_nan
+from deconvnet.evaluation.image_measures import PICTURES
+from deconvnet.evaluation.metrics import ConfusionMatrix, mean_of_defined, none_if_nan
 from deconvnet.inference.predictor import RESULTS, Predictor, PredictorOptions
+from infra import storage
 from infra.errors import UserError
 from infra.runtime.executor import Actors, Executor, Work
 from infra.storage import tables
-from proposals.image_codec import decode_image, decode_mask
+from proposals.image_codec import decode_image, decode_mask, encode_jpeg
 from proposals.job import iter_proposals
 from proposals.recall import counts_up_to
 
 IMAGES_PER_UNIT = 8
+_OF_IMAGES = ("image_ids", "mean_iou", "confusions", "boundaries", "confidence", "shares")
+_QUALITY = 85  # of the pictures, as JPEG
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,8 @@ class EvaluationInputs:
         split: name of the split, such as "val". Its images with a class mask are evaluated.
         classes: class names, ordered by id.
         options: options for predicting, such as the largest number of boxes per image.
+        report_uri: folder in whose subfolder `images` the workers write a picture of each image: the image, its annotation and its
+            prediction, side by side. "" for no pictures.
     """
 
     deconvnet_uri: str
@@ -52,6 +61,7 @@ class EvaluationInputs:
     split: str
     classes: tuple[str, ...]
     options: PredictorOptions
+    report_uri: str = ""
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -68,10 +78,12 @@ class Evaluation:
 
     Attributes:
         results: a dict, the content of `report/results.json`. "dataset" is the name of the data set, "images" the number of images,
-            and "classes" the list of class names. "rows" has an entry for each of the five results, by its name, such as
-            "edeconvnet_crf": a dict with its "mean_iou", its "pixel_accuracy", and the "iou" of each class by name.
+            "classes" the list of class names, and "expected_calibration_error" that of the result "edeconvnet_crf". "rows" has an entry
+            for each of the five results, by its name, such as "edeconvnet_crf": see `_result_row`.
         mean_iou: mean IoU of each image on its own, by image_id, then by the name of the result; None if all pixels are void.
-        breakdowns: IoU by number of proposals and by object size, and confusion matrices; see `Breakdowns.as_dict`.
+        images: a dict of measures for each image, a row of `report/images.parquet` (see `image_measures.images_schema`).
+        breakdowns: IoU by number of proposals and by object size, and confusion matrices, see `Breakdowns.as_dict`; and, as
+            "calibration", the reliability diagram of the result "edeconvnet_crf", see `calibration_as_dict`.
         confusions: confusion matrix of each image by image_id, int32 (C, C), of the result "edeconvnet_crf" (the ensemble with
             the CRF, by which models are compared). A row is a true class and a column is a predicted class.
         statistics: what the predictions of this result were like.
@@ -79,6 +91,7 @@ class Evaluation:
 
     results: dict[str, Any]
     mean_iou: dict[str, dict[str, float | None]]
+    images: list[dict[str, Any]]
     breakdowns: dict[str, Any]
     confusions: dict[str, np.ndarray]
     statistics: PredictionStatistics
@@ -169,25 +182,37 @@ def _measure(predictor: Predictor, inputs: EvaluationInputs, unit: _Unit) -> dic
         unit: the batch of images.
 
     Returns:
-        A dict with the arrays of sums that `Breakdowns.arrays` returns, and five lists that have an item for each image:
-        `image_ids` has the image's id. `mean_iou` has a list of floats, one for each result in the order of `RESULTS`; they are
-        nan if the whole annotation is void. The others are of the result "edeconvnet_crf": `confusions` has the confusion matrix,
-        int32 (C, C), `confidence` the mean probability of the predicted class, and `shares` the share of each class in the mask.
+        A dict with the arrays of sums that `Breakdowns.arrays` returns, those of `BoundaryCounts` (`contours` and `bands`) and of
+        `calibration_counts` (`calibration`), and six lists that have an item for each image: `image_ids` has the image's id.
+        `mean_iou` has a list of floats, one for each result in the order of `RESULTS`; they are nan if the whole annotation is void.
+        The others are of the result "edeconvnet_crf": `confusions` has the confusion matrix, int32 (C, C), `boundaries` a pair of the
+        boundary F-measure and the Boundary IoU, both means over the classes, `confidence` the mean probability of the predicted class, and `shares`
+        the share of each class in the mask.
     """
     boxes = {name: found for name, found, _ in iter_proposals(inputs.proposals_uri, unit.proposals)}
     no_boxes = np.zeros((0, 4), np.float32)  # for images that EdgeBox could not read
     breakdowns = Breakdowns(RESULTS, inputs.counts, len(inputs.classes))
-    found: dict[str, list[Any]] = {name: [] for name in ("image_ids", "mean_iou", "confusions", "confidence", "shares")}
+    boundaries, calibration = BoundaryCounts.zeros(len(RESULTS), len(inputs.classes)), np.zeros((3, BINS))
+    found: dict[str, list[Any]] = {name: [] for name in _OF_IMAGES}
+    final = RESULTS.index(DECISIVE_RESULT)
     for image_id, image, class_mask, object_mask in _read_images(inputs, unit):
-        masks, by_count, confidence = predictor.masks_by_box_count(image, boxes.get(image_id, no_boxes), inputs.counts)
+        masks, by_count, probability = predictor.masks_by_box_count(image, boxes.get(image_id, no_boxes), inputs.counts)
+        mask = masks[DECISIVE_RESULT]
         found["image_ids"].append(image_id)
         single = breakdowns.add(class_mask, object_mask, masks, by_count, inputs.options.background)
         found["mean_iou"].append([each.mean_iou for each in single])
-        found["confusions"].append(single[RESULTS.index(DECISIVE_RESULT)].matrix.astype(np.int32))
-        found["confidence"].append(confidence[DECISIVE_RESULT])
-        mask = masks[DECISIVE_RESULT]
+        found["confusions"].append(single[final].matrix.astype(np.int32))
+        own = boundary_counts(class_mask, [masks[name] for name in RESULTS], len(inputs.classes))
+        boundaries += own
+        found["boundaries"].append((mean_of_defined(own.f_measure[final]), mean_of_defined(own.iou[final])))
+        calibration += calibration_counts(class_mask, mask, probability)
+        found["confidence"].append(float(probability.mean(dtype=np.float64)))
         found["shares"].append(np.bincount(mask.ravel(), minlength=len(inputs.classes)) / mask.size)
-    return {**found, **breakdowns.arrays()}
+        if inputs.report_uri:
+            picture = side_by_side(image, (class_mask, mask), inputs.classes, inputs.options.background)
+            storage.write_bytes(storage.join(inputs.report_uri, PICTURES, f"{image_id}.jpg"), encode_jpeg(picture, _QUALITY))
+    sums = {"contours": boundaries.contours, "bands": boundaries.bands, "calibration": calibration}
+    return {**found, **sums, **breakdowns.arrays()}
 
 
 def _read_images(inputs: EvaluationInputs, unit: _Unit) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
@@ -230,45 +255,89 @@ def _merge(measured: Iterable[Mapping[str, Any]], inputs: EvaluationInputs, data
     """
     classes = inputs.classes
     total = Breakdowns(RESULTS, inputs.counts, len(classes))
-    mean_iou: dict[str, dict[str, float | None]] = {}
-    confusions: dict[str, np.ndarray] = {}
-    predicted: dict[str, tuple[float, np.ndarray]] = {}
+    boundaries, calibration = BoundaryCounts.zeros(len(RESULTS), len(classes)), np.zeros((3, BINS))
+    of_image: dict[str, dict[str, Any]] = {}
     for found in measured:
         total.merge(found)
-        for image_id, values in zip(found["image_ids"], found["mean_iou"], strict=True):
-            mean_iou[image_id] = {name: none_if_nan(value) for name, value in zip(RESULTS, values, strict=True)}
-        confusions |= zip(found["image_ids"], found["confusions"], strict=True)
-        predicted |= zip(found["image_ids"], zip(found["confidence"], found["shares"], strict=True), strict=True)
-    if not mean_iou:
+        boundaries += BoundaryCounts(found["contours"], found["bands"])
+        calibration = calibration + found["calibration"]
+        for values in zip(*(found[name] for name in _OF_IMAGES), strict=True):
+            of_image[values[0]] = dict(zip(_OF_IMAGES, values, strict=True))
+    if not of_image:
         raise UserError(
             f"the split {inputs.split!r} of {inputs.images_uri} has no annotated image to evaluate on: "
             "list some that have masks, or take another split"
         )
+    of_image = dict(sorted(of_image.items()))
     matrices = [ConfusionMatrix(len(classes), matrix) for matrix in total.confusion]
+    rows = zip(RESULTS, matrices, boundaries.f_measure, boundaries.iou, strict=True)
+    error = round(expected_calibration_error(calibration), 6)  # the digits beyond depend on the order of the sums
     results = {
         "dataset": dataset,
-        "images": len(mean_iou),
+        "images": len(of_image),
         "classes": list(classes),
-        "rows": {name: _result_row(matrix, classes) for name, matrix in zip(RESULTS, matrices, strict=True)},
+        "expected_calibration_error": none_if_nan(error),
+        "rows": {name: _result_row(matrix, f, iou, classes) for name, matrix, f, iou in rows},
     }
-    confidence, shares = zip(*(predicted[image_id] for image_id in sorted(predicted)), strict=True)
-    statistics = PredictionStatistics.of(confidence, np.array(shares), classes)
-    return Evaluation(results, dict(sorted(mean_iou.items())), total.as_dict(), dict(sorted(confusions.items())), statistics)
+    confidence, shares = ([each[name] for each in of_image.values()] for name in ("confidence", "shares"))
+    images = [_image_row(each, inputs) for each in of_image.values()]
+    return Evaluation(
+        results,
+        {row["image_id"]: {name: row[f"mean_iou.{name}"] for name in RESULTS} for row in images},
+        images,
+        {**total.as_dict(), "calibration": calibration_as_dict(calibration)},
+        {image_id: each["confusions"] for image_id, each in of_image.items()},
+        PredictionStatistics.of(confidence, np.array(shares), classes),
+    )
 
 
-def _result_row(matrix: ConfusionMatrix, classes: Sequence[str]) -> dict[str, Any]:
+def _image_row(measured: Mapping[str, Any], inputs: EvaluationInputs) -> dict[str, Any]:
+    """Make the row of an image for the table `images.parquet`, see `image_measures.images_schema`.
+
+    Args:
+        measured: the image's items of the lists that `_measure` returns.
+        inputs: the networks, the images and the options.
+    """
+    matrix = ConfusionMatrix(len(inputs.classes), measured["confusions"])
+    boundary_f, boundary_iou = measured["boundaries"]
+    return {
+        "image_id": measured["image_ids"],
+        **{f"mean_iou.{name}": none_if_nan(value) for name, value in zip(RESULTS, measured["mean_iou"], strict=True)},
+        "pixel_accuracy": none_if_nan(matrix.pixel_accuracy),
+        "boundary_f": none_if_nan(boundary_f),
+        "boundary_iou": none_if_nan(boundary_iou),
+        "confidence": measured["confidence"],
+        **{f"iou.{name}": none_if_nan(value) for name, value in zip(inputs.classes, matrix.iou.tolist(), strict=True)},
+        "picture": f"{PICTURES}/{measured['image_ids']}.jpg" if inputs.report_uri else "",
+    }
+
+
+def _result_row(
+    matrix: ConfusionMatrix, boundary_f: np.ndarray, boundary_iou: np.ndarray, classes: Sequence[str]
+) -> dict[str, Any]:
     """Compute the metrics of one result (one of the five ways of predicting).
 
     Args:
         matrix: confusion matrix of the result over all images.
+        boundary_f: boundary F-measure of each class, float64 (C,), nan if undefined.
+        boundary_iou: Boundary IoU of each class, in the same form.
         classes: class names, ordered by id.
 
     Returns:
-        A dict with the floats `mean_iou` and `pixel_accuracy`, 0 to 1, and `iou`, a dict from class name to IoU. A metric is None
-        if it is undefined, such as the IoU of a class that does not occur.
+        A dict with the floats `mean_iou`, `pixel_accuracy`, `boundary_f` and `boundary_iou`, 0 to 1, of which the last two are
+        means over the classes, and with `iou`, `boundary_f_by_class` and `boundary_iou_by_class`, dicts from class name to value.
+        A metric is None if it is undefined, such as the IoU of a class that does not occur.
     """
+
+    def by_class(values: np.ndarray) -> dict[str, float | None]:
+        return {name: none_if_nan(value) for name, value in zip(classes, values.tolist(), strict=True)}
+
     return {
         "mean_iou": none_if_nan(matrix.mean_iou),
         "pixel_accuracy": none_if_nan(matrix.pixel_accuracy),
-        "iou": {name: none_if_nan(iou) for name, iou in zip(classes, matrix.iou.tolist(), strict=True)},
+        "boundary_f": none_if_nan(mean_of_defined(boundary_f)),
+        "boundary_iou": none_if_nan(mean_of_defined(boundary_iou)),
+        "iou": by_class(matrix.iou),
+        "boundary_f_by_class": by_class(boundary_f),
+        "boundary_iou_by_class": by_class(boundary_iou),
     }

@@ -86,8 +86,7 @@ class ConfusionMatrix:
     @property
     def mean_iou(self) -> float:
         """Compute the mean IoU over the classes that occur in the truth or the prediction, 0 to 1; nan if no class occurs."""
-        iou = self.iou
-        return float(iou[~np.isnan(iou)].mean()) if not np.isnan(iou).all() else float("nan")
+        return mean_of_defined(self.iou)
 
     @property
     def pixel_accuracy(self) -> float:
@@ -109,6 +108,12 @@ def iou_of_counts(hits: NDArray[Any], true: NDArray[Any], predicted: NDArray[Any
     """
     union = true + predicted - hits
     return np.divide(hits.astype(np.float64), union, out=np.full(union.shape, np.nan), where=union > 0)
+
+
+def mean_of_defined(values: NDArray[np.float64]) -> float:
+    """Return the mean of the values of an array that are not nan; nan if all are."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if defined.size else float("nan")
 
 
 def none_if_nan(value: float) -> float | None:

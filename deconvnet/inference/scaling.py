@@ -1,5 +1,7 @@
 """Scale images that are too large for prediction down, and their masks back up."""
 
+from typing import TypeVar
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -8,8 +10,8 @@ from proposals.boxes import as_boxes
 from proposals.masks import check_image
 
 Image = NDArray[np.uint8]
-Plane = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+Value = TypeVar("Value", np.uint8, np.float32)
 
 
 def scale_down(image: Image, boxes: Floats, max_side: int) -> tuple[Image, Floats]:
@@ -38,16 +40,16 @@ def scale_down(image: Image, boxes: Floats, max_side: int) -> tuple[Image, Float
     return np.asarray(cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA), np.uint8), boxes * factors
 
 
-def resize_nearest(plane: Plane, size: tuple[int, ...]) -> Plane:
-    """Resize a mask, or another plane of bytes, by nearest neighbour.
+def resize_nearest(plane: NDArray[Value], size: tuple[int, ...]) -> NDArray[Value]:
+    """Resize a mask, or a plane of probabilities, by nearest neighbour. One that already has the new size is returned unchanged.
 
     Args:
-        plane: values such as class ids, uint8 (h, w).
+        plane: class ids or other bytes, uint8 (h, w), or probabilities, float32 (h, w).
         size: the new height H and width W in pixels.
 
     Returns:
-        The values, uint8 (H, W). A plane that already has this size is returned unchanged.
+        The values, (H, W), of the same dtype.
     """
     if plane.shape == size:
         return plane
-    return np.asarray(cv2.resize(plane, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+    return np.asarray(cv2.resize(plane, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), plane.dtype)

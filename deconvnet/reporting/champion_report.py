@@ -4,14 +4,17 @@ The new model is called the challenger. Each model is an ensemble of a DeconvNet
 same images, and are compared on those by which both may be judged (`evaluation/hold_out.py`). They are compared by the masks that the ensemble predicts with CRF (the result `DECISIVE_RESULT`).
 """
 
+import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from deconvnet.evaluation.comparison import (
     DECISIVE_RESULT,
@@ -21,17 +24,32 @@ from deconvnet.evaluation.comparison import (
 )
 from deconvnet.evaluation.evaluator import EvaluationInputs
 from deconvnet.evaluation.hold_out import HoldOut, results_of
-from deconvnet.evaluation.metrics import ConfusionMatrix, none_if_nan
+from deconvnet.evaluation.image_measures import IMAGES_FILE, read_images
+from deconvnet.evaluation.metrics import ConfusionMatrix, mean_of_defined, none_if_nan
 from deconvnet.reporting import gallery, panels
 from deconvnet.reporting.run_summary import percent, signed_points
 from infra import storage
 from infra.runtime.executor import Executor
 
 COMPARISON = "against_champion"
-"""Name, without suffix, of the report's two files: a JSON file with the comparison, and a PNG of the images that changed most."""
+"""Name, without suffix, of the report's files: JSON with the comparison, Parquet with all images, and a PNG of those that changed most."""
 COLUMNS = {"champion": "champion", "challenger": "new model"}
 """Headings of the two models' masks."""
 _IMAGES = 3  # number of images with the largest gains, and with the largest losses, that are shown
+
+CHANGES = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("mean_iou.champion", pa.float64()),  # null if the whole annotation is void
+        pa.field("mean_iou.challenger", pa.float64()),
+        pa.field("change", pa.float64()),  # of the mean IoU
+        pa.field("boundary_f.champion", pa.float64()),
+        pa.field("boundary_f.challenger", pa.float64()),
+        pa.field("picture.champion", pa.string(), nullable=False),  # path relative to the report's folder; "" if there is none
+        pa.field("picture.challenger", pa.string(), nullable=False),
+    ]
+)
+"""The columns of `against_champion.parquet`. All measures are of one image."""
 
 Change = tuple[str, float | None, float | None]
 """The name of a class or the id of an image, with its IoU or mean IoU (0 to 1) by the champion and by the challenger."""
@@ -45,7 +63,7 @@ def compare_with_champion(
     executor: Executor,
     gpu: bool = False,
 ) -> dict[str, bytes]:
-    """Compare two evaluated models, and make the contents of the two report files on the comparison. No file is written.
+    """Compare two evaluated models, and make the contents of the report's files on the comparison. No file is written.
 
     Args:
         challenger: inputs of the challenger's evaluation: its networks, the images and the options.
@@ -58,36 +76,103 @@ def compare_with_champion(
 
     Returns:
         A dict from file name to content. `against_champion.png` shows the images that changed most; it is missing if no image
-        changed. `against_champion.json` has `rise` (of the mean IoU), `lower` and `upper` (its 90 % interval), `images` (their
-        number), `new_images` (number of val images that are not among them), `mean_iou` (by "champion" and "challenger"), and three lists of `Change` (a name and its two values): `classes`
-        (largest rise first), `gained` (the images with the largest rises) and `lost` (the images with the largest falls).
+        changed. `against_champion.parquet` has the measures of each image by both models, see `image_changes`.
+        `against_champion.json` has `rise` (of the mean IoU), `lower` and `upper` (its 90 % interval), `images` (their
+        number), `new_images` (number of val images that are not among them), `mean_iou` (by "champion" and "challenger"), and `boundary_f`
+        (the same; the mean over the images of their boundary F-measure). `images_gained`, `images_lost` and `images_equal` are the
+        numbers of images whose mean IoU rose, fell, and did neither. There are three lists of `Change` (a name and its two values):
+        `classes` (largest rise first), `gained` (the images with the largest rises) and `lost` (the images with the largest falls).
 
     Raises:
         UserError: if a file of one of the evaluations is missing or damaged.
         ValueError: if one of the two evaluations lacks one of the images, or they are of different classes.
     """
+    content, rows = _measure_changes(report_uri, hold_out, challenger.classes)
+    files = {
+        f"{COMPARISON}.parquet": _changes_file(rows),
+        f"{COMPARISON}.json": (json.dumps(content, indent=1, allow_nan=False) + "\n").encode(),
+    }
+    if content["gained"] or content["lost"]:
+        models = {"champion": champion_models, "challenger": (challenger.deconvnet_uri, challenger.fcn8s_uri)}
+        shown = {name: content[name] for name in ("gained", "lost")}
+        draw = partial(load_and_draw_changes, models, challenger, gpu, shown)
+        files = {f"{COMPARISON}.png": png for png in executor.stream(draw, gpus=1.0 if gpu else 0.0, training=gpu)} | files
+    return files
+
+
+def _measure_changes(report_uri: str, hold_out: HoldOut, classes: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Measure how the results of two evaluated models differ.
+
+    Args:
+        report_uri: folder with the files of the challenger's evaluation, with those of the champion's in its subfolder `champion`.
+        hold_out: the images on which the models are compared.
+        classes: class names, ordered by id.
+
+    Returns:
+        The content of `against_champion.json`, and the rows of `against_champion.parquet`, see `compare_with_champion`.
+    """
     folders = {"champion": storage.join(report_uri, "champion"), "challenger": report_uri}
     found = {name: hold_out.of(read_image_confusions(storage.join(uri, IMAGE_CONFUSIONS))) for name, uri in folders.items()}
     old, new = found["champion"], found["challenger"]
     interval = mean_iou_rise(old, new)
-    rows = {name: results_of(each, challenger.classes)["rows"][DECISIVE_RESULT] for name, each in found.items()}
+    rows = {name: results_of(each, classes)["rows"][DECISIVE_RESULT] for name, each in found.items()}
     images = _by_change([(name, _mean_iou(old[name]), _mean_iou(new[name])) for name in old])
-    gained = [change for change in images if _rise(change) > 0][:_IMAGES]
-    lost = [change for change in reversed(images) if _rise(change) < 0][:_IMAGES]
+    gained = [change for change in images if _rise(change) > 0]
+    lost = [change for change in reversed(images) if _rise(change) < 0]
+    measures = {name: read_images(storage.join(uri, IMAGES_FILE)) for name, uri in folders.items()}
+    both = image_changes(measures["champion"], measures["challenger"], list(old))
     content = {
         **asdict(interval),
         "new_images": hold_out.new,
         "mean_iou": {name: row["mean_iou"] for name, row in rows.items()},
-        "classes": _by_change([(c, rows["champion"]["iou"][c], rows["challenger"]["iou"][c]) for c in challenger.classes]),
-        "gained": gained,
-        "lost": lost,
+        "boundary_f": {name: _mean([row[f"boundary_f.{name}"] for row in both]) for name in COLUMNS},
+        "images_gained": len(gained),
+        "images_lost": len(lost),
+        "images_equal": len(images) - len(gained) - len(lost),
+        "classes": _by_change([(c, rows["champion"]["iou"][c], rows["challenger"]["iou"][c]) for c in classes]),
+        "gained": gained[:_IMAGES],
+        "lost": lost[:_IMAGES],
     }
-    files = {f"{COMPARISON}.json": (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()}
-    if gained or lost:
-        models = {"champion": champion_models, "challenger": (challenger.deconvnet_uri, challenger.fcn8s_uri)}
-        draw = partial(load_and_draw_changes, models, challenger, gpu, {"gained": gained, "lost": lost})
-        files = {f"{COMPARISON}.png": png for png in executor.stream(draw, gpus=1.0 if gpu else 0.0, training=gpu)} | files
-    return files
+    return content, both
+
+
+def image_changes(
+    champion: Sequence[Mapping[str, Any]], challenger: Sequence[Mapping[str, Any]], image_ids: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Put the measures of images by two models side by side.
+
+    Args:
+        champion: a dict of measures for each image, a row of `images.parquet` of the champion's report.
+        challenger: the same of the new model's report.
+        image_ids: ids of the images.
+
+    Returns:
+        A row for each image, see `CHANGES`. The change of the mean IoU is None if it is undefined in one of the models.
+    """
+    old, new = ({row["image_id"]: row for row in rows} for rows in (champion, challenger))
+    rows = []
+    for image_id in image_ids:
+        before, after = (rows_of[image_id][f"mean_iou.{DECISIVE_RESULT}"] for rows_of in (old, new))
+        rise = _rise((image_id, before, after))
+        row = {"image_id": image_id, "mean_iou.champion": before, "mean_iou.challenger": after, "change": none_if_nan(rise)}
+        for name, rows_of in {"champion": old, "challenger": new}.items():
+            row[f"boundary_f.{name}"] = rows_of[image_id]["boundary_f"]
+        row["picture.champion"] = storage.join("champion", old[image_id]["picture"]) if old[image_id]["picture"] else ""
+        row["picture.challenger"] = new[image_id]["picture"]
+        rows.append(row)
+    return rows
+
+
+def _changes_file(rows: list[dict[str, Any]]) -> bytes:
+    """Return the content of `against_champion.parquet`, whose rows are given."""
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, CHANGES), sink)
+    return sink.getvalue()
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Return the mean of the values that are not None; None if all are."""
+    return none_if_nan(mean_of_defined(np.array([math.nan if value is None else value for value in values], np.float64)))
 
 
 def _mean_iou(matrix: np.ndarray) -> float | None:
@@ -161,6 +246,18 @@ def summary_sentence(comparison: Mapping[str, Any]) -> str:
         f"Mean IoU {after} % against the champion's {before} %: {rise} points "
         f"(90 % interval {lower} to {upper}, by a paired bootstrap over {comparison['images']:,} images).{left_out}"
     )
+
+
+def changes_sentence(comparison: Mapping[str, Any]) -> str:
+    """Say in a sentence how many images gained and lost, and by how much the boundaries changed.
+
+    Args:
+        comparison: the content of `against_champion.json`.
+    """
+    counts = (comparison["images_gained"], comparison["images_lost"], comparison["images_equal"])
+    before, after = (percent(comparison["boundary_f"][name]) for name in COLUMNS)
+    images = "Images by their own mean IoU: {:,} gained, {:,} lost, {:,} as before".format(*counts)
+    return f"{images}. Their boundary F is {after} % on average, the champion's {before} %."
 
 
 def class_changes(comparison: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:

@@ -15,17 +15,18 @@ import numpy as np
 from deconvnet.evaluation.comparison import DECISIVE_RESULT, IMAGE_CONFUSIONS, image_confusions_file
 from deconvnet.evaluation.drift import STATISTICS_FILE
 from deconvnet.evaluation.evaluator import Evaluation, EvaluationInputs, evaluate
+from deconvnet.evaluation.image_measures import IMAGES_FILE, images_file
 from deconvnet.inference.predictor import RESULTS, PredictorOptions
 from deconvnet.reporting import gallery, plots
 from deconvnet.reporting.figure import RESULT_TITLES
-from deconvnet.reporting.run_summary import percent
+from deconvnet.reporting.run_summary import METRICS, percent
 from infra.runtime.executor import Executor
 
 
 def evaluate_and_report(
     inputs: EvaluationInputs, dataset: str, executor: Executor, gpu: bool = False
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Evaluate DeconvNet and FCN-8s on a split and make the contents of the report's files. No file is written.
+    """Evaluate DeconvNet and FCN-8s on a split and make the contents of the report's files. Only pictures are written.
 
     Args:
         inputs: the networks, the images and the options.
@@ -58,7 +59,7 @@ def report_files(evaluation: Evaluation, figures: Mapping[str, bytes], options: 
             drawn again in the same way.
 
     Returns:
-        The files' contents by file name: the figures, the charts, `mean_iou_by_image.json`, `analysis.json`,
+        The files' contents by file name: the figures, the charts, `mean_iou_by_image.json`, `images.parquet`, `analysis.json`,
         `image_confusions.npz`, `prediction_statistics.json`, `results.md` and `results.json`. The files should be written in this
         order. Then a report is complete if it has `results.json`.
     """
@@ -68,6 +69,7 @@ def report_files(evaluation: Evaluation, figures: Mapping[str, bytes], options: 
     return {
         **{f"{name}.png": data for name, data in {**figures, **charts}.items()},
         "mean_iou_by_image.json": _json(evaluation.mean_iou),
+        IMAGES_FILE: images_file(evaluation.images, RESULTS, evaluation.results["classes"]),
         "analysis.json": _json({"segmenter": asdict(options), **evaluation.breakdowns}),  # existing reports use this key
         IMAGE_CONFUSIONS: image_confusions_file(evaluation.confusions),
         STATISTICS_FILE: _json(evaluation.statistics.as_dict()),
@@ -77,16 +79,18 @@ def report_files(evaluation: Evaluation, figures: Mapping[str, bytes], options: 
 
 
 def result_charts(results: Mapping[str, Any], breakdowns: Mapping[str, Any]) -> dict[str, bytes]:
-    """Draw the four charts of an evaluation.
+    """Draw the five charts of an evaluation.
 
     Args:
         results: the content of `results.json`: a dict with `dataset` (name), `images` (number), `classes` (names) and `rows`.
             The rows are metrics by result name. Each has `mean_iou`, `pixel_accuracy` and `iou`, a dict by class.
-        breakdowns: confusion matrices, and IoU by number of proposals and by object size, as `Breakdowns.as_dict` returns them.
+        breakdowns: the content of `analysis.json`: confusion matrices, IoU by number of proposals and by object size, and the
+            reliability diagram, as `Evaluation.breakdowns` has them.
 
     Returns:
-        Contents of the PNGs by file name without suffix: "iou_by_class", "iou_by_proposals", "iou_by_size" and "confusion".
-        Without annotated objects, "iou_by_size" has no bars.
+        Contents of the PNGs by file name without suffix: "iou_by_class", "iou_by_proposals", "iou_by_size", "confusion" and
+        "calibration" (which is missing if an earlier version of this program has evaluated the networks). Without annotated objects,
+        "iou_by_size" has no bars.
     """
     title = f"{RESULT_TITLES[DECISIVE_RESULT]}, {results['dataset']}, {results['images']:,} images"
     return {
@@ -94,14 +98,22 @@ def result_charts(results: Mapping[str, Any], breakdowns: Mapping[str, Any]) -> 
         "iou_by_proposals": plots.iou_by_proposals(results, breakdowns),
         "iou_by_size": plots.iou_by_size(breakdowns),
         "confusion": plots.confusion_matrix(np.array(breakdowns["confusion"][DECISIVE_RESULT]), results["classes"], title),
+        **_calibration_chart(results, breakdowns, title),
     }
+
+
+def _calibration_chart(results: Mapping[str, Any], breakdowns: Mapping[str, Any], title: str) -> dict[str, bytes]:
+    """Draw the chart "calibration", see `result_charts`. {} if an earlier version of this program has evaluated the networks."""
+    if "calibration" not in breakdowns:
+        return {}
+    return {"calibration": plots.reliability_diagram(breakdowns["calibration"], results["expected_calibration_error"], title)}
 
 
 def results_markdown(results: Mapping[str, Any]) -> str:
     """Format the metrics of the five results as two Markdown tables, in per cent.
 
-    The first table has a row for each result with its mean IoU and pixel accuracy. The second one has a row for each class with
-    its IoU in each result.
+    The first table has a row for each result with its mean IoU, its pixel accuracy and its boundary measures. The second one has a
+    row for each class with its IoU in each result.
 
     Args:
         results: the content of `results.json`: a dict with `dataset` (name), `images` (number), `classes` (names) and `rows`.
@@ -114,16 +126,19 @@ def results_markdown(results: Mapping[str, Any]) -> str:
     lines = [
         f"# {results['dataset']}: {results['images']} images",
         "",
-        "| | mean IoU | pixel accuracy |",
-        "|---|---:|---:|",
-        *(f"| {RESULT_TITLES[n]} | {percent(rows[n]['mean_iou'])} | {percent(rows[n]['pixel_accuracy'])} |" for n in RESULTS),
+        f"| | {' | '.join(METRICS.values())} |",
+        f"|---|{'---:|' * len(METRICS)}",
+        *(f"| {RESULT_TITLES[n]} | {' | '.join(percent(rows[n].get(metric)) for metric in METRICS)} |" for n in RESULTS),
         "",
         f"| IoU | {' | '.join(RESULT_TITLES[n] for n in RESULTS)} |",
         f"|---|{'---:|' * len(RESULTS)}",
         *(f"| {c} | {' | '.join(percent(rows[n]['iou'][c]) for n in RESULTS)} |" for c in results["classes"]),
         "",
         "All numbers are percentages. A class that occurs neither in the ground truth nor in the predictions has no IoU (–) and is left "
-        "out of the mean.",
+        "out of the mean. The boundary F-measure (within 0.0075 of the diagonal) and the Boundary IoU (bands of 0.02 of the diagonal) are "
+        "means over the classes, too.",
+        "",
+        f"Expected calibration error of {RESULT_TITLES[DECISIVE_RESULT]}: {percent(results.get('expected_calibration_error'))}.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -264,6 +264,55 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str], title: str) -> 
     return to_png(figure)
 
 
+def reliability_diagram(calibration: Mapping[str, Any], error: float | None, title: str) -> bytes:
+    """Draw how often pixels are predicted correctly by the probability of their predicted class, and how many pixels there are.
+
+    Args:
+        calibration: the entry `calibration` of `report/analysis.json`: `edges` (limits of the bins), and by bin `pixels`, `confidence`
+            (mean probability) and `accuracy` (see `deconvnet.evaluation.calibration`).
+        error: the expected calibration error, 0 to 1; None if no pixel was counted.
+        title: text above the diagram.
+
+    Returns:
+        The content of a PNG file, 1,200 px wide.
+    """
+    edges = np.array(calibration["edges"])
+    centres, width = (edges[:-1] + edges[1:]) / 2, np.diff(edges) * 0.92
+    pixels = np.array(calibration["pixels"], float)
+    figure = new_figure(5.4)
+    axes, below = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+    axes.bar(
+        centres,
+        np.array(calibration["accuracy"], float),
+        width,
+        color=_COLOURS["deconvnet"],
+        label="share of pixels that are right",
+    )
+    confidence, accuracy = (np.array(calibration[name], float) for name in ("confidence", "accuracy"))
+    axes.plot([0, 1], [0, 1], color="0.4", linestyle="--", linewidth=1.2, label="as sure as it is right")
+    axes.plot(
+        confidence,
+        accuracy,
+        color=_COLOURS["edeconvnet_crf"],
+        marker="o",
+        linestyle="",
+        clip_on=False,
+        label="mean probability of a bin's pixels",
+    )
+    axes.set_ylim(0, 1)
+    axes.set_xlim(0, 1)
+    axes.set_ylabel("right")
+    error_text = "" if error is None else f"; expected calibration error {error:.3f}"
+    axes.set_title(f"{title}{error_text}", loc="left", fontsize=11)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    below.bar(centres, 100 * pixels / max(1.0, pixels.sum()), width, color="0.7")
+    below.set_ylabel("% of pixels")
+    below.set_xlabel("probability of the predicted class")
+    for each in (axes, below):
+        style_axes(each, "y")
+    return to_png(figure)
+
+
 def _grouped_bars(
     axes: "Axes", bars: Mapping[str, Sequence[float | None]], suffixes: Mapping[str, str], *, horizontal: bool = False
 ) -> None:

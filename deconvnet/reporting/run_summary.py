@@ -7,12 +7,21 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from deconvnet.evaluation.image_measures import IMAGES_FILE, read_images
 from deconvnet.reporting.figure import RESULT_TITLES
 from infra import storage
 from infra.storage import tables
 
 PAPER_MEAN_IOU = {"fcn8s": 0.622, "deconvnet": 0.696, "deconvnet_crf": 0.705, "edeconvnet": 0.717, "edeconvnet_crf": 0.725}
 """Mean IoU of each result on VOC 2012's test set when trained on VOC's data alone (Noh et al., ICCV 2015, Table 1)."""
+
+METRICS = {
+    "mean_iou": "mean IoU",
+    "pixel_accuracy": "pixel accuracy",
+    "boundary_f": "boundary F",
+    "boundary_iou": "Boundary IoU",
+}
+"""Titles of the metrics of each result, by their names in `results.json`, where an earlier version wrote the first two only."""
 
 STAGE_DESCRIPTIONS = {
     "prepare": "Checks the images and their masks and writes them to the table `images`, each with its split: train, dev (for choices "
@@ -66,6 +75,11 @@ CHARTS = {
     ),
     "iou_by_size": ("IoU by object size", "IoU of objects by the share of the image that they cover."),
     "confusion": ("Confusion", "How EDeconvNet+CRF divides each true class's pixels among the classes."),
+    "calibration": (
+        "Calibration",
+        "How often pixels are right whose class EDeconvNet+CRF predicts with some probability. On the line, probabilities can be believed; "
+        "below it, the network is surer than it should be.",
+    ),
     "proposals": ("Recall of the proposals", "Share of the objects that the first boxes find, and how tightly."),
     "training_curves": ("Training", "Loss, pixel accuracy on training crops and mean IoU on dev, by optimiser step."),
 }
@@ -113,6 +127,9 @@ class RunSummary:
         proposals: the content of `report/proposals.json`; {} if there is no such file.
         against_champion: the content of `report/against_champion.json`, the comparison with the registered model that was in use;
             {} if there is no such file.
+        images: a dict of measures for each evaluated image, a row of `report/images.parquet` (see
+            `deconvnet.evaluation.image_measures`); empty if there is no such file.
+        champion_images: the same of `report/against_champion.parquet`, with the measures of both models.
         decision: the sentence that says why the new model was promoted or not; "" if it was not compared.
         settings: the settings of the run as JSON values, without secrets.
         code: version of the code that ran.
@@ -131,6 +148,8 @@ class RunSummary:
     step_seconds: Mapping[str, Mapping[str, float]]
     proposals: Mapping[str, Any]
     against_champion: Mapping[str, Any]
+    images: Sequence[Mapping[str, Any]]
+    champion_images: Sequence[Mapping[str, Any]]
     decision: str
     settings: Mapping[str, Any]
     code: str
@@ -178,6 +197,8 @@ def read_run_summary(
         step_seconds={name: found for name, record in records.items() if (found := record["summary"].get("step_seconds"))},
         proposals=_read_json(workspace, "report", "proposals.json") or {},
         against_champion=_read_json(workspace, "report", "against_champion.json") or {},
+        images=_read_rows(workspace, "report", IMAGES_FILE),
+        champion_images=_read_rows(workspace, "report", "against_champion.parquet"),
         decision=_decision(records.get("verdict", {}).get("summary", {})),
         settings=settings,
         code=code,
@@ -185,20 +206,20 @@ def read_run_summary(
     )
 
 
-def result_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+def result_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Format the metrics of the five results, and the mean IoU in Noh et al. (ICCV 2015), as rows of a table.
 
     Args:
         results: the content of `report/results.json`: a dict with `dataset` (name), `images` (number), `classes` (names) and
-            `rows`. The rows are metrics by result name. Each has `mean_iou`, `pixel_accuracy` and `iou`, a dict by class.
+            `rows`. The rows are metrics by result name, see `METRICS`.
 
     Returns:
-        A tuple (title, mean IoU, pixel accuracy, mean IoU in the paper) for each result, in the paper's order. The title is a
+        A tuple (title, one text for each of `METRICS`, mean IoU in the paper) for each result, in the paper's order. The title is a
         text such as "DeconvNet+CRF". The numbers are texts in per cent, or "–" for None.
     """
     rows = results["rows"]
     return [
-        (title, percent(rows[name]["mean_iou"]), percent(rows[name]["pixel_accuracy"]), percent(PAPER_MEAN_IOU[name]))
+        (title, *(percent(rows[name].get(metric)) for metric in METRICS), percent(PAPER_MEAN_IOU[name]))
         for name, title in RESULT_TITLES.items()
         if name in rows
     ]
@@ -259,6 +280,12 @@ def _read_bytes(*parts: str) -> bytes | None:
         return storage.read_bytes(storage.join(*parts))
     except FileNotFoundError:
         return None
+
+
+def _read_rows(*parts: str) -> list[dict[str, Any]]:
+    """Return the rows of the Parquet file whose URI is made by joining `parts`, or [] if the file does not exist."""
+    uri = storage.join(*parts)
+    return read_images(uri) if storage.exists(uri) else []
 
 
 def _read_json(*parts: str) -> Any:

@@ -16,7 +16,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import Any
 
-from deconvnet.tracking.descriptions import EXPERIMENT_TAGS, NOTE
 from deconvnet.tracking.interface import Run, Tracker
 from deconvnet.tracking.metric_spool import (
     POINTS_PER_REQUEST,
@@ -30,6 +29,7 @@ from deconvnet.tracking.metric_spool import (
 )
 from deconvnet.tracking.store import check_store, error_summary, run_history, short_timeouts, sqlite_file
 from deconvnet.tracking.system_metrics import system_metrics_logged
+from deconvnet.tracking.texts.descriptions import EXPERIMENT_TAGS, NOTE
 from deconvnet.version import code_version
 from infra import storage
 from infra.errors import Interrupted, UserError

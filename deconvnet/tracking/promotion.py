@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from deconvnet.evaluation.comparison import DECISIVE_RESULT, RiseInterval
 from deconvnet.reporting.run_summary import percent, signed_points
-from deconvnet.tracking.descriptions import truncated
 from deconvnet.tracking.interface import Run
 from deconvnet.tracking.registry import (
     CHAMPION,
@@ -28,6 +27,7 @@ from deconvnet.tracking.registry import (
     registry_client,
     update_model_description,
 )
+from deconvnet.tracking.texts.descriptions import truncated
 from infra.errors import UserError
 from infra.storage.lock import Lock
 

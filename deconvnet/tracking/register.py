@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deconvnet.evaluation.drift import STATISTICS_FILE, PredictionStatistics
-from deconvnet.tracking.descriptions import result_tags, version_description
 from deconvnet.tracking.interface import Run
 from deconvnet.tracking.registry import CHALLENGER, all_versions, registry_client, update_model_description
+from deconvnet.tracking.texts.descriptions import artifact_of_model, result_tags, version_description
+from deconvnet.tracking.texts.model_card import CARD_FILE
 from infra import storage
 from proposals.edges.detector import forest_uri
 from proposals.image_codec import encode_jpeg
@@ -52,6 +53,7 @@ class Ensemble:
         max_pixels: largest image that the model accepts, in pixels.
         val_images: digests of the val images and their masks by image_id. A later model is compared with this one on these images.
         statistics: what its predictions on the val images were like, from which a server's answers may drift. None if not known.
+        card: the model card, Markdown, which becomes a file of the registered model; "" for none.
     """
 
     deconvnet_uri: str
@@ -62,6 +64,7 @@ class Ensemble:
     max_pixels: int = 100_000_000
     val_images: Mapping[str, str] = field(default_factory=dict)
     statistics: PredictionStatistics | None = None
+    card: str = ""
 
 
 def register(
@@ -107,7 +110,7 @@ def register(
                 source,  # MLflow would look models:/ID up in its global store, which may be another one
                 run_id=run.run_id,
                 tags={**tags, **origin, FINGERPRINT_TAG: fingerprint},
-                description=version_description(results),
+                description=version_description(results, artifact_of_model(model_id, CARD_FILE) if ensemble.card else ""),
                 model_id=model_id,
             )
             version = _registered(client, name, run.run_id, fingerprint)
@@ -160,6 +163,8 @@ def _upload(client: "MlflowClient", run: Run, ensemble: Ensemble, tags: Mapping[
             _copy_code(code)
             packages = [str(code / package) for package in PACKAGES]
             _save_model(folder, artifact, packages, ensemble.classes, run.run_id, model.model_id)
+            if ensemble.card:
+                (folder / CARD_FILE).write_text(ensemble.card, encoding="utf-8")
             client.log_model_artifacts(model.model_id, str(folder))
     except BaseException:
         client.finalize_logged_model(model.model_id, "FAILED")

@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from deconvnet.inference.saved_ensemble import read_options
-from deconvnet.tracking.descriptions import MAX_LENGTH, MODEL_HEADING, model_description
 from deconvnet.tracking.store import error_summary, sqlite_file
+from deconvnet.tracking.texts.descriptions import MAX_LENGTH, MODEL_HEADING, model_description
 from infra import storage
 from infra.errors import UserError
 from infra.redaction import without_secrets

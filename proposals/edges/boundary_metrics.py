@@ -78,7 +78,7 @@ def edge_counts(
     for boundary in boundaries:
         if boundary.dtype != bool or boundary.shape != edges.shape:
             raise ValueError(f"a boundary map is {boundary.dtype} {boundary.shape}; expected bool {edges.shape}, as `map > 0` is")
-    offsets = _offsets(tolerance * math.hypot(*edges.shape))
+    offsets = disk_offsets(tolerance * math.hypot(*edges.shape))
     annotated = sum(int(b.sum()) for b in boundaries)
     counts = np.zeros((len(thresholds), 4), np.int64)
     for row, threshold in zip(counts, thresholds, strict=True):
@@ -110,13 +110,13 @@ def edge_quality(counts: Sequence[np.ndarray], thresholds: Sequence[float] = THR
         ValueError: if there are no images.
     """
     stacked = np.stack(counts)
-    precision, recall = _precision_recall(stacked.sum(axis=0))
+    precision, recall = precision_recall(stacked.sum(axis=0))
     fine = np.linspace(0, len(thresholds) - 1, 100 * (len(thresholds) - 1) + 1)
     t, p, r = (np.interp(fine, np.arange(len(thresholds)), values) for values in (thresholds, precision, recall))
-    f = _f_measure(p, r)
+    f = f_measure(p, r)
     best = int(f.argmax())
-    best_of_image = _f_measure(*_precision_recall(stacked)).argmax(axis=1)
-    ois = _f_measure(*_precision_recall(stacked[np.arange(len(stacked)), best_of_image].sum(axis=0)))
+    best_of_image = f_measure(*precision_recall(stacked)).argmax(axis=1)
+    ois = f_measure(*precision_recall(stacked[np.arange(len(stacked)), best_of_image].sum(axis=0)))
     recalls, first = np.unique(recall, return_index=True)
     area = np.interp(np.linspace(0, 1, 101), recalls, precision[first], left=0, right=0).sum() * 0.01
     return EdgeQuality(float(f[best]), float(t[best]), float(p[best]), float(r[best]), float(ois), float(area))
@@ -154,7 +154,7 @@ def matched_pixels(detected: np.ndarray, annotated: np.ndarray, offsets: np.ndar
     return matched[margin : margin + detected.shape[0], margin : margin + detected.shape[1]]
 
 
-def _offsets(radius: float) -> np.ndarray:
+def disk_offsets(radius: float) -> np.ndarray:
     """List all whole (row, column) differences that are at most `radius` pixels long.
 
     Args:
@@ -231,7 +231,7 @@ def _largest_matching(detected: np.ndarray, annotated: np.ndarray, steps: np.nda
     return partner_of_detected != nothing
 
 
-def _precision_recall(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def precision_recall(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Compute precision and recall from pixel counts.
 
     Args:
@@ -246,7 +246,7 @@ def _precision_recall(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return matched / np.maximum(detected, 1), found / np.maximum(annotated, 1)
 
 
-def _f_measure(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
+def f_measure(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
     """Compute the F-measure, the harmonic mean of precision and recall.
 
     Args:

@@ -1,4 +1,4 @@
-"""Benchmarks of inference: DeconvNet on 50 boxes, the dense CRF, how sure a prediction is, and EdgeBox."""
+"""Benchmarks of inference: DeconvNet on 50 boxes, the dense CRF, EdgeBox, how sure a prediction is, and the measures of an evaluation."""
 
 import os
 import statistics
@@ -141,6 +141,48 @@ def proposals() -> list[Row]:
         ("edges of the structured forest, one core", f"{edges:.3f} s per image (OpenCV's detector {cv_edges:.3f})"),
         ("  against OpenCV's detector", f"{cv_edges / edges:.1f}× as fast, greatest difference {max(f[4] for f in found):.1g}"),
         ("edge_boxes, 2000 boxes, one core", f"{boxes:.3f} s per image (with OpenCV's edges {cv_boxes:.3f})"),
+    ]
+
+
+def measures() -> list[Row]:
+    """What an evaluation does with an image beside predicting it, against its two CRFs, which are a part of the predicting.
+
+    The annotation is made up of 21 classes with a line of void around each region; the five predictions are other such masks.
+    """
+    import cv2
+
+    from deconvnet.crf import dense_crf
+    from deconvnet.datasets.overlay import side_by_side
+    from deconvnet.datasets.palette import VOC_CLASSES
+    from deconvnet.evaluation.boundaries import boundary_counts
+    from deconvnet.evaluation.calibration import calibration_counts
+    from proposals.image_codec import encode_jpeg
+
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    found: list[list[float]] = []
+    try:
+        for number, image in enumerate(sample_images(20)):
+            every = [_random_probabilities(image, 10 * number + k) for k in range(6)]
+            truth, *predictions = (each.argmax(0).astype(np.uint8) for each in every)
+            edges = cv2.dilate(truth, np.ones((5, 5), np.uint8)) != cv2.erode(truth, np.ones((5, 5), np.uint8))
+            truth[edges] = 255
+            confidence = every[-1].max(0)
+            works: tuple[Callable[[], object], ...] = (
+                partial(dense_crf, image, every[-1]),
+                partial(boundary_counts, truth, predictions, CLASSES),
+                partial(calibration_counts, truth, predictions[-1], confidence),
+                lambda: encode_jpeg(side_by_side(image, (truth, predictions[-1]), VOC_CLASSES), 85),  # noqa: B023
+            )
+            found.append([1000 * _timed(work)[1] for work in works])
+    finally:
+        cv2.setNumThreads(threads)
+    crf, boundaries, calibration, picture = (statistics.median(column) for column in zip(*found, strict=True))
+    share = (boundaries + calibration) / (2 * crf)
+    return [
+        ("boundary F and Boundary IoU of five masks, 21 classes, one core", f"{boundaries:.1f} ms per image"),
+        ("  calibration of one of them; the picture of the image", f"{calibration:.1f} and {picture:.1f} ms per image"),
+        ("  boundary measures and calibration against the image's two CRFs", f"{100 * share:.1f} % of their {2 * crf:.0f} ms"),
     ]
 
 

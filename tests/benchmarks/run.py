@@ -41,6 +41,7 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
         inference.gpu_crf,
         inference.uncertainty,
         inference.proposals,
+        inference.measures,
         pipeline,
     )
 }

@@ -17,6 +17,7 @@ from deconvnet.tracking.register import Ensemble, register
 CLASSES = ("background", "circle", "bar")
 EDGES = {"max_boxes": 50, "min_box_area": 200.0, "edges": "forest", "edge_model": None}
 SEGMENT = {"proposals": 4, "batch": 2, "max_side": 96, "crf": {"iterations": 2}, "context": 1.3}
+CARD = "# shapes\n\nKreise und Balken, 100 % künstlich.\n"
 RESULTS = {
     "dataset": "generated",
     "images": 60,
@@ -84,7 +85,7 @@ def save_networks(
 def ensemble_in(folder: Path, **changes) -> Ensemble:
     """The networks in deconvnet/ and fcn8s/ below a folder, with options; keywords replace fields."""
     statistics = PredictionStatistics(40, dict.fromkeys(CLASSES, 1 / len(CLASSES)), (0.5,), (0.5, 0.5))
-    fields = {"classes": CLASSES, "proposals": EDGES, "segment": SEGMENT, "statistics": statistics} | changes
+    fields = {"classes": CLASSES, "proposals": EDGES, "segment": SEGMENT, "statistics": statistics, "card": CARD} | changes
     return Ensemble(str(folder / "deconvnet"), str(folder / "fcn8s"), **fields)
 
 

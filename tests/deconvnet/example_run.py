@@ -28,6 +28,19 @@ def grey_png(level: int = 90) -> bytes:
     return sink.getvalue()
 
 
+def example_images() -> list[dict[str, Any]]:
+    """Rows of an images.parquet: an image with a harmful name, one whose annotation is all void, and others."""
+    rows = []
+    for number, (name, mean) in enumerate({"a10": 0.9, "a9": 0.25, f"50% {SCRIPT_TAG}#1": 0.5, "void": None}.items()):
+        values = {
+            f"mean_iou.{result}": mean for result in ("fcn8s", "deconvnet", "deconvnet_crf", "edeconvnet", "edeconvnet_crf")
+        }
+        ious = {f"iou.{each}": None for each in CLASSES} | {"iou.background": mean, "iou.cat": mean if number == 1 else None}
+        measures = {"pixel_accuracy": mean, "boundary_f": None if number == 2 else mean, "boundary_iou": mean, "confidence": 0.75}
+        rows.append({"image_id": name, **values, **measures, **ious, "picture": f"images/{name}.jpg" if number else ""})
+    return rows
+
+
 def example_summary(**changes: Any) -> RunSummary:
     """A run summary; keywords replace its fields."""
     fields: dict[str, Any] = {
@@ -43,6 +56,8 @@ def example_summary(**changes: Any) -> RunSummary:
         "step_seconds": {"stage2": {"waiting_for_data": 0.02, "forward_and_backward": 0.4, "all_reduce": 0.0, "optimiser": 0.08}},
         "proposals": {"objects": 77, "recall_10_iou50": 0.1, "recall_50_iou50": 0.9, "recall_50_iou70": 0.5},
         "against_champion": {},
+        "images": [],
+        "champion_images": [],
         "decision": "",
         "settings": {"data": {"root": SCRIPT_TAG, "limit": None}, "classes": ["x", "y"]},
         "code": "c0ffee+",

@@ -36,6 +36,10 @@ PACKAGES = {
         "deconvnet/evaluation/metrics.py deconvnet/evaluation/comparison.py",
         "tests/deconvnet/evaluation/test_metrics.py tests/deconvnet/evaluation/test_comparison.py",
     ),
+    "boundaries": (
+        "deconvnet/evaluation/boundaries.py deconvnet/evaluation/calibration.py",
+        "tests/deconvnet/evaluation/test_boundaries.py tests/deconvnet/evaluation/test_calibration.py",
+    ),
     "boxes": (
         "proposals/boxes.py proposals/soft_nms.py",
         "tests/proposals/test_boxes.py tests/proposals/test_windows.py tests/proposals/test_soft_nms.py "

@@ -1,5 +1,6 @@
 """figures.py: every figure of a finished workspace, figures of named images, and user errors."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +62,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory, make_store: Callable[[Pat
     return folder
 
 
+FROM_RESULTS = {"calibration", "confusion", "iou_by_class", "iou_by_proposals", "iou_by_size"}
+"""Names of the figures that need only the results in the report's folder."""
+
+
 @pytest.fixture(autouse=True)
 def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -79,7 +84,7 @@ def test_all_draws_every_figure(finished: Path, tmp_path: Path, capsys: pytest.C
     for path in tmp_path.iterdir():
         assert Image.open(path).width == 1200, path
     assert sorted(finished.rglob("*")) == before
-    for name in ("iou_by_class", "iou_by_proposals", "iou_by_size", "confusion"):
+    for name in ("iou_by_class", "iou_by_proposals", "iou_by_size", "confusion", "calibration"):
         assert (tmp_path / f"{name}.png").read_bytes() == (finished / "report" / f"{name}.png").read_bytes()
 
 
@@ -108,16 +113,30 @@ def test_user_errors_are_sentences(
     assert message.format(workspace=finished) in said and "Traceback" not in said
 
 
+def test_what_an_earlier_version_did_not_measure_is_a_user_error(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace = shutil.copytree(finished, tmp_path / "w")
+    results, analysis = (json.loads((workspace / "report" / name).read_text()) for name in ("results.json", "analysis.json"))
+    del results["expected_calibration_error"], analysis["calibration"]
+    (workspace / "report" / "results.json").write_text(json.dumps(results))
+    (workspace / "report" / "analysis.json").write_text(json.dumps(analysis))
+    assert call("confusion", "--workspace", str(workspace)) == 0
+    assert call("calibration", "--workspace", str(workspace)) == 2
+    said = capsys.readouterr().err
+    assert "did not measure what calibration shows: run train_pipeline.py on it again" in said and "Traceback" not in said
+
+
 @pytest.mark.parametrize(
     ("gone", "needs", "stage"),
     [
         (
             "images",
-            set(FIGURES) - {"confusion", "examples", "iou_by_class", "iou_by_proposals", "iou_by_size", "training_curves"},
+            set(FIGURES) - {"examples", "training_curves", *FROM_RESULTS},
             "prepare",
         ),
         ("models/stage2", {"unpooling", "instances", "comparison", "wins"}, "stage2"),
-        ("report", {"comparison", "wins", "iou_by_class", "iou_by_proposals", "iou_by_size", "confusion"}, "evaluate"),
+        ("report", {"comparison", "wins", *FROM_RESULTS}, "evaluate"),
         ("examples/stage2", {"examples"}, "examples"),
     ],
 )
@@ -143,7 +162,7 @@ def test_report_writes_the_page_again(finished: Path, tmp_path: Path, capsys: py
     assert call("report", "--workspace", str(workspace)) == 0
     assert capsys.readouterr().out.split() == [str(workspace / "report" / "index.html")]
     page = (workspace / "report" / "index.html").read_text()
-    assert "<h1>w</h1>" in page and page.count("data:image/png") == 4 and "EDeconvNet+CRF" in page
+    assert "<h1>w</h1>" in page and page.count("data:image/png") == 5 and "EDeconvNet+CRF" in page
     (workspace / "report" / "results.json").unlink()
     assert call("report", "--workspace", str(workspace)) == 2
     assert f"{workspace} has no report/results.json, which the stage evaluate writes" in capsys.readouterr().err

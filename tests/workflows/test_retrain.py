@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from deconvnet.datasets.palette import GENERATED_CLASSES
 from deconvnet.datasets.synthetic import write_dataset
 from deconvnet.evaluation.drift import read_statistics
+from deconvnet.evaluation.image_measures import read_images
 from deconvnet.tracking.registry import aliases
 from infra.errors import Interrupted, UserError
 from infra.live_metrics import Metric
@@ -368,5 +369,12 @@ def test_a_killed_run_is_resumed_and_its_challenger_measured_beside_the_champion
     old, new = (json.loads((report / name / "results.json").read_text()) for name in ("champion", ""))
     rise = new["rows"]["edeconvnet_crf"]["mean_iou"] - old["rows"]["edeconvnet_crf"]["mean_iou"]
     assert outcome["rise"] == pytest.approx(rise) and outcome["lower"] <= rise <= outcome["upper"]
+    images = read_images(str(report / "against_champion.parquet"))
+    assert len(images) == old["images"] and {row["image_id"] for row in images} == {
+        row["image_id"] for row in read_images(str(report / "images.parquet"))
+    }
+    for row in images:
+        assert (report / row["picture.champion"]).is_file() and (report / row["picture.challenger"]).is_file()
+    assert f"{len(images)} images" in (report / "index.html").read_text().split('id="champion_images"')[1]
     assert outcome["promoted"] is False and aliases(retrainings.store, "edeconvnet") == {"champion": 1, "challenger": 2}
     assert len(retrainings.generations()) == 2

@@ -1,6 +1,7 @@
 """train_pipeline.py and evaluate.py as commands: a whole run as a Ray job, again, with changes, killed, and with user errors."""
 
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -134,12 +135,22 @@ def test_mlflow_and_the_report_describe_the_run(workspace) -> None:
     for stage, tracked in runs.items():
         assert tracked.data.tags["config"] == "quickstart" and code_tags(code_version()).items() <= tracked.data.tags.items()
         assert stage == "prepare" or tracked.data.tags["data.digest"].startswith(digest)
-    assert f"val.iou.{results['classes'][1]}" in runs["evaluate"].data.metrics
+    metrics = runs["evaluate"].data.metrics
+    assert f"val.iou.{results['classes'][1]}" in metrics
+    assert metrics["val.boundary_f.fcn8s"] == results["rows"]["fcn8s"]["boundary_f"]
+    assert metrics["val.expected_calibration_error"] == results["expected_calibration_error"]
     page = (folder / "report" / "index.html").read_text()
     assert f'<td class="number">{best}</td>' in page and page.count('src="data:image/png') >= 10
     assert all(f'<th scope="row">{stage}</th>' in page for stage in ("prepare", "evaluate", "register"))
     kept = Path(client.download_artifacts(parent.info.run_id, "report/index.html", str(folder.parent)))
     assert kept.read_text() == page
+    pictures = {path.name for path in (folder / "report" / "images").iterdir()}
+    assert len(pictures) == 5 and set(re.findall(r'href="images/([^"]+)"', page)) == pictures
+    version = client.get_model_version("edeconvnet", "1")
+    card = (Path(version.source.removeprefix("file://")) / "model_card.md").read_text()
+    assert (
+        "| train | 19 |" in card and best in card and "start from random weights" in card and "Model card" in version.description
+    )
     described = client.get_registered_model("edeconvnet").description
     assert row.rpartition("|")[0].rpartition("|")[0] in described and "models:/edeconvnet@challenger" in described
 

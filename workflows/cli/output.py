@@ -48,14 +48,16 @@ def results_text(results: Mapping[str, Any]) -> str:
         results: content of a `results.json` (see `deconvnet.evaluation.evaluator`).
 
     Returns:
-        Two heading lines, and one line for each result with its mean IoU and pixel accuracy, 0 to 1.
+        Two heading lines, and one line for each result with its metrics, 0 to 1.
     """
     from deconvnet.reporting.figure import RESULT_TITLES  # imports matplotlib
+    from deconvnet.reporting.run_summary import METRICS
 
-    lines = [f"{results['dataset']}, {results['images']} images", f"  {'':<16}{'mean IoU':>9}{'pixel accuracy':>16}"]
+    heads = "".join(f"{title:>{len(title) + 2}}" for title in METRICS.values())
+    lines = [f"{results['dataset']}, {results['images']} images", f"  {'':<15}{heads}"]
     for name, title in RESULT_TITLES.items():
-        row = results["rows"][name]
-        lines.append(f"  {title:<16}{_ratio(row['mean_iou']):>9}{_ratio(row['pixel_accuracy']):>16}")
+        values = (f"{_ratio(results['rows'][name].get(metric)):>{len(head) + 2}}" for metric, head in METRICS.items())
+        lines.append(f"  {title:<15}{''.join(values)}")
     return "\n".join(lines)
 
 

@@ -85,7 +85,13 @@ class WorkspaceFigures:
         results = self._json("report/results.json")
         if name == "iou_by_class":
             return {"iou_by_class.png": plots.iou_by_class(results)}
-        return {f"{name}.png": result_charts(results, self._json("report/analysis.json"))[name]}
+        charts = result_charts(results, self._json("report/analysis.json"))
+        if name not in charts:
+            raise UserError(
+                f"{self.workspace} was evaluated by an earlier version, which did not measure what {name} shows: run train_pipeline.py "
+                "on it again, which repeats the stage evaluate"
+            )
+        return {f"{name}.png": charts[name]}
 
     def check_images(self, image_ids: Sequence[str]) -> None:
         """Check that the workspace has an image for each id. Raise UserError if it lacks one."""

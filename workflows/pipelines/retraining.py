@@ -96,7 +96,7 @@ class Retraining(Pipeline):
         inputs, outputs = ("prepare", "proposals", "evaluate"), (self.report(*CHAMPION_RESULTS),)
         return [
             *super()._stages(),
-            Stage("champion", "the champion on the same images", 3, version, inputs, outputs, self._evaluate_champion),
+            Stage("champion", "the champion on the same images", 4, version, inputs, outputs, self._evaluate_champion),
             Stage("verdict", "champion or challenger", 3, limits, ("evaluate", "register", "champion"), (), self._decide),
         ]
 
@@ -119,7 +119,7 @@ class Retraining(Pipeline):
         from deconvnet.reporting.champion_report import COMPARISON, compare_with_champion
 
         results: dict[str, Any] = {}
-        for suffix in ("png", "json"):  # of an earlier attempt, maybe with another champion
+        for suffix in ("png", "json", "parquet"):  # of an earlier attempt, maybe with another champion
             storage.remove(self.report(f"{COMPARISON}.{suffix}"))
         if self.generation.version is not None:
             deconvnet, fcn8s = self._champion_models(f"models:/{self.settings.tracking.model_name}/{self.generation.version}")

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from deconvnet.reporting.report import REPORT_FILE, render_report
-from deconvnet.reporting.run_summary import RunSummary, read_run_summary
-from deconvnet.tracking.descriptions import (
+from deconvnet.reporting.run_summary import METRICS, RunSummary, read_run_summary
+from deconvnet.tracking.texts.descriptions import (
     artifact_image,
     results_table,
     run_description,
@@ -19,6 +19,7 @@ from deconvnet.tracking.descriptions import (
     stage_description,
     unfinished_run_description,
 )
+from deconvnet.tracking.texts.model_card import model_card
 from deconvnet.version import code_version
 from infra import storage
 from infra.errors import UserError
@@ -163,12 +164,13 @@ def result_metrics(split: str, results: Mapping[str, Any]) -> dict[str, float | 
         results: content of a results.json, which the evaluation writes.
 
     Returns:
-        Values of metrics by name: mean IoU and pixel accuracy of each of the five results, and the IoU of each class by
-        EDeconvNet+CRF (the ensemble with a CRF). All are from 0 to 1. A value is None if it is undefined, for instance if no
+        Values of metrics by name: mean IoU, pixel accuracy, boundary F-measure and Boundary IoU of each of the five results, and the
+        IoU of each class and the expected calibration error of EDeconvNet+CRF (the ensemble with a CRF). All are from 0 to 1. A value is None if it is undefined, for instance if no
         image shows the class.
     """
     rows = results["rows"]
-    totals = {f"{split}.{metric}.{row}": rows[row][metric] for metric in ("mean_iou", "pixel_accuracy") for row in rows}
+    totals = {f"{split}.{metric}.{row}": rows[row].get(metric) for metric in METRICS for row in rows}
+    totals[f"{split}.expected_calibration_error"] = results.get("expected_calibration_error")
     return {**totals, **{f"{split}.iou.{class_name}": iou for class_name, iou in rows["edeconvnet_crf"]["iou"].items()}}
 
 
@@ -185,6 +187,24 @@ def report_files(workspace: str) -> dict[str, bytes]:
         UserError: if the workspace has no results yet.
     """
     return {REPORT_FILE: render_report(run_summary(workspace)).encode()}
+
+
+def run_card(name: str, workspace: str) -> str:
+    """Write the card of the model that a workspace has trained.
+
+    Args:
+        name: name of the registered model.
+        workspace: folder or s3:// prefix of the pipeline run.
+
+    Returns:
+        Markdown, see `model_card`.
+
+    Raises:
+        UserError: if the workspace has no results yet.
+    """
+    analysis = storage.join(workspace, "report", "analysis.json")
+    sizes = storage.read_json(analysis)["sizes"] if storage.exists(analysis) else None
+    return model_card(name, run_summary(workspace), sizes)
 
 
 def run_summary(workspace: str) -> RunSummary:

@@ -5,7 +5,7 @@ A stage is a named step of the pipeline, such as training FCN-8s.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from infra.storage import tables
 from proposals.image_notes import usable_notes
 from workflows.pipelines.generations import prune_tables_after_run
 from workflows.pipelines.init_weights import fitted_weights_uri, fitting_stages, vgg16_digest
-from workflows.pipelines.run_log import TrackedPipeline, report_files, result_metrics
+from workflows.pipelines.run_log import TrackedPipeline, report_files, result_metrics, run_card
 from workflows.pipelines.workspace import TAG, Workspace
 from workflows.settings import as_dict
 
@@ -180,7 +180,7 @@ class Pipeline(TrackedPipeline):
         settings = {**as_dict(s.segment), **window, **s.proposals.windows, "classes": list(s.data.classes), "split": "val"}
         settings |= {} if s.data.has_background else {"background": s.data.background}
         inputs, outputs = ("prepare", "proposals", "fcn8s", "stage2"), (self.report("results.json"),)
-        return Stage("evaluate", "the five results", 5, settings, inputs, outputs, self._evaluate)
+        return Stage("evaluate", "the five results", 6, settings, inputs, outputs, self._evaluate)
 
     def _evaluate(self, fingerprint: str) -> dict[str, Any]:
         """Evaluate the networks and the box proposals on the val images, and write the report.
@@ -205,7 +205,7 @@ class Pipeline(TrackedPipeline):
     def evaluate(self, split: str, report: str, models: tuple[str, str] | None = None) -> dict[str, Any]:
         """Evaluate a DeconvNet, an FCN-8s and their ensemble on a split, write the report's files and log them.
 
-        The file results.json is written last.
+        The file results.json is written last. The pictures of the images are not logged, as there may be thousands.
 
         Args:
             split: name of the split whose images are predicted, such as "val".
@@ -218,11 +218,13 @@ class Pipeline(TrackedPipeline):
         Raises:
             UserError: if the networks were trained with other classes than those of the data.
         """
+        from deconvnet.evaluation.image_measures import remove_other_pictures
         from deconvnet.reporting.evaluation_report import evaluate_and_report
 
-        inputs = self.evaluation_inputs(split, models)
+        inputs = replace(self.evaluation_inputs(split, models), report_uri=report)
         results, files = evaluate_and_report(inputs, f"{self.dataset_name} {split}", self.executor, self.settings.compute.gpu)
         self._write_report(files, report)
+        remove_other_pictures(report)
         self.run_of_stage.log_metrics(result_metrics(split, results))
         return results
 
@@ -278,7 +280,7 @@ class Pipeline(TrackedPipeline):
         store = without_secrets(self.store).replace(f"sqlite:///{storage.absolute(self.home)}/", "")
         settings = {"model_name": s.tracking.model_name, "store": store, "max_pixels": s.data.max_pixels}
         database = (self.store.removeprefix("sqlite:///"),) if self.store.startswith("sqlite:///") else ()
-        return Stage("register", "the model registry", 1, settings, ("evaluate", "stage2", "fcn8s"), database, self._register)
+        return Stage("register", "the model registry", 2, settings, ("evaluate", "stage2", "fcn8s"), database, self._register)
 
     def val_images(self) -> dict[str, str]:
         """Return digests of the val images and their masks by image_id, by which models are judged."""
@@ -313,7 +315,7 @@ class Pipeline(TrackedPipeline):
         from deconvnet.inference.predictor import PredictorOptions
         from deconvnet.tracking.register import Ensemble, register
 
-        s = self.settings
+        s, model = self.settings, self.own_model()
         ensemble = Ensemble(
             deconvnet_uri=self.model("stage2"),
             fcn8s_uri=self.model("fcn8s"),
@@ -323,9 +325,9 @@ class Pipeline(TrackedPipeline):
             max_pixels=s.data.max_pixels,
             val_images=self.val_images(),
             statistics=read_statistics(self.report()),
+            card=run_card(model.name, self.settings.workspace),
         )
         results = storage.read_json(self.report("results.json"))
-        model = self.own_model()
         origin = origin_tags(model.workspace, model.workspace_id, s.data.classes, self.generation_name)
         origin[TAG] = " ".join(self.versions().values())
         version = register(self.run_of_stage, self.store, model.name, ensemble, results, fingerprint, origin)

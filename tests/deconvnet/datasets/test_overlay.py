@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deconvnet.datasets.overlay import overlay
+from deconvnet.datasets.overlay import overlay, side_by_side
 from deconvnet.datasets.palette import VOC_PALETTE, class_palette
 
 CLASSES = ("background", "cat", "dog")
@@ -33,3 +33,22 @@ def test_without_a_background_class_0_is_painted_and_named(rng: np.random.Genera
     found, colour = overlay(image, mask, ("sky", "road"), background=False), class_palette(background=False)[0]
     np.testing.assert_array_equal(found[5, 5], (image[5, 5] * 0.5 + colour * 0.5).astype(np.uint8))
     assert found[40:80].min(axis=-1).max() > 200, "the name is written in it, white"
+
+
+def test_void_is_painted_without_a_name(rng: np.random.Generator) -> None:
+    image = rng.integers(0, 100, (120, 160, 3)).astype(np.uint8)
+    found = overlay(image, np.full((120, 160), 255, np.uint8), CLASSES)
+    np.testing.assert_array_equal(found, (image * 0.5 + VOC_PALETTE[255] * 0.5).astype(np.uint8))
+
+
+def test_an_image_stands_beside_its_annotation_and_its_prediction() -> None:
+    image, truth = np.full((100, 400, 3), 60, np.uint8), np.zeros((100, 400), np.uint8)
+    truth[:, :100] = 255
+    prediction = np.full_like(truth, 2)
+    found = side_by_side(image, (truth, prediction), CLASSES)
+    assert found.shape == (80, 960, 3), "scaled to 320 px each"
+    assert (found[:, :320] == 60).all() and (found[:, 410:640] == 60).all()
+    np.testing.assert_array_equal(found[40, 330], VOC_PALETTE[255] // 2 + 30)
+    np.testing.assert_array_equal(found[40, 650], VOC_PALETTE[2] // 2 + 30)
+    with pytest.raises(ValueError, match="height and width"):
+        side_by_side(image, (truth.T,), CLASSES)

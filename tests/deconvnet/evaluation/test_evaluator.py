@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from deconvnet.datasets.objects import make_object_mask
+from deconvnet.datasets.overlay import side_by_side
+from deconvnet.evaluation.boundaries import BoundaryCounts, boundary_counts
 from deconvnet.evaluation.breakdowns import object_ious
+from deconvnet.evaluation.calibration import calibration_counts, expected_calibration_error
 from deconvnet.evaluation.comparison import DECISIVE_RESULT
 from deconvnet.evaluation.evaluator import EvaluationInputs, evaluate
 from deconvnet.evaluation.metrics import ConfusionMatrix
@@ -51,16 +54,17 @@ def image_tables(tmp_path, rng):
 
 
 @pytest.mark.ray
-def test_the_job_measures_what_a_loop_measures(ray_executor, models, image_tables):
+def test_the_job_measures_what_a_loop_measures(ray_executor, models, image_tables, tmp_path):
     images, proposals, rows = image_tables
-    inputs = EvaluationInputs(*models, images, proposals, "val", CLASSES, OPTIONS)
+    inputs = EvaluationInputs(*models, images, proposals, "val", CLASSES, OPTIONS, str(tmp_path / "report"))
     found = evaluate(inputs, "made up", ray_executor)
 
     predictor = Predictor.load(*models, options=OPTIONS)
     boxes = {row["image_id"]: row["boxes"] for row in tables.iter_rows(proposals)}
     totals = {name: ConfusionMatrix(4) for name in RESULTS}
     shares = []
-    first_box, ious = ConfusionMatrix(4), []
+    boundaries, calibration, measured = BoundaryCounts.zeros(5, 4), 0, {row["image_id"]: row for row in found.images}
+    first_box, objects = ConfusionMatrix(4), []
     expected_ids = [r["image_id"] for r in rows if r["split"] == "val" and r["class_mask"]]
     for row in (r for r in rows if r["image_id"] in expected_ids):
         truth = cv2.imdecode(np.frombuffer(row["class_mask"], np.uint8), cv2.IMREAD_UNCHANGED)
@@ -68,13 +72,34 @@ def test_the_job_measures_what_a_loop_measures(ray_executor, models, image_table
         shares.append(np.bincount(masks[DECISIVE_RESULT].ravel(), minlength=4) / truth.size)
         own = np.array(boxes.get(row["image_id"], []), np.float32)[:1]
         first_box.update(truth, predictor.masks(decode_image(row["image"]), own, ("deconvnet",))["deconvnet"])
-        ious.append(object_ious(truth, make_object_mask(truth), {"a": masks["edeconvnet"]})[1][0])
+        objects.append(object_ious(truth, make_object_mask(truth), {"a": masks["edeconvnet"]})[1][0])
+        every, _, confidence = predictor.masks_by_box_count(
+            decode_image(row["image"]), np.array(boxes.get(row["image_id"], []), np.float32), ()
+        )
+        own = boundary_counts(truth, [every[name] for name in RESULTS], 4)
+        boundaries += own
+        calibration = calibration + calibration_counts(truth, every[DECISIVE_RESULT], confidence)
+        mine = measured[row["image_id"]]
+        f, iou = np.nanmean(own.f_measure[4]) if row["image_id"] != "p00" else None, own.iou[4]
+        assert mine["boundary_f"] == (None if row["image_id"] == "p00" else pytest.approx(f))
+        assert mine["boundary_iou"] == (None if row["image_id"] == "p00" else pytest.approx(np.nanmean(iou)))
+        assert mine["confidence"] == pytest.approx(confidence.mean(), abs=1e-6)
+        assert mine["picture"] == f"images/{row['image_id']}.jpg"
+        picture = decode_image((tmp_path / "report" / mine["picture"]).read_bytes())
+        expected = side_by_side(decode_image(row["image"]), (truth, every[DECISIVE_RESULT]), CLASSES)
+        assert picture.shape == expected.shape and np.abs(picture.astype(int) - expected).mean() < 12, (
+            "but for the losses of JPEG"
+        )
         for name in RESULTS:
             single = ConfusionMatrix(4).update(truth, masks[name])
+            assert mine[f"mean_iou.{name}"] == found.mean_iou[row["image_id"]][name]
             totals[name].update(truth, masks[name])
-            mine = found.mean_iou[row["image_id"]][name]
-            assert mine is None if row["image_id"] == "p00" else mine == pytest.approx(single.mean_iou)
+            mean_iou = found.mean_iou[row["image_id"]][name]
+            assert mean_iou is None if row["image_id"] == "p00" else mean_iou == pytest.approx(single.mean_iou)
             if name == DECISIVE_RESULT:
+                assert mine["pixel_accuracy"] == (None if row["image_id"] == "p00" else pytest.approx(single.pixel_accuracy))
+                ious = [np.nan if mine[f"iou.{each}"] is None else mine[f"iou.{each}"] for each in CLASSES]
+                np.testing.assert_allclose(ious, single.iou)
                 np.testing.assert_array_equal(found.confusions[row["image_id"]], single.matrix)
 
     assert list(found.confusions) == list(found.mean_iou) == expected_ids and UNPROPOSED in expected_ids
@@ -86,20 +111,29 @@ def test_the_job_measures_what_a_loop_measures(ray_executor, models, image_table
         assert row["pixel_accuracy"] == pytest.approx(totals[name].pixel_accuracy)
         np.testing.assert_allclose([np.nan if v is None else v for v in row["iou"].values()], totals[name].iou)
         assert found.breakdowns["confusion"][name] == totals[name].matrix.tolist()
+        number = RESULTS.index(name)
+        for metric, values in (("boundary_f", boundaries.f_measure[number]), ("boundary_iou", boundaries.iou[number])):
+            assert row[metric] == pytest.approx(np.nanmean(values))
+            by_class = row[f"{metric}_by_class"]
+            np.testing.assert_allclose([np.nan if by_class[each] is None else by_class[each] for each in CLASSES], values)
+    assert found.results["expected_calibration_error"] == pytest.approx(expected_calibration_error(calibration), abs=1e-6)
+    assert found.breakdowns["calibration"]["pixels"] == calibration[0].tolist() and calibration[0].sum() > 1000
     assert json.loads(json.dumps(found.results, allow_nan=False)) == found.results
     steps = found.breakdowns["proposals"]
     assert steps["counts"] == [1, 2]
     assert steps["mean_iou"] == pytest.approx([first_box.mean_iou, totals["deconvnet"].mean_iou])
     sizes = found.breakdowns["sizes"]
-    assert sum(sizes["objects"]) == sum(map(len, ious)) > 5
+    assert sum(sizes["objects"]) == sum(map(len, objects)) > 5
     summed = sum(n * value for n, value in zip(sizes["objects"], sizes["mean_iou"]["edeconvnet"], strict=True) if n)
-    assert summed == pytest.approx(np.concatenate(ious).sum())
+    assert summed == pytest.approx(np.concatenate(objects).sum())
 
     assert found.statistics.images == 8 and len(found.statistics.confidence_shares) == 1, "too few images for bins of confidence"
     assert list(found.statistics.class_shares) == list(CLASSES)
     np.testing.assert_allclose(list(found.statistics.class_shares.values()), np.mean(shares, axis=0))
 
-    local = evaluate(inputs, "made up", LocalExecutor(2))
+    local = evaluate(replace(inputs, report_uri=""), "made up", LocalExecutor(2))
+    exact = [{**row, "picture": "", "confidence": pytest.approx(row["confidence"])} for row in found.images]
+    assert local.images == exact, "but for the last digits of a mean"
     assert local.statistics == found.statistics
     assert local.results == found.results and local.mean_iou == found.mean_iou
     assert local.breakdowns["confusion"] == found.breakdowns["confusion"]

@@ -212,7 +212,11 @@ def test_the_mask_after_k_boxes_is_the_mask_from_these_boxes_alone(networks, sam
     masks, after, confidence = small.masks_by_box_count(image, boxes, (5, 1, 2))
     assert list(after) == [1, 2, 5]
     probabilities = small.probabilities(image, boxes)
-    assert confidence == {name: pytest.approx(probabilities[name].max(axis=0).mean()) for name in RESULTS}
+    last = probabilities[RESULTS[-1]].max(axis=0)
+    np.testing.assert_array_equal(confidence, cv2.resize(last, image.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT))
+    assert confidence.dtype == np.float32 and 0 < confidence.min() < confidence.max() <= 1.001
+    with pytest.raises(ValueError, match="no results are named"):
+        small.masks(image, boxes, ())
     for count, found in after.items():
         np.testing.assert_array_equal(found, small.masks(image, boxes[:count], ("deconvnet",))["deconvnet"])
     assert (after[1] != after[2]).any() and (after[2] != after[5]).any()

@@ -1,16 +1,19 @@
 """The part of the report that compares a new model with the champion: which images and classes changed, and the figure."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from deconvnet.evaluation.comparison import DECISIVE_RESULT, IMAGE_CONFUSIONS, image_confusions_file
 from deconvnet.evaluation.evaluator import EvaluationInputs
 from deconvnet.evaluation.hold_out import HoldOut
+from deconvnet.evaluation.image_measures import IMAGES_FILE, images_file
 from deconvnet.evaluation.metrics import ConfusionMatrix
 from deconvnet.inference.predictor import PredictorOptions
 from deconvnet.models.checkpoint import save_model
@@ -41,6 +44,12 @@ def evaluated(folder: Path, confusions: dict[str, np.ndarray]) -> None:
     row = {"mean_iou": total.mean_iou, "pixel_accuracy": total.pixel_accuracy, "iou": iou}
     (folder / "results.json").write_text(json.dumps({"classes": CLASSES, "rows": {DECISIVE_RESULT: row}}))
     (folder / IMAGE_CONFUSIONS).write_bytes(image_confusions_file(confusions))
+    rows = []
+    for number, (image_id, each) in enumerate(confusions.items()):
+        mean_iou = ConfusionMatrix(4, each).mean_iou
+        row = {"image_id": image_id, f"mean_iou.{DECISIVE_RESULT}": None if np.isnan(mean_iou) else mean_iou, "confidence": 0.5}
+        rows.append({**row, "boundary_f": number / 10, "picture": f"images/{image_id}.jpg"})
+    (folder / IMAGES_FILE).write_bytes(images_file(rows, (DECISIVE_RESULT,), CLASSES))
 
 
 @pytest.fixture
@@ -86,7 +95,14 @@ def test_the_images_and_classes_that_gained_and_lost_most_are_found_and_shown(tm
     evaluated(tmp_path, after)
     evaluated(tmp_path / "champion", before)
     files, found = compared(tmp_path, inputs)
-    assert list(files) == ["against_champion.png", "against_champion.json"]
+    assert list(files) == ["against_champion.png", "against_champion.parquet", "against_champion.json"]
+    assert (found["images_gained"], found["images_lost"], found["images_equal"]) == (4, 2, 2)
+    assert found["boundary_f"] == {"champion": pytest.approx(0.35), "challenger": pytest.approx(0.35)}
+    rows = {row["image_id"]: row for row in pq.read_table(io.BytesIO(files["against_champion.parquet"])).to_pylist()}
+    assert list(rows) == list(IMAGES) and rows["d"]["change"] == 0 and rows["h"]["change"] < -0.05 < 0.1 < rows["e"]["change"]
+    assert rows["h"]["mean_iou.champion"] == ConfusionMatrix(4, before["h"]).mean_iou
+    assert rows["h"]["mean_iou.challenger"] == ConfusionMatrix(4, after["h"]).mean_iou
+    assert (rows["c"]["picture.champion"], rows["c"]["picture.challenger"]) == ("champion/images/c.jpg", "images/c.jpg")
     assert [name for name, _, _ in found["gained"]] == ["e", "b", "f"] and [name for name, _, _ in found["lost"]] == ["a", "h"]
     _, champion, challenger = found["lost"][0]
     assert champion == ConfusionMatrix(4, before["a"]).mean_iou and challenger == ConfusionMatrix(4, after["a"]).mean_iou
@@ -107,7 +123,8 @@ def test_models_with_equal_masks_have_no_figure(tmp_path: Path, inputs: Evaluati
     for folder in (tmp_path, tmp_path / "champion"):
         evaluated(folder, {name: matrix(60) for name in IMAGES} | {"void": np.zeros((4, 4), np.int32)})
     files, found = compared(tmp_path, inputs, *IMAGES, "void")
-    assert list(files) == ["against_champion.json"] and found["images"] == 9
+    assert list(files) == ["against_champion.parquet", "against_champion.json"] and found["images"] == 9
+    assert (found["images_gained"], found["images_lost"], found["images_equal"]) == (0, 0, 9)
     assert (found["rise"], found["lower"], found["upper"], found["gained"], found["lost"]) == (0, 0, 0, [], [])
 
 
@@ -115,7 +132,8 @@ def test_only_images_by_which_both_may_be_judged_count(tmp_path: Path, inputs: E
     """The new model is better on the first two images, and worse on the others, which are new."""
     evaluated(tmp_path, {name: matrix(80 if name in "ab" else 30) for name in IMAGES})
     evaluated(tmp_path / "champion", {name: matrix(60) for name in IMAGES})
-    _, found = compared(tmp_path, inputs, "a", "b")
+    files, found = compared(tmp_path, inputs, "a", "b")
+    assert pq.read_table(io.BytesIO(files["against_champion.parquet"]))["image_id"].to_pylist() == ["a", "b"]
     assert found["rise"] > 0.1 and (found["images"], found["new_images"]) == (2, 2)
     assert found["rise"] == pytest.approx(found["mean_iou"]["challenger"] - found["mean_iou"]["champion"])
     assert {name for name, _, _ in found["gained"]} == {"a", "b"} and found["lost"] == []
@@ -128,6 +146,10 @@ def test_evaluations_of_other_images_or_without_confusion_matrices_are_not_compa
     evaluated(tmp_path, {name: matrix(60) for name in IMAGES})
     evaluated(tmp_path / "champion", {name: matrix(60) for name in IMAGES[1:]})
     with pytest.raises(ValueError, match="different images: 1 of them, such as 'a'"):
+        compared(tmp_path, inputs)
+    evaluated(tmp_path / "champion", {name: matrix(60) for name in IMAGES})
+    (tmp_path / "champion" / IMAGES_FILE).unlink()
+    with pytest.raises(UserError, match=r"champion/images\.parquet does not exist"):
         compared(tmp_path, inputs)
     (tmp_path / "champion" / IMAGE_CONFUSIONS).unlink()
     with pytest.raises(UserError, match=r"champion/image_confusions\.npz does not exist"):

@@ -1,10 +1,13 @@
 """The files of an evaluation: their names, their order and their content."""
 
+import io
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from deconvnet.evaluation.breakdowns import Breakdowns
+from deconvnet.evaluation.calibration import calibration_as_dict, calibration_counts
 from deconvnet.evaluation.drift import PredictionStatistics
 from deconvnet.evaluation.evaluator import Evaluation
 from deconvnet.inference.predictor import RESULTS, PredictorOptions
@@ -19,15 +22,21 @@ def test_results_json_is_the_last_file_of_a_report() -> None:
     single = counted.add(truth, truth, dict.fromkeys(RESULTS, truth), {1: truth * 0, 5: truth})
     iou = {"background": 1.0, "cat": 1.0, "dog": None}
     rows = {name: {"mean_iou": 1.0, "pixel_accuracy": 1.0, "iou": iou} for name in RESULTS}
-    results = {"dataset": "made up", "images": 1, "classes": classes, "rows": rows}
+    results = {"dataset": "made up", "images": 1, "classes": classes, "expected_calibration_error": 0.5, "rows": rows}
     means = {name: matrix.mean_iou for name, matrix in zip(RESULTS, single, strict=True)}
     statistics = PredictionStatistics.of([0.5], np.array([[0.75, 0.25, 0]]), classes)
-    found = Evaluation(results, {"a": means}, counted.as_dict(), {"a": single[-1].matrix}, statistics)
+    counts = calibration_counts(truth, truth, np.full(truth.shape, 0.5))
+    measured = {**counted.as_dict(), "calibration": calibration_as_dict(counts)}
+    images = [{"image_id": name, "mean_iou.fcn8s": 1.0, "iou.cat": 0.25, "confidence": 0.5, "picture": ""} for name in ("b", "a")]
+    found = Evaluation(results, {"a": means}, images, measured, {"a": single[-1].matrix}, statistics)
     options = PredictorOptions(proposals=5, crf={"iterations": 3})
     files = report_files(found, {"comparison": b"png"}, options)
-    charts = ("iou_by_class.png", "iou_by_proposals.png", "iou_by_size.png", "confusion.png")
+    charts = ("iou_by_class.png", "iou_by_proposals.png", "iou_by_size.png", "confusion.png", "calibration.png")
     texts = ("mean_iou_by_image.json", "analysis.json", "prediction_statistics.json", "results.md", "results.json")
-    assert set(files) == {"comparison.png", "image_confusions.npz", *charts, *texts} and list(files)[-1] == "results.json"
+    assert (
+        set(files) == {"comparison.png", "image_confusions.npz", "images.parquet", *charts, *texts}
+        and list(files)[-1] == "results.json"
+    )
     assert all(files[name].startswith(b"\x89PNG") for name in charts) and files["comparison.png"] == b"png"
     assert json.loads(files["results.json"]) == results
     assert PredictionStatistics(**json.loads(files["prediction_statistics.json"])) == statistics
@@ -35,21 +44,29 @@ def test_results_json_is_the_last_file_of_a_report() -> None:
     assert PredictorOptions(**kept.pop("segmenter")) == options
     assert kept == found.breakdowns and kept["proposals"]["mean_iou"][0] < kept["proposals"]["mean_iou"][1] == 1.0
     assert json.loads(files["mean_iou_by_image.json"])["a"]["fcn8s"] == 1.0
+    table = pq.read_table(io.BytesIO(files["images.parquet"]))
+    assert table["image_id"].to_pylist() == ["a", "b"] and table["iou.cat"].to_pylist() == [0.25, 0.25]
+    assert table["iou.dog"].to_pylist() == [None, None] and table.column_names[-4:-1] == [f"iou.{name}" for name in classes]
 
 
 def test_results_markdown_has_the_five_rows_in_order_and_dashes_for_missing_figures():
-    figures = {"mean_iou": 0.5, "pixel_accuracy": 0.875, "iou": {"background": 0.9, "cat": 0.1, "unicorn": None}}
+    figures = {
+        "mean_iou": 0.5,
+        "pixel_accuracy": 0.875,
+        "boundary_f": 0.25,
+        "iou": {"background": 0.9, "cat": 0.1, "unicorn": None},
+    }
     rows = {name: {**figures, "mean_iou": 0.1 * i} for i, name in enumerate(RESULTS)}
     rows["fcn8s"]["mean_iou"] = None
     results = {"dataset": "made up", "images": 3, "classes": ["background", "cat", "unicorn"], "rows": rows}
     lines = results_markdown(results).splitlines()
     assert lines[0] == "# made up: 3 images"
     assert lines[4:9] == [
-        "| FCN-8s | – | 87.5 |",
-        "| DeconvNet | 10.0 | 87.5 |",
-        "| DeconvNet+CRF | 20.0 | 87.5 |",
-        "| EDeconvNet | 30.0 | 87.5 |",
-        "| EDeconvNet+CRF | 40.0 | 87.5 |",
+        "| FCN-8s | – | 87.5 | 25.0 | – |",
+        "| DeconvNet | 10.0 | 87.5 | 25.0 | – |",
+        "| DeconvNet+CRF | 20.0 | 87.5 | 25.0 | – |",
+        "| EDeconvNet | 30.0 | 87.5 | 25.0 | – |",
+        "| EDeconvNet+CRF | 40.0 | 87.5 | 25.0 | – |",
     ]
     assert "| unicorn | – | – | – | – | – |" in lines
     assert "| cat | 10.0 | 10.0 | 10.0 | 10.0 | 10.0 |" in lines

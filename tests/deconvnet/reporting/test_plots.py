@@ -11,6 +11,7 @@ from deconvnet.reporting.plots import (
     iou_by_proposals,
     iou_by_size,
     recall_curves,
+    reliability_diagram,
 )
 from proposals.recall import Recall
 from tests.deconvnet.png_pixels import area, pixels
@@ -125,3 +126,16 @@ def test_each_stage_has_two_panels() -> None:
     assert one.shape == (340, 1200, 3) and two.shape == (680, 1200, 3)
     assert area(one, (0x00, 0x72, 0xB2)) > 300
     assert draw_training_curves({}) == {}
+
+
+def test_the_bars_of_a_reliability_diagram_are_the_shares_of_right_pixels() -> None:
+    """Two bins of which one is always right; bins without pixels have no bar."""
+
+    def drawn(accuracy: list[float | None]) -> np.ndarray:
+        calibration = {"edges": [0, 0.25, 0.5, 0.75, 1], "pixels": [0, 300, 0, 100], "accuracy": accuracy}
+        return pixels(reliability_diagram({**calibration, "confidence": [None, 0.4, None, 0.9]}, 0.07, "cats"))
+
+    colour = (0x9E, 0xCA, 0xE1)
+    full, half, none = (area(drawn([None, share, None, 1.0]), colour) for share in (1.0, 0.5, 0.0))
+    assert full - half == pytest.approx(half - none, rel=0.05) and none > 10_000
+    assert pixels(reliability_diagram({"edges": [0, 1], "pixels": [0], "accuracy": [None], "confidence": [None]}, None, "")).any()

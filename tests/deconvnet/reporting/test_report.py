@@ -1,16 +1,19 @@
 """The report: its content, that it runs and fetches nothing, and how a browser shows it."""
 
+import base64
+import hashlib
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
 from deconvnet.reporting.report import render_report
 from deconvnet.reporting.run_summary import Rejects
 from tests.browser import Browser, browser, missing
-from tests.deconvnet.example_run import SCRIPT_TAG, example_summary, grey_png
+from tests.deconvnet.example_run import SCRIPT_TAG, example_images, example_summary, grey_png
 
 
 class Reader(HTMLParser):
@@ -74,7 +77,14 @@ def test_the_report_of_a_retraining_shows_the_interval_the_classes_and_the_decis
 
 def test_the_report_shows_results_data_rejects_times_and_settings() -> None:
     read = Reader(render_report(example_summary()))
-    assert ["EDeconvNet+CRF", "61.2", "87.5", "72.5"] in read.rows and ["FCN-8s", "50.1", "87.5", "62.2"] in read.rows
+    assert ["EDeconvNet+CRF", "61.2", "87.5", "–", "–", "72.5"] in read.rows and [
+        "FCN-8s",
+        "50.1",
+        "87.5",
+        "–",
+        "–",
+        "62.2",
+    ] in read.rows
     assert ["cat", *["12.3"] * 5] in read.rows and [SCRIPT_TAG, *["–"] * 5] in read.rows
     assert ["images: train", "9,000"] in read.rows and ["crops: stage1", "70,000"] in read.rows
     assert ["not an image", "4", "a.jpg, b.jpg"] in read.rows
@@ -93,6 +103,73 @@ def test_the_report_runs_no_script_and_fetches_nothing() -> None:
     assert all(url.startswith(("data:image/png;base64,", "#")) for url in read.urls)
     assert not re.search(r"https?://|url\(|@import", html)
     assert "default-src 'none'" in html
+
+
+def test_every_image_is_in_a_table_lowest_mean_iou_first_and_links_to_its_picture() -> None:
+    read = Reader(render_report(example_summary(images=example_images())))
+    start = next(i for i, row in enumerate(read.rows) if row[0] == "image")
+    heads = ["image", "mean IoU", "pixel accuracy", "boundary F", "Boundary IoU", "confidence", "background", "cat"]
+    assert read.rows[start : start + 5] == [
+        heads,
+        ["", "25.0", "25.0", "25.0", "25.0", "75.0", "25.0", "25.0"],
+        ["", "50.0", "50.0", "–", "50.0", "75.0", "50.0", ""],
+        ["a10", "90.0", "90.0", "90.0", "90.0", "75.0", "90.0", ""],
+        ["", "–", "–", "–", "–", "75.0", "", ""],
+    ]
+    links = [url for url in read.urls if url.startswith("images/")]
+    assert [unquote(url) for url in links] == [f"images/{name}.jpg" for name in ("a9", f"50% {SCRIPT_TAG}#1", "void")]
+    assert not any(set(url) & set('<>#" ') for url in links)
+    assert 'id="every_image"' not in render_report(example_summary())
+
+
+def test_a_table_of_many_images_has_the_worst_and_counts_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deconvnet.reporting.report._MAX_CELLS", 17)  # two rows of eight cells
+    html = render_report(example_summary(images=example_images()))
+    assert "2 other images are in the Parquet file only." in html and "a9" in html and "a10" not in html
+
+
+def test_the_only_script_sorts_tables_and_nothing_else_may_run() -> None:
+    """The content security policy has the digest of the script, so a browser runs no other."""
+    html = render_report(example_summary(images=example_images()))
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'\"" in html
+    assert "sortable" in script and not re.search(r"https?://|fetch|import", script)
+
+
+def changed_images() -> list[dict[str, object]]:
+    rows = {"cat1": (0.5, 0.25, 0.4, 0.5), "cat2": (0.5, 0.75, None, 0.5), "void": (None, None, None, None)}
+    return [
+        {
+            "image_id": name,
+            "mean_iou.champion": before,
+            "mean_iou.challenger": after,
+            "change": None if before is None else after - before,
+            "boundary_f.champion": f,
+            "boundary_f.challenger": new_f,
+            "picture.champion": f"champion/images/{name}.jpg",
+            "picture.challenger": f"images/{name}.jpg",
+        }
+        for name, (before, after, f, new_f) in rows.items()
+    ]
+
+
+def test_the_images_of_a_retraining_are_side_by_side_largest_fall_first() -> None:
+    comparison = {
+        **{"rise": 0.0, "lower": 0, "upper": 0, "images": 3, "mean_iou": {"champion": 0.5, "challenger": 0.5}, "classes": []},
+        **{"boundary_f": {"champion": 0.4, "challenger": 0.5}, "images_gained": 1, "images_lost": 1, "images_equal": 1},
+    }
+    html = render_report(example_summary(against_champion=comparison, champion_images=changed_images(), decision="Not promoted."))
+    assert "Images by their own mean IoU: 1 gained, 1 lost, 1 as before." in html
+    assert "Their boundary F is 50.0 % on average, the champion's 40.0 %." in html.replace("&#39;", "'")
+    read = Reader(html)
+    start = next(i for i, row in enumerate(read.rows) if row[0] == "image")
+    assert [row[:7] for row in read.rows[start + 1 : start + 4]] == [
+        ["cat1", "50.0", "25.0", "-25.0", "40.0", "50.0", "+10.0"],
+        ["cat2", "50.0", "75.0", "+25.0", "–", "50.0", "–"],
+        ["void", "–", "–", "–", "–", "–", "–"],
+    ]
+    assert [url for url in read.urls if "cat1" in url] == ["champion/images/cat1.jpg", "images/cat1.jpg"]
 
 
 def test_sections_without_content_are_left_out() -> None:
@@ -147,6 +224,27 @@ def test_a_browser_shows_the_report_without_requests_or_errors(window: Browser, 
     assert "data.root" not in seen, "the settings are collapsed"
     assert window.requests() == [file.as_uri()], "the report requests nothing"
     assert window.console() == []
+
+
+def test_a_click_on_a_head_sorts_a_table(window: Browser, tmp_path: Path) -> None:
+    """Numbers largest first, then smallest first, cells without one last; names as people count. Nothing else runs."""
+    file = tmp_path / "index.html"
+    file.write_text(render_report(example_summary(images=example_images())))
+    window.console()
+    window.open(file.as_uri())
+
+    def sorted_by(column: int) -> list[str]:
+        window.run("document.querySelectorAll('table.sortable thead button')[arguments[0]].click()", column)
+        found = window.run(
+            "return [...document.querySelectorAll('table.sortable tbody tr')].map(row => row.cells[0].textContent)"
+        )
+        return [name.partition(" ")[0] for name in found]
+
+    assert sorted_by(1) == ["a10", "50%", "a9", "void"]
+    assert sorted_by(1) == ["a9", "50%", "a10", "void"]
+    assert sorted_by(3)[:2] == ["a10", "a9"]
+    assert sorted_by(0) == ["50%", "a9", "a10", "void"] and sorted_by(0) == ["void", "a10", "a9", "50%"]
+    assert window.run("return document.title") == f"mine · {SCRIPT_TAG}" and window.console() == []
 
 
 @pytest.mark.parametrize("width", [1200, 500])

@@ -52,6 +52,7 @@ def test_a_complete_workspace_is_read(tmp_path) -> None:
 def test_only_results_are_needed(tmp_path) -> None:
     found = read_run_summary(str(workspace(tmp_path)), title="t", settings={}, code="c")
     assert (found.splits, found.seconds, found.step_seconds, found.rejects.total, found.figures) == ({}, {}, {}, 0, {})
+    assert found.images == found.champion_images == []
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError):
         read_run_summary(str(tmp_path / "empty"), title="t", settings={}, code="c")
@@ -62,4 +63,5 @@ def test_durations_percentages_and_result_rows_are_formatted() -> None:
     assert [duration(s) for s in (3599.6, 7500, 400000)] == ["1 h 00 min", "2 h 05 min", "111 h 06 min"]
     assert percent(None) == "–" and percent(0.7254) == "72.5"
     rows = result_rows(example_results(fcn8s=None))
-    assert rows[0] == ("FCN-8s", "–", "87.5", "62.2") and [row[3] for row in rows] == ["62.2", "69.6", "70.5", "71.7", "72.5"]
+    assert rows[0] == ("FCN-8s", "–", "87.5", "–", "–", "62.2"), "an earlier version measured no boundaries"
+    assert [row[-1] for row in rows] == ["62.2", "69.6", "70.5", "71.7", "72.5"]

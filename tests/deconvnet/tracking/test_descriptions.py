@@ -4,7 +4,7 @@ import pytest
 from mlflow.entities.model_registry import ModelVersion, ModelVersionTag, RegisteredModel, RegisteredModelAlias
 
 from deconvnet.reporting.run_summary import Rejects
-from deconvnet.tracking.descriptions import (
+from deconvnet.tracking.texts.descriptions import (
     MAX_LENGTH,
     MODEL_HEADING,
     escaped,
@@ -21,7 +21,7 @@ from tests.deconvnet.example_run import SCRIPT_TAG, example_results, example_sum
 
 def test_the_description_of_a_run_has_its_results() -> None:
     note = run_description(example_summary(), "abc123")
-    assert "| EDeconvNet+CRF | 61.2 | 87.5 | 72.5 |" in note and "| FCN-8s | 50.1 | 87.5 | 62.2 |" in note
+    assert "| EDeconvNet+CRF | 61.2 | 87.5 | – | – | 72.5 |" in note and "| FCN-8s | 50.1 | 87.5 | – | – | 62.2 |" in note
     assert note.startswith("**EDeconvNet+CRF: 61.2 % mean IoU** on cats &amp; dogs val, 1,234 images.")
     assert "**Data**: 9,000 train, 40 dev, 1,234 val images, 4 classes. 5 inputs were rejected." in note
     assert "**Time**: 2 h 05 min." in note
@@ -81,7 +81,11 @@ def test_a_run_is_named_after_config_workspace_and_day() -> None:
 
 def test_the_description_of_a_version_has_the_results_that_were_measured() -> None:
     text = version_description(RESULTS)
-    assert "| FCN-8s | 62.2 | 90.0 |" in text and "| EDeconvNet+CRF | 72.5 | – |" in text and "| DeconvNet |" not in text
+    assert (
+        "| FCN-8s | 62.2 | 90.0 | – | – |" in text
+        and "| EDeconvNet+CRF | 72.5 | – | – | – |" in text
+        and "| DeconvNet |" not in text
+    )
 
 
 def version(number: int, decision: str = "", tags: dict[str, str] | None = None) -> ModelVersion:
@@ -98,7 +102,7 @@ def test_the_description_of_a_model_shows_the_champion() -> None:
     versions = [version(3), version(2, "promoted"), version(1)]
     text = model_description(model(champion=2, challenger=3), "http://mlflow:5000", versions)
     assert text.startswith(MODEL_HEADING) and "Champion: version 2," in text
-    assert "| FCN-8s | 40.0 | 90.0 |" in text and "| EDeconvNet+CRF | 50.2 | – |" in text
+    assert "| FCN-8s | 40.0 | 90.0 | – | – |" in text and "| EDeconvNet+CRF | 50.2 | – | – | – |" in text
     assert 'mlflow.set_tracking_uri("http://mlflow:5000")' in text and 'load_model("models:/net@champion")' in text
     assert "mlflow models serve -m models:/net@champion" in text
     assert text.splitlines()[-3:] == [

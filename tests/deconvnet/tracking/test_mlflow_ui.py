@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from deconvnet.reporting.report import render_report
-from deconvnet.tracking.descriptions import run_description, run_name, stage_description
 from deconvnet.tracking.mlflow_runs import MlflowTracker
 from deconvnet.tracking.promotion import Decision, promote
 from deconvnet.tracking.registry import OwnModel, update_model_description
+from deconvnet.tracking.texts.descriptions import run_description, run_name, stage_description
 from infra.deploy.local.servers import mlflow_server
 from infra.storage.lock import hold_lock
 from tests.browser import Browser, browser, missing
-from tests.deconvnet.example_run import example_summary, grey_png
+from tests.deconvnet.example_run import example_images, example_summary, grey_png
 from workflows.cli.output import TRAINING_PAGES
 
 TABLE = "return [...document.querySelectorAll('tr')].map(r => r.innerText.split(/[\\t\\n]+/).map(t => t.trim()).join(' | '))"
@@ -42,7 +42,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory, make_store: Callable[[Path], 
             child.log_metrics({"val.mean_iou.edeconvnet_crf": 0.6123})
         parent.describe(run_description(example_summary(), parent.run_id))
         parent.log_bytes(grey_png(), "report/comparison.png")
-        parent.log_bytes(render_report(example_summary()).encode(), "report/index.html")
+        report = render_report(example_summary(images=example_images()))  # has a script, which sorts the images
+        parent.log_bytes(report.encode(), "report/index.html")
         parent.log_metrics({"val.mean_iou.edeconvnet_crf": 0.6123, "system/cpu_utilization_percentage": 50.0})
         tracker.client.create_registered_model("net")
         for figure in ("0.5", "0.6"):
@@ -87,7 +88,7 @@ def test_a_runs_page_shows_the_results_and_the_image(seen: Seen) -> None:
     go(seen, f"experiments/{seen.experiment}/runs/{seen.run}")
     seen.window.wait("return document.body.innerText.includes('in the paper')")
     rows = seen.window.run(TABLE)
-    assert "EDeconvNet+CRF | 61.2 | 87.5 | 72.5" in rows and "FCN-8s | 50.1 | 87.5 | 62.2" in rows
+    assert "EDeconvNet+CRF | 61.2 | 87.5 | – | – | 72.5" in rows and "FCN-8s | 50.1 | 87.5 | – | – | 62.2" in rows
     picture = "const i = [...document.images].find(i => i.src.includes('get-artifact')); return i && i.complete && i.naturalWidth"
     assert seen.window.wait(picture) == 1200
     assert "voc · mine · 2026-11-23" in seen.window.text() and "cats & dogs val" in seen.window.text()

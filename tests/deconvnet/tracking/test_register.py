@@ -4,9 +4,11 @@ import base64
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import mlflow.artifacts
@@ -24,6 +26,7 @@ from infra.errors import UserError
 from proposals import edge_boxes
 from proposals.image_codec import decode_image, encode_jpeg
 from tests.deconvnet.ensembles import (
+    CARD,
     CLASSES,
     EDGES,
     RESULTS,
@@ -116,7 +119,10 @@ def test_a_version_has_its_results_and_alias(tracker, registered):
     assert int(version.version) == number and version.run_id == run_id
     measured = {"mean_iou.fcn8s": "0.6221", "pixel_accuracy.fcn8s": "0.9000", "mean_iou.edeconvnet_crf": "0.7250"}
     assert version.tags == measured | {"fingerprint": ""}
-    assert "| FCN-8s | 62.2 | 90.0 |" in version.description and "| EDeconvNet+CRF | 72.5 | – |" in version.description
+    assert (
+        "| FCN-8s | 62.2 | 90.0 | – | – |" in version.description
+        and "| EDeconvNet+CRF | 72.5 | – | – | – |" in version.description
+    )
     tags = tracker.client.get_run(run_id).data.tags
     assert tags["mean_iou.edeconvnet_crf"] == "0.7250" and tags["model.version"] == str(number)
 
@@ -135,6 +141,8 @@ def test_a_model_contains_no_pickle_and_all_it_needs(tracker, registered, folder
     } <= files
     assert {f"artifacts/ensemble/{n}/model.{e}" for n in ("deconvnet", "fcn8s") for e in ("safetensors", "json")} <= files
     assert "artifacts/ensemble/val_images.json" in files
+    assert (inside / "model_card.md").read_text("utf-8") == CARD
+    assert f"[Model card](ajax-api/2.0/mlflow/logged-models/{inside.parent.name}/artifacts/files" in version.description
     kept = read_statistics(str(inside / "artifacts/ensemble"))
     assert kept is not None and kept.as_dict() == json.loads(json.dumps(ensemble_in(folder).statistics.as_dict()))
     assert not [f for f in files if f.startswith("code/") and not f.endswith(".py")]
@@ -260,6 +268,10 @@ def test_models_are_registered_on_a_tracking_server_too(folder, networks, tmp_pa
     with server(tmp_path, free_port()) as uri:
         over_http = MlflowTracker(uri, "over http")
         _, number = register_ensemble(over_http, folder)
+        described = over_http.client.get_model_version("shapes", str(number)).description
+        link = re.findall(r"\[Model card\]\(([^)]+)\)", described)[0]
+        with urllib.request.urlopen(f"{uri}/{link}") as answer:
+            assert answer.read().decode() == CARD, "the link leads to the card"
         assert int(over_http.client.get_model_version_by_alias("shapes", "challenger").version) == number
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         found = Path(mlflow.artifacts.download_artifacts("models:/shapes@challenger", dst_path=str(tmp_path)))

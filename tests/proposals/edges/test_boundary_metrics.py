@@ -7,7 +7,7 @@ import pytest
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from proposals.edges.boundary_metrics import THRESHOLDS, _offsets, edge_counts, edge_quality, matched_pixels, thin_lines
+from proposals.edges.boundary_metrics import THRESHOLDS, disk_offsets, edge_counts, edge_quality, matched_pixels, thin_lines
 from proposals.edges.bsds import bsds_files, read_bsds_image
 from proposals.edges.detector import edge_orientations, gradient_edges, suppress_non_maxima
 
@@ -31,24 +31,24 @@ def test_thresholds_are_25_between_0_and_1():
 
 def test_matching_is_one_to_one():
     many, single = points((5, 4), (5, 5), (5, 6), (6, 5)), points((5, 5))
-    assert matched_pixels(many, single, _offsets(2)).sum() == 1
-    assert matched_pixels(single, many, _offsets(2)).sum() == 1
+    assert matched_pixels(many, single, disk_offsets(2)).sum() == 1
+    assert matched_pixels(single, many, disk_offsets(2)).sum() == 1
 
 
 def test_matching_is_as_large_as_possible_where_greedy_matching_is_not():
     """The middle pair is the nearest; matching it first would leave both outer pixels without a partner."""
     detected, annotated = points((5, 3), (5, 6)), points((5, 5), (5, 8))
     # Nearest first takes (5, 6)–(5, 5); then (5, 3) and (5, 8) are 5 px apart.
-    assert matched_pixels(detected, annotated, _offsets(2)).sum() == 2
+    assert matched_pixels(detected, annotated, disk_offsets(2)).sum() == 2
     chain = [(5, c) for c in range(0, 12, 3)]
     shifted = [(5, c + 2) for c in range(0, 12, 3)]
-    np.testing.assert_array_equal(matched_pixels(points(*chain), points(*shifted), _offsets(2)), points(*chain))
+    np.testing.assert_array_equal(matched_pixels(points(*chain), points(*shifted), disk_offsets(2)), points(*chain))
 
 
 def test_offsets_are_a_disc_ordered_by_distance():
-    assert [tuple(o) for o in _offsets(1)] == [(0, 0), (-1, 0), (0, -1), (0, 1), (1, 0)]
-    assert len(_offsets(1.42)) == 9 and len(_offsets(0.9)) == 1
-    lengths = np.hypot(*_offsets(4.34).T)
+    assert [tuple(o) for o in disk_offsets(1)] == [(0, 0), (-1, 0), (0, -1), (0, 1), (1, 0)]
+    assert len(disk_offsets(1.42)) == 9 and len(disk_offsets(0.9)) == 1
+    lengths = np.hypot(*disk_offsets(4.34).T)
     assert (np.diff(lengths) >= 0).all() and lengths.max() <= 4.34 and len(lengths) == 61
 
 
@@ -60,7 +60,7 @@ def test_matching_is_as_large_as_scipys(density):
         a, b = np.argwhere(detected), np.argwhere(annotated)
         near = ((a[:, None] - b[None]) ** 2).sum(axis=2) <= 3.2**2
         most = (maximum_bipartite_matching(csr_matrix(near), perm_type="column") >= 0).sum() if near.any() else 0
-        matched = matched_pixels(detected, annotated, _offsets(3.2))
+        matched = matched_pixels(detected, annotated, disk_offsets(3.2))
         assert matched.sum() == most and not (matched & ~detected).any()
 
 

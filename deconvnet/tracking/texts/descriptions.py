@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from deconvnet.reporting.figure import RESULT_TITLES
-from deconvnet.reporting.run_summary import STAGE_DESCRIPTIONS, RunSummary, duration, percent, result_rows
+from deconvnet.reporting.run_summary import METRICS, STAGE_DESCRIPTIONS, RunSummary, duration, percent, result_rows
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
@@ -65,6 +65,16 @@ def artifact_image(run_id: str, path: str, alt: str) -> str:
     return f"![{escaped(alt)}](get-artifact?path={quote(path, safe='')}&run_uuid={run_id})"
 
 
+def artifact_of_model(model_id: str, path: str) -> str:
+    """Return the address of a file of a logged model. It is relative, as in `artifact_image`.
+
+    Args:
+        model_id: id of the logged model in MLflow.
+        path: path of the file among the model's files.
+    """
+    return f"ajax-api/2.0/mlflow/logged-models/{model_id}/artifacts/files?artifact_file_path={quote(path, safe='')}"
+
+
 def results_table(results: Mapping[str, Any]) -> list[str]:
     """Format the five results of a run as a Markdown table, beside the mean IoU that Noh et al. (ICCV 2015) report.
 
@@ -76,8 +86,9 @@ def results_table(results: Mapping[str, Any]) -> list[str]:
     Returns:
         The lines of the table, with numbers in per cent.
     """
-    rows = (f"| {title} | {mean_iou} | {accuracy} | {paper} |" for title, mean_iou, accuracy, paper in result_rows(results))
-    return ["| per cent | mean IoU | pixel accuracy | mean IoU in the paper |", "|---|---|---|---|", *rows]
+    heads = ("per cent", *METRICS.values(), "mean IoU in the paper")
+    lines = [heads, ("---",) * len(heads), *result_rows(results)]
+    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def run_name(config: str, workspace: str, day: str) -> str:
@@ -195,16 +206,17 @@ def result_tags(results: Mapping[str, Any]) -> dict[str, str]:
     return {
         f"{metric}.{name}": f"{row[metric]:.4f}"
         for name, row in results["rows"].items()
-        for metric in ("mean_iou", "pixel_accuracy")
-        if row[metric] is not None
+        for metric in METRICS
+        if row.get(metric) is not None
     }
 
 
-def version_description(results: Mapping[str, Any]) -> str:
-    """Return the description of a version of the registered model: its results and its classes.
+def version_description(results: Mapping[str, Any], card: str = "") -> str:
+    """Return the description of a version of the registered model: its results, its classes, and a link to its model card.
 
     Args:
         results: content of the results.json that the pipeline's stage `evaluate` writes.
+        card: address of the model card, see `artifact_of_model`; "" if there is none.
 
     Returns:
         Markdown of at most 4,000 characters. There is room left for a sentence about the promotion, which is appended later.
@@ -214,6 +226,7 @@ def version_description(results: Mapping[str, Any]) -> str:
         "",
         *_version_table(result_tags(results)),
         "",
+        *([f"[Model card]({card}): data, results by class, limits, licences.", ""] if card else []),
         f"Classes, by id from 0: {escaped(', '.join(results['classes']))}.",
     ]
     return truncated("\n".join(lines), _MAX_VERSION_LENGTH)
@@ -292,11 +305,12 @@ def _version_table(tags: Mapping[str, str]) -> list[str]:
         only line is the sentence "It was not measured."
     """
     rows = [
-        f"| {title} | {_tagged_percent(tags, f'mean_iou.{name}')} | {_tagged_percent(tags, f'pixel_accuracy.{name}')} |"
+        f"| {title} | {' | '.join(_tagged_percent(tags, f'{metric}.{name}') for metric in METRICS)} |"
         for name, title in RESULT_TITLES.items()
         if f"mean_iou.{name}" in tags
     ]
-    return ["| per cent | mean IoU | pixel accuracy |", "|---|---|---|", *rows] if rows else ["It was not measured."]
+    heads = [f"| per cent | {' | '.join(METRICS.values())} |", f"|---|{'---|' * len(METRICS)}"]
+    return [*heads, *rows] if rows else ["It was not measured."]
 
 
 def _tagged_percent(tags: Mapping[str, str], name: str) -> str:

@@ -1,0 +1,77 @@
+"""The table of evaluated images, `report/images.parquet`: how well each image was segmented, and where its picture is."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra import storage
+from infra.errors import UserError
+
+IMAGES_FILE = "images.parquet"
+"""Name of the file in the report's folder."""
+PICTURES = "images"
+"""Name of the folder, in the report's folder, with a picture of each image, its annotation and its prediction."""
+
+
+def images_file(rows: Sequence[Mapping[str, Any]], results: Sequence[str], classes: Sequence[str]) -> bytes:
+    """Make the content of `images.parquet`.
+
+    Args:
+        rows: a dict for each image by the names of columns, see `images_schema`.
+        results: names of the results.
+        classes: class names, ordered by id.
+
+    Returns:
+        The content of the file, with the images in the order of their ids.
+    """
+    table = pa.Table.from_pylist(sorted(rows, key=lambda row: row["image_id"]), images_schema(results, classes))
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()
+
+
+def images_schema(results: Sequence[str], classes: Sequence[str]) -> pa.Schema:
+    """Return the columns of the table. All measures are from 0 to 1, of one image, and null if they are undefined.
+
+    Unless they say otherwise, they are of the result "edeconvnet_crf", the ensemble of both networks with the CRF.
+    """
+    return pa.schema(
+        [
+            pa.field("image_id", pa.string(), nullable=False),
+            *(pa.field(f"mean_iou.{name}", pa.float64()) for name in results),  # null if the whole annotation is void
+            pa.field("pixel_accuracy", pa.float64()),
+            pa.field("boundary_f", pa.float64()),  # mean over classes; null if there is no contour
+            pa.field("boundary_iou", pa.float64()),  # mean over classes
+            pa.field("confidence", pa.float64(), nullable=False),  # mean probability of the predicted class
+            *(pa.field(f"iou.{name}", pa.float64()) for name in classes),  # null if neither annotated nor predicted
+            pa.field("picture", pa.string(), nullable=False),  # path relative to the report's folder; "" if there is none
+        ]
+    )
+
+
+def read_images(uri: str) -> list[dict[str, Any]]:
+    """Read the rows of a table of images by the names of columns.
+
+    Args:
+        uri: URI of the file `images.parquet`.
+
+    Raises:
+        UserError: if there is no such file.
+    """
+    try:
+        content = storage.read_bytes(uri)
+    except FileNotFoundError as error:
+        raise UserError(f"{uri} does not exist: run the stage `evaluate` of its workspace again, which writes it") from error
+    rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(content)).to_pylist()
+    return rows
+
+
+def remove_other_pictures(report_uri: str) -> None:
+    """Delete the pictures in a report's folder that its table of images does not name, which are of an earlier evaluation."""
+    file = storage.join(report_uri, IMAGES_FILE)
+    kept = {row["picture"] for row in read_images(file)} if storage.exists(file) else set()
+    there = storage.list_files(storage.join(report_uri, PICTURES))
+    storage.remove_files(storage.join(report_uri, PICTURES), [name for name in there if f"{PICTURES}/{name}" not in kept])
