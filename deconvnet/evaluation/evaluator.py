@@ -80,7 +80,6 @@ class Evaluation:
         results: a dict, the content of `report/results.json`. "dataset" is the name of the data set, "images" the number of images,
             "classes" the list of class names, and "expected_calibration_error" that of the result "edeconvnet_crf". "rows" has an entry
             for each of the five results, by its name, such as "edeconvnet_crf": see `_result_row`.
-        mean_iou: mean IoU of each image on its own, by image_id, then by the name of the result; None if all pixels are void.
         images: a dict of measures for each image, a row of `report/images.parquet` (see `image_measures.images_schema`).
         breakdowns: IoU by number of proposals and by object size, and confusion matrices, see `Breakdowns.as_dict`; and, as
             "calibration", the reliability diagram of the result "edeconvnet_crf", see `calibration_as_dict`.
@@ -90,7 +89,6 @@ class Evaluation:
     """
 
     results: dict[str, Any]
-    mean_iou: dict[str, dict[str, float | None]]
     images: list[dict[str, Any]]
     breakdowns: dict[str, Any]
     confusions: dict[str, np.ndarray]
@@ -283,7 +281,6 @@ def _merge(measured: Iterable[Mapping[str, Any]], inputs: EvaluationInputs, data
     images = [_image_row(each, inputs) for each in of_image.values()]
     return Evaluation(
         results,
-        {row["image_id"]: {name: row[f"mean_iou.{name}"] for name in RESULTS} for row in images},
         images,
         {**total.as_dict(), "calibration": calibration_as_dict(calibration)},
         {image_id: each["confusions"] for image_id, each in of_image.items()},

@@ -1,7 +1,7 @@
 """The table of evaluated images, `report/images.parquet`: how well each image was segmented, and where its picture is."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -67,6 +67,11 @@ def read_images(uri: str) -> list[dict[str, Any]]:
         raise UserError(f"{uri} does not exist: run the stage `evaluate` of its workspace again, which writes it") from error
     rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(content)).to_pylist()
     return rows
+
+
+def mean_iou_by_result(rows: Iterable[Mapping[str, Any]], results: Sequence[str]) -> dict[str, dict[str, float | None]]:
+    """Return the mean IoU of each image by its id, then by the name of the result. None if it is undefined."""
+    return {row["image_id"]: {name: row[f"mean_iou.{name}"] for name in results} for row in rows}
 
 
 def remove_other_pictures(report_uri: str) -> None:

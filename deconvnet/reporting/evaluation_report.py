@@ -15,7 +15,7 @@ import numpy as np
 from deconvnet.evaluation.comparison import DECISIVE_RESULT, IMAGE_CONFUSIONS, image_confusions_file
 from deconvnet.evaluation.drift import STATISTICS_FILE
 from deconvnet.evaluation.evaluator import Evaluation, EvaluationInputs, evaluate
-from deconvnet.evaluation.image_measures import IMAGES_FILE, images_file
+from deconvnet.evaluation.image_measures import IMAGES_FILE, images_file, mean_iou_by_result
 from deconvnet.inference.predictor import RESULTS, PredictorOptions
 from deconvnet.reporting import gallery, plots
 from deconvnet.reporting.figure import RESULT_TITLES
@@ -43,7 +43,7 @@ def evaluate_and_report(
     """
     evaluation = evaluate(inputs, dataset, executor, gpu)
     models = (inputs.deconvnet_uri, inputs.fcn8s_uri)
-    shown = (inputs.images_uri, inputs.proposals_uri, inputs.classes, evaluation.mean_iou)
+    shown = (inputs.images_uri, inputs.proposals_uri, inputs.classes, mean_iou_by_result(evaluation.images, RESULTS))
     draw = partial(gallery.load_and_draw_gallery, models, inputs.options, gpu, *shown)
     figures = dict(executor.stream(draw, gpus=1.0 if gpu else 0.0, training=gpu))
     return evaluation.results, report_files(evaluation, figures, inputs.options)
@@ -59,7 +59,7 @@ def report_files(evaluation: Evaluation, figures: Mapping[str, bytes], options: 
             drawn again in the same way.
 
     Returns:
-        The files' contents by file name: the figures, the charts, `mean_iou_by_image.json`, `images.parquet`, `analysis.json`,
+        The files' contents by file name: the figures, the charts, `images.parquet`, `analysis.json`,
         `image_confusions.npz`, `prediction_statistics.json`, `results.md` and `results.json`. The files should be written in this
         order. Then a report is complete if it has `results.json`.
     """
@@ -68,7 +68,6 @@ def report_files(evaluation: Evaluation, figures: Mapping[str, bytes], options: 
         del charts["iou_by_size"]
     return {
         **{f"{name}.png": data for name, data in {**figures, **charts}.items()},
-        "mean_iou_by_image.json": _json(evaluation.mean_iou),
         IMAGES_FILE: images_file(evaluation.images, RESULTS, evaluation.results["classes"]),
         "analysis.json": _json({"segmenter": asdict(options), **evaluation.breakdowns}),  # existing reports use this key
         IMAGE_CONFUSIONS: image_confusions_file(evaluation.confusions),

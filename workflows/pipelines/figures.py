@@ -9,6 +9,8 @@ from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from deconvnet.evaluation.image_measures import IMAGES_FILE, mean_iou_by_result, read_images
+from deconvnet.inference.predictor import RESULTS
 from deconvnet.reporting import gallery, plots
 from deconvnet.reporting.evaluation_report import result_charts
 from infra import storage
@@ -21,13 +23,14 @@ from workflows.pipelines.workspace import MADE_BY, Workspace
 if TYPE_CHECKING:
     from deconvnet.inference.predictor import Predictor
 
+_IMAGES = f"report/{IMAGES_FILE}"
 _MADE_BY = {
     **MADE_BY,
     "models/fcn8s": "fcn8s",
     "models/stage2": "stage2",
     "report/results.json": "evaluate",
     "report/analysis.json": "evaluate",
-    "report/mean_iou_by_image.json": "evaluate",
+    _IMAGES: "evaluate",
 }
 """Name of the pipeline stage that makes a file, table or model folder, by its path in the workspace."""
 
@@ -121,7 +124,7 @@ class WorkspaceFigures:
         else:
             shown = [self._default_sample()]
         if name == "comparison":
-            scores = self._mean_iou if self._has("report/mean_iou_by_image.json") else {}
+            scores = self._mean_iou if self._has(_IMAGES) else {}
             return {"comparison.png": gallery.draw_comparison(predictor, [("", each) for each in shown], self._classes, scores)}
         draw = gallery.draw_instances if name == "instances" else gallery.draw_unpooling
         files = {each.image_id: draw(predictor, each, self._classes) for each in shown}
@@ -154,7 +157,7 @@ class WorkspaceFigures:
             The image with its ground truth and its box proposals.
         """
         images = self._need("images")
-        if self._has("report/mean_iou_by_image.json"):
+        if self._has(_IMAGES):
             ids = gallery.best_of_deconvnet(self._mean_iou)
         else:
             ids = [row["image_id"] for row in islice(tables.iter_rows(images, ["image_id"]), gallery.CANDIDATES)]
@@ -208,7 +211,7 @@ class WorkspaceFigures:
     @cached_property
     def _mean_iou(self) -> gallery.MeanIou:
         """Read the mean IoU (0 to 1) of each image and result, as `{image_id: {result: mean IoU}}`. It is read only once."""
-        return self._json("report/mean_iou_by_image.json")
+        return mean_iou_by_result(read_images(self._need(_IMAGES)), RESULTS)
 
     @cached_property
     def _classes(self) -> list[str]:

@@ -23,16 +23,15 @@ def test_results_json_is_the_last_file_of_a_report() -> None:
     iou = {"background": 1.0, "cat": 1.0, "dog": None}
     rows = {name: {"mean_iou": 1.0, "pixel_accuracy": 1.0, "iou": iou} for name in RESULTS}
     results = {"dataset": "made up", "images": 1, "classes": classes, "expected_calibration_error": 0.5, "rows": rows}
-    means = {name: matrix.mean_iou for name, matrix in zip(RESULTS, single, strict=True)}
     statistics = PredictionStatistics.of([0.5], np.array([[0.75, 0.25, 0]]), classes)
     counts = calibration_counts(truth, truth, np.full(truth.shape, 0.5))
     measured = {**counted.as_dict(), "calibration": calibration_as_dict(counts)}
     images = [{"image_id": name, "mean_iou.fcn8s": 1.0, "iou.cat": 0.25, "confidence": 0.5, "picture": ""} for name in ("b", "a")]
-    found = Evaluation(results, {"a": means}, images, measured, {"a": single[-1].matrix}, statistics)
+    found = Evaluation(results, images, measured, {"a": single[-1].matrix}, statistics)
     options = PredictorOptions(proposals=5, crf={"iterations": 3})
     files = report_files(found, {"comparison": b"png"}, options)
     charts = ("iou_by_class.png", "iou_by_proposals.png", "iou_by_size.png", "confusion.png", "calibration.png")
-    texts = ("mean_iou_by_image.json", "analysis.json", "prediction_statistics.json", "results.md", "results.json")
+    texts = ("analysis.json", "prediction_statistics.json", "results.md", "results.json")
     assert (
         set(files) == {"comparison.png", "image_confusions.npz", "images.parquet", *charts, *texts}
         and list(files)[-1] == "results.json"
@@ -43,8 +42,8 @@ def test_results_json_is_the_last_file_of_a_report() -> None:
     kept = json.loads(files["analysis.json"])
     assert PredictorOptions(**kept.pop("segmenter")) == options
     assert kept == found.breakdowns and kept["proposals"]["mean_iou"][0] < kept["proposals"]["mean_iou"][1] == 1.0
-    assert json.loads(files["mean_iou_by_image.json"])["a"]["fcn8s"] == 1.0
     table = pq.read_table(io.BytesIO(files["images.parquet"]))
+    assert table["mean_iou.fcn8s"].to_pylist() == [1.0, 1.0] and table["mean_iou.deconvnet"].to_pylist() == [None, None]
     assert table["image_id"].to_pylist() == ["a", "b"] and table["iou.cat"].to_pylist() == [0.25, 0.25]
     assert table["iou.dog"].to_pylist() == [None, None] and table.column_names[-4:-1] == [f"iou.{name}" for name in classes]
 
