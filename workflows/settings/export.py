@@ -1,0 +1,40 @@
+"""Define the settings of export.py."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+
+from infra.settings import Location
+from workflows.cli import CommandSettings
+
+
+class ExportSettings(CommandSettings):
+    """Settings of export.py."""
+
+    format: Literal["coco", "cvat", "labelme", "labelstudio", "voc", "yolo"] = Field(description="what to write (formats.md)")
+    to: Location = Field(min_length=1, description="new local folder to write")
+    predictions: Location = Field(min_length=1, description="output folder of predict.py, local or s3://")
+    only: Location | None = Field(
+        None, description="text file with the names of the images to export, one a line; empty: all that were predicted"
+    )
+    shapes: Literal["polygons", "masks"] | None = Field(
+        None,
+        description="polygons, or masks (run lengths, bitmaps) with every pixel; yolo: polygons, voc: masks; empty: polygons",
+    )
+    tolerance: NonNegativeFloat = Field(
+        0.75, description="how far a polygon may lie from the edges of the pixels, px; 0: it follows them exactly"
+    )
+    min_area: NonNegativeInt = Field(0, description="objects with fewer pixels are left out")
+    image_url: str = Field(
+        "/data/local-files/?d=images/", description="labelstudio: what stands before the name of an image in its address"
+    )
+    max_rejects: float = Field(0.05, ge=0, le=1, description="share of images that may be unusable before the export fails")
+    threads: PositiveInt | None = Field(None, description="threads; empty: one per CPU")
+
+    @model_validator(mode="after")
+    def _possible_shapes(self) -> "ExportSettings":
+        """Check that the format has the shapes. Raise ValueError if it doesn't."""
+        if (self.format, self.shapes) in (("yolo", "masks"), ("voc", "polygons")):
+            other = "polygons" if self.format == "yolo" else "masks"
+            raise ValueError(f"shapes {self.shapes} is not what {self.format} has: leave shapes out, which means {other} there")
+        return self
