@@ -31,7 +31,7 @@ from tests.workflows.test_setting_effects import NEEDS as DATA_NEEDS
 from tests.workflows.test_setting_effects import Called, candidates, changed, expected_stages, nested, write_files
 from workflows import export, import_data, predict, serve
 from workflows.cli import CommandSettings, setting_fields
-from workflows.operations import data_import, label_export, prediction
+from workflows.operations import data_import, label_export, network_export, prediction
 from workflows.pipelines import base, edges
 from workflows.pipelines.edges import EdgeTraining
 from workflows.settings import EdgeSettings, ImportSettings, PredictSettings, ServeSettings
@@ -136,8 +136,11 @@ def export_calls(options: list[str], patch: pytest.MonkeyPatch, record: Record) 
     patch.setattr(label_export, "get_format", lambda name: record("format")(name) or exporting.get_format(name))
     patch.setattr(label_export, "new_folder", folder)
     patch.setattr(label_export, "write_export", record("write", ExportSummary(2, 3)))
+    patch.setattr(network_export, "model_store", record("store", "sqlite:///x"))
+    patch.setattr(registry, "find", record("find", VERSION, ends=True))
     patch.setattr(label_export, "_check_rejects", lambda rejects, images, max_rejects: record("rejects")(max_rejects=max_rejects))
-    export.main(options)
+    with suppress(Called):
+        export.main(options)
 
 
 COMMANDS: dict[type[CommandSettings], tuple[Callable[..., None], dict[str, Any]]] = {
@@ -162,6 +165,9 @@ NEEDS = {
     **{name: {"rank": 5} for name in ("rank", "rank_labelled", "rank_class_share", "rank_min_distance")},
 }
 """Settings that are allowed, or have an effect, only beside others. None stands for a setting that is left out."""
+NETWORKS = {"format": "onnx", "predictions": None, "workspace": "FOLDER/w", "model": "models:/m@a"}
+NEED_NETWORKS = {(ExportSettings, name) for name in ("model", "workspace", "tracking.uri")}
+"""Settings of export.py that have an effect only on the export of networks, and what they need."""
 ANOTHER = {
     "model": "models:/other@champion",
     "challenger": "models:/other@challenger",
@@ -266,7 +272,7 @@ FIELDS = [
 def test_a_setting_of_a_command_reaches_the_code_that_does_the_work(
     kind: type[CommandSettings], name: str, field: Any, unchanged: Callable[..., str], folder: Path
 ) -> None:
-    values = {**COMMANDS[kind][1], **NEEDS.get(name, {})}
+    values = {**COMMANDS[kind][1], **NEEDS.get(name, {}), **(NETWORKS if (kind, name) in NEED_NETWORKS else {})}
     now = values.get(name, field.default)
     for other in [ANOTHER[name]] if name in ANOTHER else candidates(now, field.annotation):
         try:

@@ -217,7 +217,7 @@ def test_overriding_one_field_leaves_all_others_as_they_were(path: Path) -> None
     if path.stem == "import_data":
         missing = {"check": "x"}  # it must be given something to do
     if path.stem == "export":
-        missing["format"] = "coco"
+        missing |= {"format": "coco", "predictions": "x"}
     before = kind.model_validate({**raw, **missing}).model_dump(by_alias=True)
     tried = 0
     for name, _ in setting_fields(kind):

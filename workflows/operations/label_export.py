@@ -41,9 +41,8 @@ def export_labels(settings: ExportSettings, dry_run: bool) -> None:
         Locked: if another export creates the same folder.
         Interrupted: if another export took over the lock.
     """
-    folder = local_folder(settings.to)
-    commit = _read_commit(settings.predictions)
-    names = _class_names(settings.predictions)
+    folder, source = local_folder(settings.to), settings.predictions or ""
+    commit, names = _read_commit(source), _class_names(source)
     export_format = get_format(settings.format)
     rules = ExportRules(
         classes=tuple(names["classes"]),
@@ -54,7 +53,7 @@ def export_labels(settings: ExportSettings, dry_run: bool) -> None:
         image_url=settings.image_url,
         model=commit.extra["model"],
     )
-    predictions, rejects = _find_predictions(settings, commit)
+    predictions, rejects = _find_predictions(source, settings.only, commit)
     logger.info(f"{len(predictions):,} predictions by {rules.model}, of the classes {', '.join(rules.labels.values())}")
     if dry_run:
         check_new(folder)
@@ -98,11 +97,12 @@ def _class_names(predictions: str) -> Mapping[str, Any]:
     return names
 
 
-def _find_predictions(settings: ExportSettings, commit: tables.Commit) -> tuple[list[Prediction], list[Reject]]:
+def _find_predictions(source: str, only: str | None, commit: tables.Commit) -> tuple[list[Prediction], list[Reject]]:
     """Find the predictions to export.
 
     Args:
-        settings: settings of the command; `predictions` and `only` apply.
+        source: output folder of predict.py.
+        only: text file with the names of the images to export; None for all.
         commit: commit record of the table `predictions`.
 
     Returns:
@@ -113,25 +113,24 @@ def _find_predictions(settings: ExportSettings, commit: tables.Commit) -> tuple[
         UserError: if an image that `only` lists was not predicted, the folder of images is gone, or predict.py was stopped while it
             predicted the images by another model.
     """
-    rows = {row["image_id"]: row for row in tables.iter_rows(storage.join(settings.predictions, TABLE), _COLUMNS)}
-    state = read_state(settings.predictions)
+    rows = {row["image_id"]: row for row in tables.iter_rows(storage.join(source, TABLE), _COLUMNS)}
+    state = read_state(source)
     if state is None or {row["generation"] for row in rows.values()} - {state.generation}:
         raise UserError(
-            f"predictions {settings.predictions} are unfinished: predict.py was stopped while it predicted them by another model. Run it "
-            "again"
+            f"predictions {source} are unfinished: predict.py was stopped while it predicted them by another model. Run it again"
         )
-    if settings.only:
-        found, missing, _ = NameIndex(list(rows), commit.extra["input"]).find_all(read_split_list(settings.only, "only"))
+    if only:
+        found, missing, _ = NameIndex(list(rows), commit.extra["input"]).find_all(read_split_list(only, "only"))
         if missing:
             name, reason = next(iter(missing.items()))
-            raise UserError(f"only {settings.only}: {len(missing):,} images have no prediction, the first is {name}: {reason}")
+            raise UserError(f"only {only}: {len(missing):,} images have no prediction, the first is {name}: {reason}")
         chosen = set(found.values())
         rows = {name: row for name, row in rows.items() if name in chosen}
-    stamps = {image.name: image.stamp for image in list_image_files(commit.extra["input"], leave_out=settings.predictions)}
+    stamps = {image.name: image.stamp for image in list_image_files(commit.extra["input"], leave_out=source)}
     predictions, rejects = [], []
     for name, row in rows.items():
         if stamps.get(name) == row["stamp"]:
-            mask = storage.join(settings.predictions, row["mask"])
+            mask = storage.join(source, row["mask"])
             predictions.append(Prediction(name, row["path"], mask, tuple(row["classes"]), row["confidence"]))
         else:
             reason = "was changed after it was predicted" if name in stamps else "is gone"
