@@ -57,7 +57,7 @@ def _read_export(uri: str, encoding: str | None) -> list[Task]:
         encoding: name of the encoding if the file is not in UTF-8, as for `read_text`.
 
     Returns:
-        The tasks.
+        The tasks. Those that were not exported by Label Studio but are to be imported there have no id and no annotations.
 
     Raises:
         UserError: if the file can't be read or is no such export.
@@ -66,12 +66,17 @@ def _read_export(uri: str, encoding: str | None) -> list[Task]:
         tasks = read_json(uri, encoding)
     except BadInput as error:
         raise UserError(f"--annotations {uri} can't be read: {error}") from None
-    if not isinstance(tasks, list) or not all(isinstance(each, dict) and {"id", "data"} <= each.keys() for each in tasks):
+    if not isinstance(tasks, list) or not all(map(_is_task, tasks)):
         raise UserError(
             f"--annotations {uri} is no JSON export of Label Studio (a list of tasks with id and data): export `JSON`, not `JSON-MIN`; "
             "of brush labels to PNG name the folder"
         )
     return tasks
+
+
+def _is_task(value: Any) -> bool:
+    """Return whether a value in a JSON file is a task of Label Studio, which has an id if it has annotations."""
+    return isinstance(value, dict) and "data" in value and ("id" in value or "annotations" not in value)
 
 
 def _annotations(task: Task) -> list[list[Mapping[str, Any]]]:
@@ -112,7 +117,7 @@ def _add_tasks(
     """
     index, painter = ImageIndex(source.images), ImagePainter(rules)
     annotated = {str(task["id"]): found for task in tasks if (found := _annotations(task))}
-    image_of = find_images(index, annotated, tasks)
+    image_of = find_images(index, annotated, [task for task in tasks if "id" in task])
     for task_id, annotations in annotated.items():
         name, image = f"task-{task_id}", image_of.get(task_id)
         if image is None:

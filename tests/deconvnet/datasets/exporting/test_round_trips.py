@@ -15,6 +15,7 @@ from deconvnet.datasets.exporting.export_writer import write_export
 from deconvnet.datasets.formats import get_format as get_reader
 from deconvnet.datasets.importing.dataset import AnnotationSource, ImportRules, image_id_of
 from deconvnet.datasets.palette import VOC_PALETTE
+from infra.errors import UserError
 from tests.deconvnet.datasets.exporting.scenes import CLASSES, HEIGHT, NAMES, WIDTH, export, scene_mask, write_prediction
 
 CASES = [("coco", "polygons"), ("coco", "masks"), ("cvat", "polygons"), ("cvat", "masks"), ("labelme", "polygons")]
@@ -132,6 +133,13 @@ def test_label_studios_tasks_fit_the_set_up(tmp_path):
                 assert (result["from_name"], result["to_name"]) == (control.get("name"), view.find("Image").get("name"))
                 assert result["type"] == tag.lower() and (result["original_width"], result["original_height"]) == (WIDTH, HEIGHT)
                 assert result["value"][tag.lower()][0] in CLASSES[1:]
+
+
+def test_label_studios_predictions_are_not_imported_before_they_are_accepted(tmp_path):
+    folder, _ = export(tmp_path, "labelstudio")
+    source = AnnotationSource(str(folder / "images"), str(folder / "tasks.json"))
+    with pytest.raises(UserError, match="predictions are not read before someone has accepted them"):
+        get_reader("label_studio").read([source], ImportRules())
 
 
 def test_labelme_finds_the_image_beside_its_file_and_the_labels_that_mean_void_and_background(tmp_path):
