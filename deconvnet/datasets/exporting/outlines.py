@@ -92,7 +92,7 @@ def _simplified(ring: np.ndarray, tolerance: float) -> np.ndarray:
 
 
 def _joined(outer: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """Join the ring of a hole to a ring round it, from the corner of the one to the nearest corner of the other and back.
+    """Join the ring of a hole to a ring round it, from the nearest of its corners to the leftmost one of the hole and back.
 
     Args:
         outer: float64 array (N, 2), the outer ring.
@@ -101,8 +101,8 @@ def _joined(outer: np.ndarray, hole: np.ndarray) -> np.ndarray:
     Returns:
         float64 array (N + M + 2, 2), one ring.
     """
-    distances = ((outer[:, None] - hole[None]) ** 2).sum(axis=2)
-    at, start = np.unravel_index(distances.argmin(), distances.shape)
+    start = int(hole[:, 0].argmin())
+    at = int(((outer - hole[start]) ** 2).sum(axis=1).argmin())
     turned = np.roll(hole, -start, axis=0)
     return np.concatenate([outer[: at + 1], turned, turned[:1], outer[at:]])
 
