@@ -12,7 +12,7 @@ EXACT = ExportRules(CLASSES, tolerance=0)
 
 def random_masks():
     rng = np.random.default_rng(0)
-    for number in range(150):
+    for number in range(60):
         height, width, size = *rng.integers(1, 25, 2).tolist(), number % 3 + 1
         yield np.kron(rng.integers(0, 4, (height, width)), np.ones((size, size), int)).astype(np.uint8)[:height, :width]
 
