@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -43,7 +44,7 @@ def predictions(tmp_path: Path) -> Path:
     for number, name in enumerate(NAMES):
         mask = scene_mask(number)
         made = write_prediction(folder, name, mask, 0.5 + number / 100)
-        row = dict.fromkeys(PREDICTIONS.names, "")
+        row: dict = {field.name: "" if field.type == pa.string() else [] if field.type.num_fields else 0 for field in PREDICTIONS}
         info = Path(made.image).stat()
         row |= {"image_id": name, "path": str(photos / name), "width": mask.shape[1], "height": mask.shape[0], "overlay": None}
         row |= {"classes": list(made.classes), "shares": [0.25] * 4, "confidence": made.score, "generation": "g1"}
@@ -87,7 +88,7 @@ def test_the_printed_command_imports_the_export_with_the_ids_of_the_model(run, t
 
 
 def test_settings_reach_the_export(run, tmp_path):
-    (tmp_path / "names.txt").write_text("site/c.jpg\nb.jpg\n")
+    (tmp_path / "names.txt").write_text(f"site/c.jpg\n{tmp_path}/photos/b.jpg\n")  # predict.py --rank writes whole paths
     done = run("labelstudio", "--only", str(tmp_path / "names.txt"), "--shapes", "masks", "--min_area", "2", "--image_url", "u/")
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "out/tasks.json").read_text()

@@ -102,7 +102,7 @@ def _find_predictions(source: str, only: str | None, commit: tables.Commit) -> t
 
     Args:
         source: output folder of predict.py.
-        only: text file with the names of the images to export; None for all.
+        only: text file with the names or paths of the images to export; None for all.
         commit: commit record of the table `predictions`.
 
     Returns:
@@ -120,7 +120,9 @@ def _find_predictions(source: str, only: str | None, commit: tables.Commit) -> t
             f"predictions {source} are unfinished: predict.py was stopped while it predicted them by another model. Run it again"
         )
     if only:
-        found, missing, _ = NameIndex(list(rows), commit.extra["input"]).find_all(read_split_list(only, "only"))
+        names = {row["path"]: name for name, row in rows.items()}
+        listed = [names.get(name, name) for name in read_split_list(only, "only")]
+        found, missing, _ = NameIndex(list(rows), commit.extra["input"]).find_all(listed)
         if missing:
             name, reason = next(iter(missing.items()))
             raise UserError(f"only {only}: {len(missing):,} images have no prediction, the first is {name}: {reason}")

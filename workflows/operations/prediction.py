@@ -10,7 +10,17 @@ from typing import Any
 
 from deconvnet.datasets.image_folder import list_folder
 from deconvnet.inference import predictions_table
-from deconvnet.inference.predictions_table import CLASSES_FILE, MAPS, MASKS, OVERLAYS, REJECTS, STATE_FILE, TABLE, OutputState, Plan
+from deconvnet.inference.predictions_table import (
+    CLASSES_FILE,
+    MAPS,
+    MASKS,
+    OVERLAYS,
+    REJECTS,
+    STATE_FILE,
+    TABLE,
+    OutputState,
+    Plan,
+)
 from deconvnet.inference.saved_ensemble import read_options
 from deconvnet.tracking import registry
 from deconvnet.tracking.store import model_store

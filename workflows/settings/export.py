@@ -19,7 +19,7 @@ class ExportSettings(CommandSettings):
     to: Location = Field(min_length=1, description="new local folder to write")
     predictions: Location | None = Field(None, description="output folder of predict.py, local or s3://; not onnx")
     only: Location | None = Field(
-        None, description="text file with the names of the images to export, one a line; empty: all that were predicted"
+        None, description="text file with the names or paths of the images to export, one a line; empty: all that were predicted"
     )
     shapes: Literal["polygons", "masks"] | None = Field(
         None,
