@@ -171,7 +171,7 @@ def test_a_folder_gets_masks_rows_and_rejects_and_a_second_run_does_nothing(
     assert set(rejects) == set(REJECTS)
     assert all(rejects[name]["reason"].startswith(reason) for name, reason in REJECTS.items())
     assert rejects["text.webp"]["path"] == str(image_folder / "text.webp")
-    assert sorted(p.name for p in out.iterdir()) == ["_lock", "masks", "predict.json", "predictions", "rejects"]
+    assert sorted(p.name for p in out.iterdir()) == ["_lock", "classes.json", "masks", "predict.json", "predictions", "rejects"]
     share = sum(s for r in found.values() for c, s in zip(r["classes"], r["shares"], strict=True) if c == "circle") / len(found)
     count = sum("circle" in r["classes"] for r in found.values())
     assert f"circle{count:>17}{100 * share:>13.1f} %" in said and f"rejects      {out}/rejects (3)" in said
