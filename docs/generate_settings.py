@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from infra.settings import Section
 from workflows.cli import CommandSettings
 from workflows.settings import EdgeSettings, ImportSettings, PredictSettings, ServeSettings, Settings
+from workflows.settings.export import ExportSettings
 
 FILE = Path(__file__).parent / "settings.md"
 
@@ -42,6 +43,7 @@ CHAPTERS = (
     Chapter(("train_pipeline", "retrain", "evaluate"), Settings, "quickstart"),
     Chapter(("import_data",), ImportSettings, "import_data"),
     Chapter(("predict",), PredictSettings, "predict"),
+    Chapter(("export",), ExportSettings, "export"),
     Chapter(("serve",), ServeSettings, "serve"),
     Chapter(("train_edges",), EdgeSettings, "train_edges"),
 )

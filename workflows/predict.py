@@ -13,9 +13,9 @@ The champion is the version of the registered model that is in use. In place of 
 variable MLFLOW_TRACKING_URI.
 
 For each image, the output folder gets masks/PATH.png, a paletted PNG of class ids, and on request overlays/PATH.jpg and
-confidence/PATH.png. PATH is the image's path in the input folder. The output also has two Parquet tables: predictions, with
-how sure each prediction is, and rejects with the images that can't be used. Files that are no images by their suffix are passed
-over; they are counted and named.
+confidence/PATH.png. PATH is the image's path in the input folder. The output also has classes.json, the class names by id, and
+two Parquet tables: predictions, with how sure each prediction is, and rejects with the images that can't be used. Files that are
+no images by their suffix are passed over; they are counted and named.
 
 With --rank N, the folder ranking gets the N images whose predictions are least sure, without near-duplicates, as a list of files
 (images.txt), as tables (images.csv, images.parquet) and as a contact sheet (images.png), which outlines what is in doubt.

@@ -31,6 +31,8 @@ Raise it when the same images and model would give other predictions, or rows wi
 """
 STATE_FILE, TABLE, REJECTS = "predict.json", "predictions", "rejects"
 MASKS, OVERLAYS, MAPS, RANKING = "masks", "overlays", "confidence", "ranking"
+CLASSES_FILE = "classes.json"
+"""File in the output folder with the model's class names by id (`classes`), and whether class 0 is the background."""
 _MAX_PART = 32  # largest number of images in a part of the table
 _MIN_PARTS = 32  # parts to aim at if there are few images, to keep many workers busy and lose little work when interrupted
 _READERS = 16  # number of parts read at once; each read mostly waits for S3

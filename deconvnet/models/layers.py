@@ -166,7 +166,7 @@ class MatrixDeconv2d(nn.ConvTranspose2d):
             return super().forward(input, output_size)
         bias = cast(Tensor, self.bias).repeat(self.weight[0, 0].numel())
         pixels = torch.addmm(bias, input.flatten(1), self.weight.permute(0, 2, 3, 1).flatten(1))
-        return pixels.view(len(input), *self.kernel_size, self.out_channels).permute(0, 3, 1, 2)
+        return pixels.view(input.shape[0], *self.kernel_size, self.out_channels).permute(0, 3, 1, 2)
 
 
 def as_convolution_kernel(kernel: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Each setting of predict.py, serve.py, import_data.py and train_edges.py reaches the code that does the work."""
+"""Each setting of predict.py, serve.py, import_data.py, export.py and train_edges.py reaches the code that does the work."""
 
 import re
 import sys
@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from deconvnet.datasets import images_table
+from deconvnet.datasets import exporting, images_table
+from deconvnet.datasets.exporting.export_writer import ExportSummary
 from deconvnet.datasets.importing.dataset import AnnotatedDataset
 from deconvnet.datasets.importing.voc_writer import ImportSummary
 from deconvnet.datasets.palette import GENERATED_CLASSES
@@ -28,12 +29,13 @@ from infra.settings import Section
 from proposals.edges.training import job as forest_job
 from tests.workflows.test_setting_effects import NEEDS as DATA_NEEDS
 from tests.workflows.test_setting_effects import Called, candidates, changed, expected_stages, nested, write_files
-from workflows import import_data, predict, serve
+from workflows import export, import_data, predict, serve
 from workflows.cli import CommandSettings, setting_fields
-from workflows.operations import data_import, prediction
+from workflows.operations import data_import, label_export, network_export, prediction
 from workflows.pipelines import base, edges
 from workflows.pipelines.edges import EdgeTraining
 from workflows.settings import EdgeSettings, ImportSettings, PredictSettings, ServeSettings
+from workflows.settings.export import ExportSettings
 
 VERSION = registry.Version("net", "3", "id", "file:///net")
 Record = Callable[..., Callable[..., Any]]
@@ -84,6 +86,7 @@ def predict_calls(options: list[str], patch: pytest.MonkeyPatch, record: Record)
     patch.setattr(prediction, "check_rejects", record("rejects"))
     patch.setattr(registry, "find", record("find", VERSION))
     patch.setattr(registry, "fetch", record("fetch"))
+    patch.setattr(prediction, "_class_names", lambda model: {})
     patch.setattr(batch, "predict_images", record("predict", ()))
     patch.setattr(predictions_table, "new_generation", lambda: "generation")
     for name, result in (("make_plan", plan), ("read_state", None), ("write_rejects", 0), ("commit_predictions", None)):
@@ -113,6 +116,33 @@ def import_calls(options: list[str], patch: pytest.MonkeyPatch, record: Record) 
     import_data.main(options)
 
 
+def export_calls(options: list[str], patch: pytest.MonkeyPatch, record: Record) -> None:
+    @contextmanager
+    def folder(path: Path, command: str) -> Any:
+        record("folder")(path)
+        yield Path("/temporary")
+
+    commit = SimpleNamespace(extra={"model": "models:/net/3", "input": "in"})
+    patch.setattr(label_export, "_read_commit", record("commit", commit))
+    patch.setattr(label_export, "_class_names", lambda _: {"classes": ("background", "cat"), "background": True})
+    patch.setattr(label_export, "read_state", lambda _: SimpleNamespace(generation="g"))
+    rows = [
+        {"image_id": name, "mask": "m", "path": name, "classes": (), "confidence": 1.0, "stamp": "", "generation": "g"}
+        for name in "ab"
+    ]
+    patch.setattr(label_export.tables, "iter_rows", lambda *_: rows)
+    patch.setattr(label_export, "read_split_list", record("list", ["a"]))
+    patch.setattr(label_export, "list_image_files", lambda *_, **named: [SimpleNamespace(name=name, stamp="") for name in "ab"])
+    patch.setattr(label_export, "get_format", lambda name: record("format")(name) or exporting.get_format(name))
+    patch.setattr(label_export, "new_folder", folder)
+    patch.setattr(label_export, "write_export", record("write", ExportSummary(2, 3)))
+    patch.setattr(network_export, "model_store", record("store", "sqlite:///x"))
+    patch.setattr(registry, "find", record("find", VERSION, ends=True))
+    patch.setattr(label_export, "_check_rejects", lambda rejects, images, max_rejects: record("rejects")(max_rejects=max_rejects))
+    with suppress(Called):
+        export.main(options)
+
+
 COMMANDS: dict[type[CommandSettings], tuple[Callable[..., None], dict[str, Any]]] = {
     ServeSettings: (serve_calls, {"workspace": "FOLDER/w"}),
     PredictSettings: (
@@ -123,6 +153,7 @@ COMMANDS: dict[type[CommandSettings], tuple[Callable[..., None], dict[str, Any]]
         import_calls,
         {"from": "coco", "images": "FOLDER/in", "annotations": "FOLDER/a.json", "to": "FOLDER/new", "threads": 3},
     ),
+    ExportSettings: (export_calls, {"format": "coco", "predictions": "FOLDER/in", "to": "FOLDER/new", "threads": 3}),
 }
 """The function that runs each command, which records what it gives to the code that does the work; and settings to start from."""
 
@@ -134,6 +165,9 @@ NEEDS = {
     **{name: {"rank": 5} for name in ("rank", "rank_labelled", "rank_class_share", "rank_min_distance")},
 }
 """Settings that are allowed, or have an effect, only beside others. None stands for a setting that is left out."""
+NETWORKS = {"format": "onnx", "predictions": None, "workspace": "FOLDER/w", "model": "models:/m@a"}
+NEED_NETWORKS = {(ExportSettings, name) for name in ("model", "workspace", "tracking.uri")}
+"""Settings of export.py that have an effect only on the export of networks, and what they need."""
 ANOTHER = {
     "model": "models:/other@champion",
     "challenger": "models:/other@challenger",
@@ -146,6 +180,7 @@ ANOTHER = {
     "from": "cvat",
     "run_order": "rows",
     "crowd": "object",
+    "shapes": "masks",
 }
 """Other values of settings for which `candidates` has none."""
 
@@ -199,6 +234,9 @@ CALLED_THERE = {
     "check": "title",
     "train_split": "splits",
     "val_split": "splits",
+    "format": "convert finish annotations image_path has_masks has_polygons",
+    "predictions": "mask",
+    "only": "name image mask classes score",
     "output": "uri leave_out",
     "to": "title",
     "rank": "number",
@@ -234,7 +272,7 @@ FIELDS = [
 def test_a_setting_of_a_command_reaches_the_code_that_does_the_work(
     kind: type[CommandSettings], name: str, field: Any, unchanged: Callable[..., str], folder: Path
 ) -> None:
-    values = {**COMMANDS[kind][1], **NEEDS.get(name, {})}
+    values = {**COMMANDS[kind][1], **NEEDS.get(name, {}), **(NETWORKS if (kind, name) in NEED_NETWORKS else {})}
     now = values.get(name, field.default)
     for other in [ANOTHER[name]] if name in ANOTHER else candidates(now, field.annotation):
         try:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -33,7 +34,7 @@ from infra.storage.tables import delta_log
 from tests.deconvnet.ensembles import CLASSES, RESULTS, ensemble_in, random_image, save_networks
 from tests.servers import s3_server
 from tests.workflows.commands import call
-from workflows import predict
+from workflows import export, import_data, predict
 from workflows.cli import load, setting_fields
 from workflows.settings import CONFIGS, PredictSettings
 
@@ -170,7 +171,7 @@ def test_a_folder_gets_masks_rows_and_rejects_and_a_second_run_does_nothing(
     assert set(rejects) == set(REJECTS)
     assert all(rejects[name]["reason"].startswith(reason) for name, reason in REJECTS.items())
     assert rejects["text.webp"]["path"] == str(image_folder / "text.webp")
-    assert sorted(p.name for p in out.iterdir()) == ["_lock", "masks", "predict.json", "predictions", "rejects"]
+    assert sorted(p.name for p in out.iterdir()) == ["_lock", "classes.json", "masks", "predict.json", "predictions", "rejects"]
     share = sum(s for r in found.values() for c, s in zip(r["classes"], r["shares"], strict=True) if c == "circle") / len(found)
     count = sum("circle" in r["classes"] for r in found.values())
     assert f"circle{count:>17}{100 * share:>13.1f} %" in said and f"rejects      {out}/rejects (3)" in said
@@ -370,6 +371,21 @@ def test_a_model_of_another_program_is_refused_and_never_loaded(run: Run, worksp
         run("--model", "models:/foreign/1")
     assert not (tmp_path / "out" / "_model").exists()
     assert json.loads((tmp_path / "out" / "_lock").read_text())["expires"] == 0, "the lock was not released"
+
+
+@pytest.mark.usefixtures("here")
+def test_predictions_become_labels_that_are_imported_as_the_same_masks(run: Run, image_folder, tmp_path) -> None:
+    """Grey, turned, BMP and nested images: the labels are of each image as it is displayed."""
+    run("--max_rejects", "1")
+    assert storage.read_json(str(tmp_path / "out/classes.json")) == {"classes": list(CLASSES), "background": True}
+    given = ["--format", "cvat", "--predictions", str(tmp_path / "out"), "--to", str(tmp_path / "labels"), "--shapes", "masks"]
+    exported = call(export.main, *given)
+    assert exported.returncode == 0, exported.stderr
+    imported = call(import_data.main, *shlex.split(exported.stdout.strip().splitlines()[-1])[2:])
+    assert imported.returncode == 0, imported.stderr
+    for name, row in rows(tmp_path / "out").items():
+        file = tmp_path / f"labels-corrected/SegmentationClass/{Path(name).with_suffix('.png').as_posix().replace('/', '_')}"
+        np.testing.assert_array_equal(np.asarray(Image.open(file)), np.asarray(Image.open(tmp_path / "out" / row["mask"])))
 
 
 @pytest.mark.usefixtures("here")

@@ -2,7 +2,7 @@
 
 from workflows.cli.exit_codes import run
 from workflows.cli.logs import configure_logging
-from workflows.cli.output import mlflow_hint, plan_text, rejects_text, results_text, settings_text
+from workflows.cli.output import mlflow_hint, names_text, plan_text, rejects_text, results_text, settings_text
 from workflows.cli.settings_loader import CommandSettings, SettingsParser, load, setting_fields
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "configure_logging",
     "load",
     "mlflow_hint",
+    "names_text",
     "plan_text",
     "rejects_text",
     "results_text",

@@ -17,6 +17,7 @@ COMMANDS = (
     "retrain",
     "promote",
     "import_data",
+    "export",
     "train_edges",
     "download",
 )

@@ -1,5 +1,6 @@
 """Make the text that several commands print: settings, stages, results, and how to open MLflow."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +20,12 @@ _REASONS_SHOWN = 5
 def settings_text(settings: Section) -> str:
     """Return the settings of a command as YAML text, without passwords and other secrets."""
     return yaml.safe_dump(redacted(settings.model_dump(mode="json", by_alias=True)), sort_keys=False, allow_unicode=True)
+
+
+def names_text(names: Sequence[str]) -> str:
+    """Return names as a setting on the command line has them: separated by commas, or as JSON if a name has a comma or blanks."""
+    plain = all("," not in name and name == name.strip() for name in names) and not names[0].startswith("[")
+    return ",".join(names) if plain else json.dumps(names, ensure_ascii=False)
 
 
 def plan_text(plan: Sequence[StageStatus]) -> str:

@@ -1,6 +1,5 @@
 """Import an annotated data set into PASCAL VOC's folder layout, and check a folder that has this layout."""
 
-import json
 import logging
 import os
 import shlex
@@ -24,6 +23,7 @@ from deconvnet.datasets.validation.check import REPORT_FILE, SHEET_FILE, check_d
 from infra import storage
 from infra.errors import UserError
 from proposals.edgebox import EdgeBoxOptions
+from workflows import cli
 from workflows.settings import ImportSettings
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ CLASS_TABLE_FILE = "values.txt"
 """File in an imported folder that says to which class each mask value belongs."""
 
 FORMATS_OF_OPTION = {
-    "boxes": ("coco", "cvat", "supervisely", "yolo"),
+    "boxes": ("coco", "cvat", "label_studio", "supervisely", "yolo"),
     "crowd": ("coco",),
     "run_order": ("kaggle",),
     **dict.fromkeys(("others", "overlap"), tuple(name for name in formats.format_names() if name != "masks")),
@@ -57,7 +57,7 @@ def import_dataset(settings: ImportSettings, dry_run: bool) -> None:
         Locked: if another import creates the same folder.
         Interrupted: if another import took over the lock.
     """
-    folder = _local_folder(settings.to or "")
+    folder = local_folder(settings.to or "")
     _log_options_without_effect(settings)
     dataset = _read_dataset(settings)
     lists = {
@@ -80,7 +80,7 @@ def import_dataset(settings: ImportSettings, dry_run: bool) -> None:
         splits,
         max_rejects=settings.max_rejects,
         max_void=settings.max_void,
-        threads=_threads(settings),
+        threads=count_threads(settings.threads),
         origin=origin,
     )
     if dry_run:
@@ -142,8 +142,7 @@ def train_command(folder: Path, classes: tuple[str, ...]) -> str:
     Returns:
         The command with quoted arguments, in one line.
     """
-    plain = all("," not in name and name == name.strip() for name in classes) and not classes[0].startswith("[")
-    names = ",".join(classes) if plain else json.dumps(classes, ensure_ascii=False)
+    names = cli.names_text(classes)
     command = ["python", "workflows/train_pipeline.py", "--config", "workflows/configs/own_data.yaml"]
     command += ["--data.root", str(folder), "--data.classes", names, "--workspace", f"runs/{folder.name}"]
     return shlex.join(command)
@@ -241,7 +240,7 @@ def _check(settings: ImportSettings, root: str, classes: tuple[str, ...], splits
         title=title,
         splits=splits,
         max_pixels=settings.max_pixels,
-        threads=_threads(settings),
+        threads=count_threads(settings.threads),
     )
     logger.info(f"\n{report.text}")
     storage.write_bytes(storage.join(to, REPORT_FILE), report.text.encode())
@@ -249,15 +248,12 @@ def _check(settings: ImportSettings, root: str, classes: tuple[str, ...], splits
         storage.write_bytes(storage.join(to, SHEET_FILE), sheet)
 
 
-def _threads(settings: ImportSettings) -> int:
-    """Return the number of threads that read images.
-
-    It is the number in the settings. If they give none, it is the number of CPUs that this process may use.
-    """
-    return len(os.sched_getaffinity(0)) if settings.threads is None else settings.threads
+def count_threads(threads: int | None) -> int:
+    """Return a number of threads: the one that a setting gives, or if it is None, the number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if threads is None else threads
 
 
-def _local_folder(uri: str) -> Path:
+def local_folder(uri: str) -> Path:
     """Return the path of the folder that the option `--to` names. Raise UserError if its value `uri` is an s3:// URI."""
     if storage.in_bucket(uri):
         raise UserError(f"--to {uri} is in a bucket: import to a folder on this machine, and copy it there")

@@ -6,10 +6,22 @@ A prediction is up to date if its image has not changed since and the same versi
 import logging
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from deconvnet.datasets.image_folder import list_folder
 from deconvnet.inference import predictions_table
-from deconvnet.inference.predictions_table import MAPS, MASKS, OVERLAYS, REJECTS, STATE_FILE, TABLE, OutputState, Plan
+from deconvnet.inference.predictions_table import (
+    CLASSES_FILE,
+    MAPS,
+    MASKS,
+    OVERLAYS,
+    REJECTS,
+    STATE_FILE,
+    TABLE,
+    OutputState,
+    Plan,
+)
+from deconvnet.inference.saved_ensemble import read_options
 from deconvnet.tracking import registry
 from deconvnet.tracking.store import model_store
 from infra import storage
@@ -210,6 +222,7 @@ class PredictionRun:
             try:
                 storage.remove(storage.join(s.output, MODEL))  # of a run that was killed
                 registry.fetch(self._version, self._store, model)
+                guard.write_json(storage.join(s.output, CLASSES_FILE), _class_names(model))
                 actors = Actors(s.compute.actors, s.compute.cpus_per_actor, gpus)
                 parts = predict_images(self.plan, s.output, model, guard, executor, actors, s.max_pixels)
             except Exception:
@@ -258,6 +271,12 @@ def count_classes(output: str) -> list[ClassCount]:
             shares[name] += share
     found = [ClassCount(name, n, shares[name] / commit.rows) for name, n in images.items()]
     return sorted(found, key=lambda c: (-c.images, -c.share, c.name))
+
+
+def _class_names(model: str) -> dict[str, Any]:
+    """Return the content of classes.json: the class names of a saved ensemble by id, and whether class 0 is the background."""
+    options = read_options(model)
+    return {"classes": options["classes"], "background": options["segment"].get("background", True)}
 
 
 def _check_output(settings: PredictSettings) -> None:

@@ -95,23 +95,24 @@ def check_new(folder: Path) -> None:
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path, command: str = "import_data.py") -> Iterator[Path]:
     """Create a folder that appears only when its content is complete.
 
     Args:
         folder: path of the folder to create. An empty folder may exist there.
+        command: name of the command that creates it, for the message to another one that would create the same folder.
 
     Yields:
         A temporary folder to fill. It is renamed to `folder` at the end of the `with` block, or deleted if the block raises.
 
     Raises:
         UserError: if the folder exists and is not empty, or the disk is full or not writable.
-        Locked: if another import creates the same folder at this time, and so holds its lock (a file beside the folder).
-        Interrupted: if another import has taken over the lock, because this one did not renew it in time.
+        Locked: if another command creates the same folder at this time, and so holds its lock (a file beside the folder).
+        Interrupted: if another command has taken over the lock, because this one did not renew it in time.
     """
     temporary = folder.with_name(f".{folder.name}.importing")
     lock_file = folder.with_name(f".{folder.name}.lock")
-    with hold_lock(str(lock_file), "import_data.py") as lock:
+    with hold_lock(str(lock_file), command) as lock:
         try:
             check_new(folder)
             storage.remove(str(temporary))

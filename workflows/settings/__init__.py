@@ -27,7 +27,7 @@ from proposals.settings import ExampleSettings, ForestSettings, ProposalSettings
 from workflows import cli
 from workflows.cli import CommandSettings
 
-CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"
 """Folder with the YAML files that come with the project."""
 MODEL_FORMS = "models:/NAME@ALIAS or models:/NAME/VERSION"
 """Forms of the URI of a registered model, for descriptions of settings."""
@@ -226,7 +226,7 @@ class ImportSettings(CommandSettings):
         "small", description="which of two overlapping objects is on top: the smaller, or the later in the file; not masks"
     )
     boxes: Literal["void", "object"] = Field(
-        "void", description="coco, cvat, supervisely, yolo: what boxes without an outline become"
+        "void", description="coco, cvat, label_studio, supervisely, yolo: what boxes without an outline become"
     )
     run_order: Literal["columns", "rows"] | None = Field(
         None, description="kaggle: the pixels of run lengths are counted along these; empty: by the name of the column"

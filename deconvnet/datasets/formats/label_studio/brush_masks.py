@@ -16,7 +16,6 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.image_folder import SUFFIXES
 from deconvnet.datasets.importing import shapes
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules, Loss
@@ -32,7 +31,7 @@ _UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")  # what Label Studio puts before the 
 _OPAQUE = 128  # lowest value of a pixel that belongs to a region; brush strokes may have soft edges
 
 
-def read_label_studio(sources: Sequence[AnnotationSource], rules: ImportRules) -> AnnotatedDataset:
+def read_brush_masks(sources: Sequence[AnnotationSource], rules: ImportRules) -> AnnotatedDataset:
     """Read one or two folders of Label Studio's masks as one data set.
 
     Args:
@@ -70,7 +69,7 @@ def read_label_studio(sources: Sequence[AnnotationSource], rules: ImportRules) -
     ids = dataset.choose_classes(sorted({*label_of.values(), *others}), rules, must_exist=False)
     for source, by_task, listed, left_out in zip(sources, masks, tasks, unpainted, strict=True):
         index, painter = ImageIndex(source.images), ImagePainter(rules)
-        image_of = _find_images(index, by_task, listed)
+        image_of = find_images(index, by_task, listed)
         dataset.losses += _lost_shapes(listed, by_task, ids, source)
         if not listed:
             dataset.notes.append("there is no JSON export of the project, so the image of task 1 is taken to be 1, and so on")
@@ -89,9 +88,6 @@ def read_label_studio(sources: Sequence[AnnotationSource], rules: ImportRules) -
         if without := len(index.names) - len(set(image_of.values())):
             dataset.notes.append(f"{without:,} images below {source.images} have no mask and are left out")
     return dataset
-
-
-FORMAT = DatasetFormat("the folder of Label Studio's masks", read_label_studio)
 
 
 def _cut_label(rest: str, controls: Collection[str]) -> str:
@@ -181,7 +177,7 @@ def _lost_shapes(
     ]
 
 
-def _find_images(index: ImageIndex, by_task: Mapping[str, Any], listed: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def find_images(index: ImageIndex, by_task: Mapping[str, Any], listed: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Find the image of each task that has masks.
 
     Args:
@@ -252,5 +248,7 @@ def _convert(
         converted.append(shapes.Annotation(name, label_of[uri], ids[label_of[uri]] or None, shapes.whole_mask(opaque)))
     for kind, label in unpainted:
         loss = "is in the JSON export, and brush masks alone are read"
-        converted.append(shapes.Annotation(f"a {kind}", label, ids[label] or None, None, loss))
+        converted.append(
+            shapes.Annotation(f"a {kind}", label, ids[label] or None, None, loss, "--annotations with the JSON file")
+        )
     return shapes.ImageAnnotations((None, None), converted)

@@ -1,0 +1,85 @@
+"""Writing predictions as tasks of Label Studio (https://labelstud.io/guide/predictions): polygons, or brush labels.
+
+The set-up of the project (label_config.xml) is pasted under *Labeling Interface*, *Code*. The tasks name the images by an address
+that Label Studio can open; by default that of files below the export, if it serves local files from there.
+"""
+
+import json
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from typing import Any
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element, SubElement
+
+import numpy as np
+
+from deconvnet.datasets.exporting import ExportFormat, ExportRules, ImageExport, PredictedImage, PredictedObject
+from deconvnet.datasets.formats.label_studio.brush_runs import encode_brush
+from deconvnet.datasets.palette import class_palette
+
+_FILE = "tasks.json"
+_CONTROL, _IMAGE = "label", "image"  # names that the tasks and the set-up share
+_TAGS = {"polygons": ("PolygonLabels", "polygonlabels"), "masks": ("BrushLabels", "brushlabels")}
+
+
+def to_label_studio(image: PredictedImage, objects: Sequence[PredictedObject], rules: ExportRules) -> ImageExport:
+    """Convert an image to a task with a prediction, which has a result for each object.
+
+    Args:
+        image: the image with its mask and score.
+        objects: its objects.
+        rules: rules of the export; `classes`, `shapes`, `image_url` and `model` apply.
+
+    Returns:
+        An export whose entry is the task.
+    """
+    kind = _TAGS[rules.shapes][1]
+    results = []
+    for number, each in enumerate(objects, start=1):
+        region = each.region
+        value: dict[str, Any]
+        if rules.shapes == "polygons":
+            points = each.polygon * 100 / (image.width, image.height)
+            value = {"points": points.tolist(), "closed": True}
+        else:
+            mask = np.zeros(image.mask.shape, bool)
+            mask[region.window] = region.pixels
+            value = {"format": "rle", "rle": encode_brush(mask)}
+        results.append(
+            {
+                "id": f"object-{number}",
+                "from_name": _CONTROL,
+                "to_name": _IMAGE,
+                "type": kind,
+                "original_width": image.width,
+                "original_height": image.height,
+                "image_rotation": 0,
+                "score": image.score,
+                "value": {**value, kind: [rules.classes[region.class_id]]},
+            }
+        )
+    prediction = {"model_version": rules.model, "score": image.score, "result": results}
+    return ImageExport({"data": {_IMAGE: rules.image_url + urllib.parse.quote(image.name)}, "predictions": [prediction]})
+
+
+def label_studio_files(entries: Sequence[Any], rules: ExportRules) -> Mapping[str, bytes]:
+    """Return the file of tasks and the set-up of the project, by their names.
+
+    Args:
+        entries: the tasks of `to_label_studio`, in order.
+        rules: rules of the export; `classes`, `background` and `shapes` apply.
+    """
+    palette = class_palette(rules.background)
+    view = Element("View")
+    SubElement(view, "Image", name=_IMAGE, value=f"${_IMAGE}", zoom="true")
+    control = SubElement(view, _TAGS[rules.shapes][0], name=_CONTROL, toName=_IMAGE)
+    for number, name in rules.labels.items():
+        SubElement(control, "Label", value=name, background="#{:02x}{:02x}{:02x}".format(*palette[number]))
+    ElementTree.indent(view)
+    return {
+        _FILE: json.dumps(entries, ensure_ascii=False).encode(),
+        "label_config.xml": ElementTree.tostring(view, encoding="utf-8"),
+    }
+
+
+FORMAT = ExportFormat(to_label_studio, label_studio_files, annotations=_FILE)

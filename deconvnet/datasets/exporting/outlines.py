@@ -1,0 +1,141 @@
+"""Finding the objects in a class mask, and the polygons round them.
+
+An object is an 8-connected region of one class. Its polygon has coordinates in px from the top left corner of the image. With a
+tolerance of 0 it runs along the edges of its pixels, so that exactly these pixels lie inside by the even-odd rule, with which
+annotations are imported (`deconvnet.datasets.importing.regions`). A hole is joined to the outer edge by a slit without width: a
+polygon of one ring is what every labelling tool can edit.
+"""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from deconvnet.datasets.exporting import ExportRules, PredictedObject
+from deconvnet.datasets.importing.regions import Region, polygon_region
+
+
+def find_objects(mask: np.ndarray, rules: ExportRules) -> list[PredictedObject]:
+    """Find the objects in a class mask.
+
+    Args:
+        mask: uint8 array (H, W) of class ids.
+        rules: rules of the export; `classes`, `background`, `min_area`, `shapes` and `tolerance` apply.
+
+    Returns:
+        The objects, largest first, so that a tool which draws them in this order hides none.
+
+    Raises:
+        ValueError: if the mask has an id without a class, such as 255 (void).
+    """
+    found = []
+    for class_id in np.unique(mask).tolist():
+        if class_id >= len(rules.classes):
+            raise ValueError(f"the mask has the id {class_id}, and there are {len(rules.classes)} classes")
+        if class_id not in rules.labels:
+            continue
+        _, components, boxes, _ = cv2.connectedComponentsWithStats((mask == class_id).astype(np.uint8), connectivity=8)
+        for number, (left, top, width, height, area) in enumerate(boxes.tolist()):
+            if number and area >= rules.min_area:  # component 0 is what lies outside
+                pixels = components[top : top + height, left : left + width] == number
+                found.append(Region(class_id, top, left, pixels))
+    found.sort(key=lambda region: -region.area)
+    no_polygon = np.zeros((0, 2))
+    return [PredictedObject(r, region_polygon(r, rules.tolerance) if rules.shapes == "polygons" else no_polygon) for r in found]
+
+
+def region_polygon(region: Region, tolerance: float) -> np.ndarray:
+    """Make the polygon round an object.
+
+    Args:
+        region: the object, a connected region with at least one pixel.
+        tolerance: how far the polygon may lie from the middle of the edge of each pixel, in px. An edge that would be simplified
+            to fewer than three corners is left as it is.
+
+    Returns:
+        float64 array (N, 2) of the corners x, y, in px of the image. Holes are joined to the outer edge.
+    """
+    # Each pixel is drawn as 2×2. OpenCV's contours run through the centres of the pixels at the edge of an object, that is of the
+    # left or right, upper or lower of the two; rounding half of their coordinates up gives the edge of the pixel itself.
+    doubled = np.kron(region.pixels, np.ones((2, 2), np.uint8)).astype(np.uint8)
+    contours, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    rings = [_simplified((contour[:, 0] + 1) // 2, tolerance) for contour in contours]
+    outer = next(ring for ring, (*_, parent) in zip(rings, hierarchy[0], strict=True) if parent < 0)
+    holes = [ring for ring, (*_, parent) in zip(rings, hierarchy[0], strict=True) if parent >= 0]
+    for hole in sorted(holes, key=lambda ring: float(ring[:, 0].min())):
+        outer = _joined(outer, hole)
+    return outer + np.array([region.left, region.top])
+
+
+def _simplified(ring: np.ndarray, tolerance: float) -> np.ndarray:
+    """Simplify a closed ring along the edges of pixels.
+
+    The new ring has its corners in the middles of these edges: a slanting line through them lies nearer to the true edge than one
+    through the corners of the steps, and needs fewer corners.
+
+    Args:
+        ring: int array (N, 2) of the corners; corners may repeat.
+        tolerance: largest distance of the new ring from the middles of the edges, in px; 0 to leave the ring as it is.
+
+    Returns:
+        float64 array (M, 2), at least three corners.
+    """
+    ring = ring[np.any(ring != np.roll(ring, 1, axis=0), axis=1)]
+    if not tolerance:
+        return ring.astype(np.float64)
+    sides = np.roll(ring, -1, axis=0) - ring
+    lengths = np.abs(sides).max(axis=1)
+    along = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths) + 0.5
+    middles = np.repeat(ring, lengths, axis=0) + np.repeat(sides / lengths[:, None], lengths, axis=0) * along[:, None]
+    simplified = cv2.approxPolyDP(middles.astype(np.float32), tolerance, closed=True)[:, 0]
+    return (simplified if len(simplified) >= 3 else ring).astype(np.float64)
+
+
+def _joined(outer: np.ndarray, hole: np.ndarray) -> np.ndarray:
+    """Join the ring of a hole to a ring round it, from the nearest of its corners to the leftmost one of the hole and back.
+
+    Args:
+        outer: float64 array (N, 2), the outer ring.
+        hole: float64 array (M, 2), the ring of the hole.
+
+    Returns:
+        float64 array (N + M + 2, 2), one ring.
+    """
+    start = int(hole[:, 0].argmin())
+    at = int(((outer - hole[start]) ** 2).sum(axis=1).argmin())
+    turned = np.roll(hole, -start, axis=0)
+    return np.concatenate([outer[: at + 1], turned, turned[:1], outer[at:]])
+
+
+def measure_agreement(mask: np.ndarray, objects: Sequence[PredictedObject], rules: ExportRules) -> float:
+    """Compare the objects of an export with the mask that they were found in, to see what simplifying and leaving out changed.
+
+    Args:
+        mask: uint8 array (H, W) of class ids.
+        objects: the objects that are exported, largest first.
+        rules: rules of the export; `shapes` and `background` apply.
+
+    Returns:
+        Share of the pixels, 0 to 1, that have the same class when the objects are painted, smaller ones over larger ones.
+    """
+    painted = np.full(mask.shape, 0 if rules.background else -1, np.int16)
+    for each in objects:
+        region = each.region
+        if rules.shapes == "polygons":
+            region = polygon_region(region.class_id, each.polygon, *mask.shape)
+        painted[region.window][region.pixels] = region.class_id
+    return float((painted == mask).mean())
+
+
+def run_lengths(pixels: np.ndarray) -> list[int]:
+    """Return the lengths of the runs of False and True in turn.
+
+    Args:
+        pixels: bool array (N,).
+
+    Returns:
+        The lengths. The first is of False, and 0 if the first pixel is True. Their sum is N.
+    """
+    changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
+    lengths = np.diff(np.concatenate([[0], changes, [pixels.size]])).tolist()
+    return [0, *lengths] if pixels.size and pixels[0] else lengths

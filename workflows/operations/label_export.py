@@ -1,0 +1,195 @@
+"""Export the predictions of predict.py as annotations that a labelling tool can edit."""
+
+import logging
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deconvnet.datasets.exporting import ExportRules, get_format
+from deconvnet.datasets.exporting.export_writer import ExportSummary, Prediction, write_export
+from deconvnet.datasets.image_folder import list_image_files
+from deconvnet.datasets.importing.dataset import BACKGROUND_NAMES
+from deconvnet.datasets.importing.images import NameIndex
+from deconvnet.datasets.importing.train_val_split import read_split_list
+from deconvnet.datasets.importing.voc_writer import REJECTS_FILE, check_new, new_folder
+from deconvnet.inference.predictions_table import CLASSES_FILE, TABLE, read_state
+from infra import storage
+from infra.errors import UserError
+from infra.storage import tables
+from infra.storage.tables import Reject
+from workflows import cli
+from workflows.operations.data_import import count_threads, local_folder
+from workflows.settings.export import ExportSettings
+
+logger = logging.getLogger(__name__)
+
+_COLUMNS = ["image_id", "path", "classes", "confidence", "mask", "stamp", "generation"]
+_IMPORTED_AS = {"labelstudio": "label_studio", "voc": "masks"}  # names of the formats at import_data.py, where they differ
+
+
+def export_labels(settings: ExportSettings, dry_run: bool) -> None:
+    """Export the predictions of a folder of images, and log the command by which corrected annotations come back.
+
+    Args:
+        settings: settings of the command.
+        dry_run: True to log what would be exported, without writing anything.
+
+    Raises:
+        UserError: if there are no finished predictions, an image to export has none, too many images can't be used, or the folder
+            exists and is not empty.
+        Locked: if another export creates the same folder.
+        Interrupted: if another export took over the lock.
+    """
+    folder, source = local_folder(settings.to), settings.predictions or ""
+    commit, names = _read_commit(source), _class_names(source)
+    export_format = get_format(settings.format)
+    rules = ExportRules(
+        classes=tuple(names["classes"]),
+        background=names["background"],
+        shapes=settings.shapes or ("polygons" if export_format.has_polygons else "masks"),
+        tolerance=settings.tolerance,
+        min_area=settings.min_area,
+        image_url=settings.image_url,
+        model=commit.extra["model"],
+    )
+    predictions, rejects = _find_predictions(source, settings.only, commit)
+    logger.info(f"{len(predictions):,} predictions by {rules.model}, of the classes {', '.join(rules.labels.values())}")
+    if dry_run:
+        check_new(folder)
+        _check_rejects(rejects, len(predictions) + len(rejects), settings.max_rejects)
+        logger.info(f"would export {len(predictions):,} images as {rules.shapes} for {settings.format}")
+        return
+    with new_folder(folder, "export.py") as temporary:
+        summary = write_export(predictions, rejects, export_format, rules, temporary, count_threads(settings.threads))
+        _check_rejects(summary.rejects, len(predictions) + len(rejects), settings.max_rejects)
+    logger.info(_summary_text(summary, rules, folder))
+    logger.info("\nwhen the labels are corrected, and exported from the tool in the same format:")
+    logger.info(_import_command(settings.format, folder, rules))
+
+
+def _read_commit(predictions: str) -> tables.Commit:
+    """Return the commit record of the table `predictions` in an output folder of predict.py. Raise UserError if it has none."""
+    commit = tables.read_commit(storage.join(predictions, TABLE))
+    if commit is None:
+        raise UserError(
+            f"predictions {predictions} has no finished table {TABLE}: name the folder that predict.py wrote by --output"
+        )
+    return commit
+
+
+def _class_names(predictions: str) -> Mapping[str, Any]:
+    """Return the content of classes.json in an output folder of predict.py: `classes`, and whether class 0 is the `background`.
+
+    Args:
+        predictions: the output folder.
+
+    Raises:
+        UserError: if there is no such file, because an earlier version of the program made the predictions.
+    """
+    try:
+        names: Mapping[str, Any] = storage.read_json(storage.join(predictions, CLASSES_FILE))
+    except FileNotFoundError:
+        raise UserError(
+            f"predictions {predictions} has no {CLASSES_FILE}, because an earlier version of this program made it: run predict.py again, "
+            "with a new folder as output"
+        ) from None
+    return names
+
+
+def _find_predictions(source: str, only: str | None, commit: tables.Commit) -> tuple[list[Prediction], list[Reject]]:
+    """Find the predictions to export.
+
+    Args:
+        source: output folder of predict.py.
+        only: text file with the names or paths of the images to export; None for all.
+        commit: commit record of the table `predictions`.
+
+    Returns:
+        predictions: the predictions, in the order of the table.
+        rejects: a Reject for each image that is gone, or has changed since it was predicted.
+
+    Raises:
+        UserError: if an image that `only` lists was not predicted, the folder of images is gone, or predict.py was stopped while it
+            predicted the images by another model.
+    """
+    rows = {row["image_id"]: row for row in tables.iter_rows(storage.join(source, TABLE), _COLUMNS)}
+    state = read_state(source)
+    if state is None or {row["generation"] for row in rows.values()} - {state.generation}:
+        raise UserError(
+            f"predictions {source} are unfinished: predict.py was stopped while it predicted them by another model. Run it again"
+        )
+    if only:
+        names = {row["path"]: name for name, row in rows.items()}
+        listed = [names.get(name, name) for name in read_split_list(only, "only")]
+        found, missing, _ = NameIndex(list(rows), commit.extra["input"]).find_all(listed)
+        if missing:
+            name, reason = next(iter(missing.items()))
+            raise UserError(f"only {only}: {len(missing):,} images have no prediction, the first is {name}: {reason}")
+        chosen = set(found.values())
+        rows = {name: row for name, row in rows.items() if name in chosen}
+    stamps = {image.name: image.stamp for image in list_image_files(commit.extra["input"], leave_out=source)}
+    predictions, rejects = [], []
+    for name, row in rows.items():
+        if stamps.get(name) == row["stamp"]:
+            mask = storage.join(source, row["mask"])
+            predictions.append(Prediction(name, row["path"], mask, tuple(row["classes"]), row["confidence"]))
+        else:
+            reason = "was changed after it was predicted" if name in stamps else "is gone"
+            rejects.append(Reject(name, row["path"], "export", f"the image {reason}: run predict.py again"))
+    return predictions, rejects
+
+
+def _check_rejects(rejects: list[Reject], images: int, max_rejects: float) -> None:
+    """Log which images can't be used.
+
+    Args:
+        rejects: these images, with the reasons.
+        images: number of all images.
+        max_rejects: share of the images that may be unusable.
+
+    Raises:
+        UserError: if more are unusable, or all.
+    """
+    if not rejects:
+        return
+    logger.warning(cli.rejects_text(rejects))
+    if len(rejects) > max_rejects * images or len(rejects) == images:
+        raise UserError(
+            f"{len(rejects):,} of {images:,} images can't be exported, and max_rejects allows {max_rejects:.0%}; the first is "
+            f"{rejects[0].path}: {rejects[0].reason}. Nothing was written"
+        )
+
+
+def _summary_text(summary: ExportSummary, rules: ExportRules, folder: Path) -> str:
+    """Return a text for a terminal: what was exported, how exact it is, and where it is."""
+    lines = [f"exported     {summary.images:,} images with {summary.objects:,} objects"]
+    if rules.shapes == "polygons" or rules.min_area:
+        share, name = summary.worst or (1.0, "")
+        exact = "--tolerance 0 and --min_area 0 keep all"
+        lines.append(f"kept         the class of {summary.agreement:.2%} of the pixels (least: {share:.2%}, {name}); {exact}")
+    if summary.rejects:
+        lines.append(f"rejects      {folder / REJECTS_FILE} ({len(summary.rejects):,})")
+    return "\n".join([*lines, f"export       {folder}"])
+
+
+def _import_command(name: str, folder: Path, rules: ExportRules) -> str:
+    """Return the shell command that imports an export.
+
+    Args:
+        name: name of the format.
+        folder: folder of the export.
+        rules: rules of the export.
+
+    Returns:
+        The command with quoted arguments, in one line. It gives the classes the ids that they have in the model.
+    """
+    export_format = get_format(name)
+    images = Path(export_format.image_path("a.jpg")).parent
+    command = ["python", "workflows/import_data.py", "--from", _IMPORTED_AS.get(name, name), "--images", str(folder / images)]
+    command += ["--annotations", str(folder / export_format.annotations), "--to", f"{folder}-corrected"]
+    if export_format.has_polygons:
+        command += ["--classes", cli.names_text(tuple(rules.labels.values()))]
+    elif not rules.background and rules.classes[0].lower() not in BACKGROUND_NAMES:
+        command += ["--background", "none"]
+    return shlex.join(command)

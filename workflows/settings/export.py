@@ -1,0 +1,58 @@
+"""Define the settings of export.py."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+
+from deconvnet.settings import StoreSettings
+from infra.settings import Location
+from workflows.cli import CommandSettings
+from workflows.settings import MODEL_FORMS
+
+
+class ExportSettings(CommandSettings):
+    """Settings of export.py."""
+
+    format: Literal["coco", "cvat", "labelme", "labelstudio", "onnx", "voc", "yolo"] = Field(
+        description="what to write: labels for a tool, or the networks (onnx; formats.md)"
+    )
+    to: Location = Field(min_length=1, description="new local folder to write")
+    predictions: Location | None = Field(None, description="output folder of predict.py, local or s3://; not onnx")
+    only: Location | None = Field(
+        None, description="text file with the names or paths of the images to export, one a line; empty: all that were predicted"
+    )
+    shapes: Literal["polygons", "masks"] | None = Field(
+        None,
+        description="polygons, or masks (run lengths, bitmaps) with every pixel; yolo: polygons, voc: masks; empty: polygons",
+    )
+    tolerance: NonNegativeFloat = Field(
+        0.75, description="how far a polygon may lie from the edges of the pixels, px; 0: it follows them exactly"
+    )
+    min_area: NonNegativeInt = Field(0, description="objects with fewer pixels are left out")
+    image_url: str = Field(
+        "/data/local-files/?d=images/", description="labelstudio: what stands before the name of an image in its address"
+    )
+    max_rejects: float = Field(0.05, ge=0, le=1, description="share of images that may be unusable before the export fails")
+    threads: PositiveInt | None = Field(None, description="threads; empty: one per CPU")
+    model: str = Field("models:/edeconvnet@champion", description=f"onnx: registered model: {MODEL_FORMS}")
+    workspace: Location | None = Field(
+        None, description="onnx: workspace of a pipeline, whose own MLflow store (SQLite) has the model"
+    )
+    tracking: StoreSettings = StoreSettings()
+
+    @model_validator(mode="after")
+    def _complete(self) -> "ExportSettings":
+        """Check that predictions are given if labels are exported, and only then. Raise ValueError if not."""
+        if self.format != "onnx" and not self.predictions:
+            raise ValueError("predictions is not given: name the output folder of predict.py by --predictions")
+        if self.format == "onnx" and self.predictions:
+            raise ValueError("predictions are for labels, and onnx exports the networks: leave predictions out")
+        return self
+
+    @model_validator(mode="after")
+    def _possible_shapes(self) -> "ExportSettings":
+        """Check that the format has the shapes. Raise ValueError if it doesn't."""
+        if (self.format, self.shapes) in (("yolo", "masks"), ("voc", "polygons")):
+            other = "polygons" if self.format == "yolo" else "masks"
+            raise ValueError(f"shapes {self.shapes} is not what {self.format} has: leave shapes out, which means {other} there")
+        return self
