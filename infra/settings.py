@@ -24,7 +24,7 @@ def absolute_location(location: str) -> str:
     """Make the location of a file, folder or model absolute, because jobs and MLflow run in other folders than the command.
 
     Args:
-        location: local path, file://, s3:// or https:// URI, name of a model in MLflow's registry (models:/NAME@ALIAS), or "".
+        location: local path, file:// or https:// URI, or URI in a bucket, name of a model in MLflow's registry (models:/NAME@ALIAS), or "".
 
     Returns:
         An absolute path or a URI. The name of a model in the registry and "" are returned unchanged.

@@ -96,7 +96,7 @@ def _write(out: str, files: Mapping[str, bytes]) -> None:
     """Write files to a folder, and print their URIs.
 
     Args:
-        out: folder to write to, local or s3://.
+        out: folder to write to, local or in a bucket.
         files: contents of the files by name.
     """
     from infra import storage
@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", metavar="NAME", help=f"a figure, or {ALL}, or {REPORT}")
-    parser.add_argument("--workspace", required=True, metavar="DIR", help="folder or s3:// prefix of a finished run")
+    parser.add_argument("--workspace", required=True, metavar="DIR", help="folder or bucket prefix of a finished run")
     parser.add_argument("--out", metavar="DIR", help="folder to write to (default: figures/ in the workspace, or report/)")
     parser.add_argument("--image", action="append", default=[], metavar="ID", help="an image to show; may be repeated")
     parser.add_argument("--tracking.uri", dest="tracking_uri", metavar="URI", help="MLflow, if it is not the workspace's own")

@@ -1,4 +1,4 @@
-"""Listing the images in a folder of any layout, local or at s3://, and choosing the names of their predicted masks."""
+"""Listing the images in a folder of any layout, local or in a bucket, and choosing the names of their predicted masks."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -62,7 +62,7 @@ def list_image_files(folder: str, leave_out: str = "") -> list[ImageFile]:
     """List the images in a folder and its subfolders, like `list_folder` but without the other files.
 
     Args:
-        folder: local folder or s3:// prefix.
+        folder: local folder or bucket prefix.
         leave_out: folder whose files are ignored; empty if there is none.
 
     Returns:
@@ -82,7 +82,7 @@ def list_folder(folder: str, leave_out: str = "") -> FolderFiles:
     is kept, and the others are marked as refused.
 
     Args:
-        folder: local folder or s3:// prefix.
+        folder: local folder or bucket prefix.
         leave_out: folder whose files are ignored, such as the folder to which the masks are written; empty if there is none.
 
     Returns:
@@ -112,7 +112,7 @@ def list_folder(folder: str, leave_out: str = "") -> FolderFiles:
     if not stamps:
         problem = "does not exist" if not storage.exists(folder) else f"holds no image ({', '.join(SUFFIXES)})"
         others = f"; {found.passed_over_text}" if passed_over else ""
-        raise UserError(f"{folder} {problem}: name a folder, or an s3:// prefix, of images{others}")
+        raise UserError(f"{folder} {problem}: name a folder, or a bucket prefix, of images{others}")
     return found
 
 

@@ -82,7 +82,7 @@ def data_folder(settings: DataSettings, seed: int, generated_uri: str) -> str:
             generated with the same settings and seed.
 
     Returns:
-        Absolute path or s3:// address of a folder in VOC's layout.
+        Absolute path or URI of a folder in VOC's layout.
     """
     if settings.root:
         return storage.absolute(settings.root)
@@ -140,7 +140,7 @@ def prepare_images(
         settings: the `data` section of the settings.
         seed: seed for drawing the split dev (validation during training) from train. If `settings.limit`, a number of images, is
             set, the seed also determines which images are used at all.
-        out_uri: path or s3:// address of the table's folder.
+        out_uri: path or URI of the table's folder.
         fingerprint: hash of everything that this stage of the pipeline depends on, stored with the table.
         root: folder of the data set.
         executor: runs the units of work. Each unit reads up to 32 images and writes one part that does not exist yet.

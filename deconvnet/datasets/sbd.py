@@ -90,8 +90,8 @@ def add_sbd_to_voc(sbd: str, voc_root: str) -> tuple[int, list[Reject]]:
     conversion can be resumed. The list is written last. Progress is shown on stderr.
 
     Args:
-        sbd: path or s3:// address of SBD's folder `dataset`, with cls, inst, train.txt and val.txt.
-        voc_root: path or s3:// address of the VOC 2012 folder.
+        sbd: path or URI of SBD's folder `dataset`, with cls, inst, train.txt and val.txt.
+        voc_root: path or URI of the VOC 2012 folder.
 
     Returns:
         The number of images in `train_aug`, and a Reject with the reason for each image of SBD that was left out.
@@ -127,7 +127,7 @@ def _read_ids(path: str) -> list[str]:
     """Read the image ids in one of SBD's lists.
 
     Args:
-        path: path or s3:// address of train.txt or val.txt.
+        path: path or URI of train.txt or val.txt.
 
     Returns:
         The ids, in the order of the file.
@@ -145,8 +145,8 @@ def _convert(sbd: str, voc_root: str, image_id: str) -> None:
     """Convert the masks of one image from SBD's MATLAB files to PNG files in the VOC folder.
 
     Args:
-        sbd: path or s3:// address of SBD's folder `dataset`.
-        voc_root: path or s3:// address of the VOC 2012 folder, in which the two PNG files are written.
+        sbd: path or URI of SBD's folder `dataset`.
+        voc_root: path or URI of the VOC 2012 folder, in which the two PNG files are written.
         image_id: id of the image.
 
     Raises:

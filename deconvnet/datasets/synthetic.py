@@ -298,7 +298,7 @@ def write_dataset(folder: str, seed: int, train: int, val: int, height: int, wid
     written last, so a data set that was left incomplete is generated anew.
 
     Args:
-        folder: local folder or s3:// prefix to write to.
+        folder: local folder or bucket prefix to write to.
         seed: seed of the data set.
         train: number of images in the split train.
         val: number of images in the split val.

@@ -1,4 +1,4 @@
-"""Images and masks in PASCAL VOC's layout, in a local folder or at s3://.
+"""Images and masks in PASCAL VOC's layout, in a folder, local or in a bucket.
 
     JPEGImages/<id>.jpg                     the image; the suffix may also be .jpeg or .png, in upper or lower case
     SegmentationClass/<id>.png              its class mask
@@ -148,14 +148,14 @@ class VocDataset:
     """A data set in VOC's layout. The files in its folders are listed once, when the object is created.
 
     Attributes:
-        root: absolute path or s3:// address of the folder.
+        root: absolute path or URI of the folder.
     """
 
     def __init__(self, root: str) -> None:
         """List the files of a data set.
 
         Args:
-            root: path or s3:// address of a folder in VOC's layout.
+            root: path or URI of a folder in VOC's layout.
 
         Raises:
             UserError: if there is no such folder, or it has no images or no class masks.
@@ -232,7 +232,7 @@ def list_files(root: str, folder: str) -> dict[str, str]:
     """List the images or the masks that lie directly in a folder of the data set.
 
     Args:
-        root: path or s3:// address of the data set.
+        root: path or URI of the data set.
         folder: name of the folder, one of `FOLDERS`.
 
     Returns:
@@ -306,7 +306,7 @@ def _read_mask(uri: str, width: int, height: int, max_pixels: int) -> np.ndarray
     """Read a mask and check its size.
 
     Args:
-        uri: path or s3:// address of the file.
+        uri: path or URI of the file.
         width: width that the mask must have, in px.
         height: height that the mask must have, in px.
         max_pixels: most pixels that a mask may have.

@@ -147,7 +147,7 @@ def read_image_confusions(uri: str) -> dict[str, np.ndarray]:
     """Read the confusion matrix of each image from a file that `image_confusions_file` made.
 
     Args:
-        uri: URI of the file `image_confusions.npz` (local or s3://).
+        uri: URI of the file `image_confusions.npz` (local or in a bucket).
 
     Returns:
         The confusion matrices by image_id, int32 (C, C). A row is a true class and a column is a predicted class.

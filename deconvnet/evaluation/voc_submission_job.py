@@ -97,7 +97,7 @@ def list_split(root: str, split: str, max_pixels: int) -> list[ListedImage]:
     All image files are read, and the progress is displayed.
 
     Args:
-        root: folder in the layout of PASCAL VOC, local or s3://.
+        root: folder in the layout of PASCAL VOC, local or in a bucket.
         split: name of the image list, such as "test".
         max_pixels: images with more pixels are refused.
 
@@ -136,7 +136,7 @@ def predict_masks(
     Args:
         images: the images of the list.
         recipe: the networks and options to predict with.
-        folder: folder of the masks, local or s3://. It must not hold masks that were made with another recipe.
+        folder: folder of the masks, local or in a bucket. It must not hold masks that were made with another recipe.
         executor: runs the workers, each of which holds both networks.
         gpu: whether each worker takes a GPU.
 
@@ -163,7 +163,7 @@ def _make_worker(recipe: Recipe, folder: str, device: str, threads: int) -> Work
 
     Args:
         recipe: the networks and options to predict with.
-        folder: folder that the masks are written to, local or s3://.
+        folder: folder that the masks are written to, local or in a bucket.
         device: torch device to predict on, "cpu" or "cuda".
         threads: number of CPU threads that the worker may use.
 

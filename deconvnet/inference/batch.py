@@ -38,7 +38,7 @@ def predict_images(
 
     Args:
         plan: the images and what to do with each, see `make_plan`.
-        output: folder or s3:// prefix of the output.
+        output: folder or bucket prefix of the output.
         model: folder of the saved ensemble (both networks and their options). Every node must be able to read it.
         guard: writes the files of images, as long as no other run has taken the lock of the output folder.
         executor: runs the workers.
@@ -70,7 +70,7 @@ class _PartWriter:
     Attributes:
         state: the input folder, the model version and the generation (the name of the predictions made with this model version).
             They are written to every row.
-        output: folder or s3:// prefix of the output.
+        output: folder or bucket prefix of the output.
         model: folder of the saved ensemble (both networks and their options).
         guard: writes the files of images, as long as no other run has taken the lock of the output folder.
         max_pixels: images with more pixels are rejected; None for the limit stored with the ensemble.

@@ -179,7 +179,7 @@ def read_state(output: str) -> OutputState | None:
     """Read which images and which model an output folder was made from.
 
     Args:
-        output: folder or s3:// prefix of the output.
+        output: folder or bucket prefix of the output.
 
     Returns:
         The content of the output's `predict.json`, or None if this program has not used the folder before.
@@ -213,7 +213,7 @@ def make_plan(
 
     Args:
         images: all images of the input folder.
-        output: folder or s3:// prefix of the output.
+        output: folder or bucket prefix of the output.
         state: the input folder, model version and generation (name of this model version's predictions) of the run.
         overlays: whether every image shall have an overlay, which is a copy of the image with the mask drawn over it.
         maps: whether every image shall have a confidence map. An image without one is predicted again.
@@ -289,7 +289,7 @@ def commit_predictions(plan: Plan, output: str, parts: Sequence[tables.Part], gu
 
     Args:
         plan: the plan of the run.
-        output: folder or s3:// prefix of the output.
+        output: folder or bucket prefix of the output.
         parts: summaries of the table's parts, in order, as `predict_images` returns them.
         guard: checks, before the table is changed, that no other run has taken the lock of the output folder.
 
@@ -316,7 +316,7 @@ def write_rejects(plan: Plan, output: str, parts: Sequence[tables.Part], guard: 
 
     Args:
         plan: the plan of the run.
-        output: folder or s3:// prefix of the output.
+        output: folder or bucket prefix of the output.
         parts: summaries of the parts (Parquet files) of the table `predictions`. Each lists its own rejected images.
         guard: checks, before the table is changed, that no other run has taken the lock of the output folder.
 

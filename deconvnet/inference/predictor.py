@@ -165,7 +165,7 @@ class Predictor:
         """Load both networks from their folders and create a predictor with them.
 
         Args:
-            deconvnet_uri: folder of a DeconvNet written by `deconvnet.models.checkpoint.save_model`, local or s3://.
+            deconvnet_uri: folder of a DeconvNet written by `deconvnet.models.checkpoint.save_model`, local or in a bucket.
             fcn8s_uri: folder of an FCN-8s written in the same way.
             device: torch device to predict on, "cpu" or "cuda".
             options: the options of prediction; None for the defaults.

@@ -64,7 +64,7 @@ class SavedEnsemble:
         """Load the ensemble. Nothing in the folder is unpickled or executed.
 
         Args:
-            folder: the ensemble's folder, local or s3://.
+            folder: the ensemble's folder, local or in a bucket.
             device: torch device to predict on, "cpu" or "cuda".
             max_pixels: largest number of pixels of an image; None for the limit stored with the ensemble.
 
@@ -114,7 +114,7 @@ def read_options(folder: str) -> dict[str, Any]:
     """Read the options of a saved ensemble and check that the folder is complete.
 
     Args:
-        folder: the ensemble's folder, local or s3://.
+        folder: the ensemble's folder, local or in a bucket.
 
     Returns:
         The content of `options.json`: a dict with `classes` (class names, ordered by id), `proposals` (keyword arguments of

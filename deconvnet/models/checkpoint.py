@@ -34,7 +34,7 @@ def save_model(
 
     Args:
         model: the network.
-        uri: the folder (local or s3://).
+        uri: the folder (local or in a bucket).
         classes: class names by class id, background first.
         extra: further JSON values to store in model.json, under the key "extra".
         fingerprint: digest of everything that the model depends on, to be stored in model.json; "" to store none.
@@ -59,7 +59,7 @@ def load_model(uri: str, device: str | torch.device = "cpu") -> tuple[Network, d
     """Load a network from a model folder.
 
     Args:
-        uri: the folder (local or s3://).
+        uri: the folder (local or in a bucket).
         device: device to put the network on.
 
     Returns:
@@ -87,7 +87,7 @@ def save_state(uri: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any])
     """Save a training state as a checkpoint: write the files state.safetensors and state.json.
 
     Args:
-        uri: folder for this checkpoint (local or s3://).
+        uri: folder for this checkpoint (local or in a bucket).
         tensors: the tensors of the state by name, such as weights and momenta.
         meta: the JSON values of the state by name. "step", the number of training steps done, is needed by `newest_state`.
     """
@@ -98,7 +98,7 @@ def load_state(uri: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Load a training state from a checkpoint.
 
     Args:
-        uri: folder of the checkpoint (local or s3://).
+        uri: folder of the checkpoint (local or in a bucket).
 
     Returns:
         The tensors by name, on the CPU, and the content of state.json: the JSON values that `save_state` got, and also
@@ -116,7 +116,7 @@ def newest_state(uri: str, prefix: str = "") -> tuple[dict[str, Tensor], dict[st
     Incomplete checkpoints, which a killed run may have left, are ignored.
 
     Args:
-        uri: folder whose direct subfolders are checkpoints (local or s3://). It need not exist.
+        uri: folder whose direct subfolders are checkpoints (local or in a bucket). It need not exist.
         prefix: only subfolders whose names begin with this are considered.
 
     Returns:
@@ -138,7 +138,7 @@ def _write(uri: str, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str
     """Write a pair of files, NAME.safetensors and then NAME.json, to a folder.
 
     Args:
-        uri: folder to write them in (local or s3://).
+        uri: folder to write them in (local or in a bucket).
         name: NAME in the file names, "model" or "state".
         tensors: content of the safetensors file.
         meta: content of the JSON file, to which the format number and the SHA-256 of the tensors' file are added.
@@ -153,7 +153,7 @@ def _read(uri: str, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a pair of files, NAME.json and NAME.safetensors, and check by the SHA-256 that they belong together.
 
     Args:
-        uri: folder that holds them (local or s3://).
+        uri: folder that holds them (local or in a bucket).
         name: NAME in the file names, "model" or "state".
 
     Returns:

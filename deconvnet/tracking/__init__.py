@@ -15,7 +15,7 @@ def open_tracker(settings: "TrackingSettings", workspace: str) -> Tracker:
 
     Args:
         settings: the section `tracking` of the settings.
-        workspace: folder or s3:// prefix of the pipeline run.
+        workspace: folder or bucket prefix of the pipeline run.
 
     Returns:
         A tracker that logs to MLflow, or one that logs nothing if `settings.enabled` is false.

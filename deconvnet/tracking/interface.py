@@ -5,7 +5,7 @@ These classes are used if the setting `tracking.enabled` is false. Otherwise, `d
 does not import MLflow.
 
 A pipeline consists of stages, which are named steps such as training FCN-8s. The tracker has one run for the pipeline, and below
-it one run for each stage. A workspace is the folder or s3:// prefix that holds everything a pipeline run writes.
+it one run for each stage. A workspace is the folder or bucket prefix that holds everything a pipeline run writes.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -29,7 +29,7 @@ class Run:
         """Create the run. Nothing is written yet.
 
         Args:
-            workspace: folder or s3:// prefix of the pipeline run.
+            workspace: folder or bucket prefix of the pipeline run.
             stage: name of the stage, which is a step of the pipeline. "" for the run of the whole pipeline.
             fingerprint: text that identifies the stage's code, settings and inputs.
             run_id: id of the run in MLflow. If tracking is switched off, the id of an earlier MLflow run that this run continues,
@@ -159,7 +159,7 @@ class Tracker:
         """Create the tracker.
 
         Args:
-            workspace: folder or s3:// prefix of the pipeline run. Training metrics are kept there.
+            workspace: folder or bucket prefix of the pipeline run. Training metrics are kept there.
         """
         self._workspace = workspace
 
@@ -191,7 +191,7 @@ def read_histories(
     run of each stage is read.
 
     Args:
-        workspace: folder or s3:// prefix of the pipeline run.
+        workspace: folder or bucket prefix of the pipeline run.
         store: URI of the MLflow store. "" if tracking is switched off.
         run_id: id of the pipeline's run in MLflow. None or "" if it was not tracked. MLflow is imported only if `store`
             and `run_id` are given.

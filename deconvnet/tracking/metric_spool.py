@@ -239,7 +239,7 @@ def spool_file(uri: str | None) -> Iterator[Path]:
     another machine continues the copy.
 
     Args:
-        uri: where the file is to be kept, a local path or s3:// URI. None if it need not outlive the block.
+        uri: where the file is to be kept, a local path or URI. None if it need not outlive the block.
 
     Yields:
         Absolute path of the local file. It may not exist yet.
@@ -265,11 +265,11 @@ def spool_file(uri: str | None) -> Iterator[Path]:
 
 
 def _copy_while_growing(file: Path, uri: str, closing: threading.Event) -> None:
-    """Copy a file to S3 whenever it has grown, until `closing` is set, and then once more. A background thread runs this.
+    """Copy a file to a bucket whenever it has grown, until `closing` is set, and then once more. A background thread runs this.
 
     Args:
         file: the local file.
-        uri: s3:// URI of the copy.
+        uri: URI of the copy, in a bucket.
         closing: event that another thread sets to end the copying.
     """
     copied, last = 0, False

@@ -233,7 +233,7 @@ class MlflowTracker(Tracker):
         Args:
             uri: URI of the MLflow store.
             experiment: name of the experiment.
-            spool_uri: folder, local or s3://, for metrics that MLflow has not taken yet. None for a temporary folder.
+            spool_uri: folder, local or in a bucket, for metrics that MLflow has not taken yet. None for a temporary folder.
 
         Raises:
             UserError: if the store can't be used, or the experiment was deleted.

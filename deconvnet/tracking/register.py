@@ -44,8 +44,8 @@ class Ensemble:
     """An ensemble of a DeconvNet and an FCN-8s that is to be registered, with its options.
 
     Attributes:
-        deconvnet_uri: folder with the weights of the DeconvNet, local or s3:// (see `models.checkpoint.save_model`).
-        fcn8s_uri: folder with the weights of the FCN-8s, local or s3://.
+        deconvnet_uri: folder with the weights of the DeconvNet, local or in a bucket (see `models.checkpoint.save_model`).
+        fcn8s_uri: folder with the weights of the FCN-8s, local or in a bucket.
         classes: class names in the order of their ids. The first is the background.
         proposals: keyword arguments of the function `proposals.edge_boxes`, which finds box proposals. If they name an edge
             detector (a forest), it is copied into the model.

@@ -114,7 +114,7 @@ def fetch(version: Version, tracking_uri: str, target: str) -> None:
     Args:
         version: the version, from `find`.
         tracking_uri: URI of the MLflow store.
-        target: folder to write to, local or s3://.
+        target: folder to write to, local or in a bucket.
 
     Raises:
         UserError: if the version can't be downloaded, or was not registered by `deconvnet.tracking.register`.
@@ -239,7 +239,7 @@ class OwnModel:
     Attributes:
         store: URI of the MLflow store.
         name: name of the registered model.
-        workspace: path or s3:// URI of the workspace, which holds the files of all generations (retraining runs).
+        workspace: path or URI of the workspace, which holds the files of all generations (retraining runs).
         workspace_id: text that identifies the workspace, even if it is moved. "" if it has none yet.
     """
 
@@ -335,7 +335,7 @@ def origin_tags(workspace: str, workspace_id: str, classes: Sequence[str], gener
     """Make the tags that record the origin of a model version: its workspace, its generation and a digest of its classes.
 
     Args:
-        workspace: path or s3:// URI of the workspace. It is shown to users.
+        workspace: path or URI of the workspace. It is shown to users.
         workspace_id: text that identifies the workspace, even if it is moved.
         classes: names of the classes in the order of their ids.
         generation: name of the generation (a retraining run) that registers the version. "" if there is none.

@@ -26,7 +26,7 @@ def starting_model(source: str, architecture: str, tracking_uri: str, cache: str
             (models:/NAME@ALIAS or models:/NAME/VERSION).
         architecture: "deconvnet" or "fcn8s".
         tracking_uri: URI of the MLflow store, used only for a registered model.
-        cache: folder, local or s3://, to which a registered model is copied. All training workers must be able to read it.
+        cache: folder, local or in a bucket, to which a registered model is copied. All training workers must be able to read it.
 
     Returns:
         URI of the model folder. None if `source` holds only a network of the other architecture.
@@ -103,7 +103,7 @@ def _fetched(source: str, tracking_uri: str, cache: str) -> str:
     Args:
         source: the registered model, as models:/NAME@ALIAS or models:/NAME/VERSION.
         tracking_uri: URI of the MLflow store.
-        cache: folder of the cache, local or s3://.
+        cache: folder of the cache, local or in a bucket.
 
     Returns:
         URI of the model's folder in the cache.

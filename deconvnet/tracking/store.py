@@ -59,7 +59,7 @@ def tracking_uri(workspace: str, configured: str | None = None) -> str:
     warning is logged once.
 
     Args:
-        workspace: folder or s3:// prefix of the pipeline run.
+        workspace: folder or bucket prefix of the pipeline run.
         configured: value of the setting `tracking.uri`, or None.
 
     Returns:
@@ -181,7 +181,7 @@ def model_store(workspace: str | None, uri: str | None) -> str:
     """Choose the MLflow store in which a model is registered, and check that it answers.
 
     Args:
-        workspace: folder or s3:// prefix of the pipeline run that registered the model. None if it is not given.
+        workspace: folder or bucket prefix of the pipeline run that registered the model. None if it is not given.
         uri: value of the setting `tracking.uri`, or None.
 
     Returns:

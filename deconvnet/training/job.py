@@ -44,9 +44,9 @@ class TrainingJob:
         dev_uri: URI of the table of dev examples, on which the network is evaluated after each epoch. It is a table of the same
             kind as `examples_uri`. From an `images` table only the split "dev" is used. None: no evaluation.
         classes: class names by class id, background first.
-        checkpoints_uri: folder (local or s3://) that holds the checkpoints of all runs.
+        checkpoints_uri: folder (local or in a bucket) that holds the checkpoints of all runs.
         run_name: name of this run's folder below `checkpoints_uri`. If there are checkpoints in it, the run is resumed.
-        out_uri: folder (local or s3://) that the trained model is saved in.
+        out_uri: folder (local or in a bucket) that the trained model is saved in.
         seed: seed of the initial weights, the order of examples, augmentation and dropout.
         init: URI of a folder with a trained model to start from. None: the initial weights are chosen by `model` (VGG-16 or
             random weights).
@@ -74,7 +74,7 @@ class TrainingJob:
 
     @property
     def run_uri(self) -> str:
-        """Return the URI of the folder with this run's checkpoints, as an absolute path or s3:// URI."""
+        """Return the URI of the folder with this run's checkpoints, as an absolute path or URI."""
         return storage.join(storage.absolute(self.checkpoints_uri), self.run_name)
 
     def check(self, workers: int, min_workers: int | None = None) -> None:

@@ -125,7 +125,7 @@ class LocalCheckpoints:
         """Remember the folder, without reading or writing anything.
 
         Args:
-            uri: folder of the run's checkpoints (local or s3://).
+            uri: folder of the run's checkpoints (local or in a bucket).
         """
         self._uri = uri
         self._saved_at = time.monotonic()

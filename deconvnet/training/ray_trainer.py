@@ -280,7 +280,7 @@ def _user_error(error: BaseException, checkpoints_uri: str) -> BaseException:
 
     Args:
         error: the error that Ray Train raised.
-        checkpoints_uri: folder of the checkpoints (local or s3://), which may be on a full disk.
+        checkpoints_uri: folder of the checkpoints (local or in a bucket), which may be on a full disk.
 
     Returns:
         The UserError that made a worker or Ray Train's controller fail, or a UserError about a full disk. If there is neither,

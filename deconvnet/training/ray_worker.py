@@ -164,7 +164,7 @@ class RayCheckpoints:
         """Prepare to report. Nothing is written yet.
 
         Args:
-            run_uri: folder of the run's checkpoints (local or s3://), which is Ray Train's experiment folder.
+            run_uri: folder of the run's checkpoints (local or in a bucket), which is Ray Train's experiment folder.
             preemption: whether a node will be taken away. If so, the training waits until a checkpoint was written.
         """
         self._run_uri, self._preemption = run_uri, preemption

@@ -117,7 +117,7 @@ def record_uri(workspace: str, stage: str) -> str:
     """Return the URI of the JSON file that holds the record of a stage.
 
     Args:
-        workspace: URI of the folder of the pipeline (local or s3://), where records are stored.
+        workspace: URI of the folder of the pipeline (local or in a bucket), where records are stored.
         stage: name of the stage.
     """
     return storage.join(workspace, "stages", f"{stage}.json")
@@ -127,7 +127,7 @@ def read_record(workspace: str, stage: str) -> Record | None:
     """Read the record of a stage's last finished run, whether or not the stage is still complete.
 
     Args:
-        workspace: URI of the folder of the pipeline (local or s3://), where records are stored.
+        workspace: URI of the folder of the pipeline (local or in a bucket), where records are stored.
         stage: name of the stage.
 
     Returns:
@@ -146,7 +146,7 @@ def up_to_date_record(workspace: str, stage: str) -> Record | None:
     Only records are compared. Changed settings and missing output files are not noticed.
 
     Args:
-        workspace: URI of the folder of the pipeline (local or s3://), where records are stored.
+        workspace: URI of the folder of the pipeline (local or in a bucket), where records are stored.
         stage: name of the stage.
 
     Returns:
@@ -167,7 +167,7 @@ def outdated(workspace: str, names: Iterable[str]) -> list[str]:
     from which it reads is outdated.
 
     Args:
-        workspace: URI of the folder of the pipeline (local or s3://), where records are stored.
+        workspace: URI of the folder of the pipeline (local or in a bucket), where records are stored.
         names: names of the stages to look at.
 
     Returns:
@@ -214,7 +214,7 @@ class Stages:
         """Make the list of stages of a workspace. None is run yet.
 
         Args:
-            workspace: URI of the folder of the pipeline (local or s3://), where records are stored.
+            workspace: URI of the folder of the pipeline (local or in a bucket), where records are stored.
             stages: the stages. Each one must come after the stages that it reads from.
         """
         self.workspace = workspace

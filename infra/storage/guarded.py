@@ -20,7 +20,7 @@ class LockGuard:
     file that this run has written: its write succeeds only if the file still has the content that it had while the lock was held.
 
     Attributes:
-        uri: the lock file, local or s3://.
+        uri: the lock file, local or in a bucket.
         token: random text in the lock file that distinguishes the holder from all others.
     """
 
@@ -38,7 +38,7 @@ class LockGuard:
         """Write a file, or raise an error if another run has taken the lock.
 
         Args:
-            uri: the file, local or s3://. Only holders of the lock write to it.
+            uri: the file, local or in a bucket. Only holders of the lock write to it.
             data: content of the file. It must differ from what runs with other results write there.
 
         Raises:

@@ -77,7 +77,7 @@ class Lock:
         """Start the thread that renews the lock. The lock file must already have been written.
 
         Args:
-            uri: the lock file, local or s3://.
+            uri: the lock file, local or in a bucket.
             record: the content of the lock file.
             ttl_seconds: time for which the lock is valid after each renewal. It is renewed whenever a third of it has passed.
         """
@@ -183,7 +183,7 @@ def hold_lock(uri: str, holder: str, ttl_seconds: float = 600, try_again: Callab
     """Hold a lock for the duration of a `with` statement. By default, if another run holds the lock, raise an error.
 
     Args:
-        uri: the lock file, local or s3://.
+        uri: the lock file, local or in a bucket.
         holder: name of this run, for the message that other runs get.
         ttl_seconds: time for which the lock is valid after each renewal. It is renewed whenever a third of this time has passed.
             If it is not renewed in time, other runs may take it over.
@@ -216,7 +216,7 @@ def _acquire(uri: str, holder: str, ttl_seconds: float) -> LockRecord:
     This is possible if there is no such file, or if the lock in it has expired, was released, or has a holder that has died.
 
     Args:
-        uri: the lock file, local or s3://.
+        uri: the lock file, local or in a bucket.
         holder: name of this run.
         ttl_seconds: time from now until the lock expires, unless it is renewed.
 

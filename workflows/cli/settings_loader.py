@@ -170,7 +170,7 @@ def load(config: str, kind: type[Kind], arguments: Sequence[str] = ()) -> Kind:
     """Load settings from a YAML file, and override some of them.
 
     Args:
-        config: local path or s3:// URI of the file.
+        config: local path or URI of the file.
         kind: class of the settings.
         arguments: options that override the file, as on the command line: ["--train.stage1.lr", "0.1"].
 
@@ -221,7 +221,7 @@ def _read(config: str) -> dict[str, Any]:
     """Read a YAML file of settings.
 
     Args:
-        config: local path or s3:// URI of the file.
+        config: local path or URI of the file.
 
     Returns:
         The values by name, nested by section. Variables such as ${NAME} are replaced.

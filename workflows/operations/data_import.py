@@ -118,7 +118,7 @@ def check_folder(settings: ImportSettings, root: str) -> None:
 
     Args:
         settings: settings of the command. They name the two splits, and optionally the classes and the folder for the report.
-        root: path or s3:// URI of the folder to check. The report is written there if the settings name no other folder.
+        root: path or URI of the folder to check. The report is written there if the settings name no other folder.
 
     Raises:
         UserError: if the folder does not have VOC's layout, or the report can't be written.
@@ -201,7 +201,7 @@ def _read_classes(root: str) -> tuple[str, ...]:
     """Read the class names from the file classes.txt of a folder in VOC's layout, which has one name a line.
 
     Args:
-        root: path or s3:// URI of the folder.
+        root: path or URI of the folder.
 
     Returns:
         The names in the order of their ids. If there is no such file, the names of PASCAL VOC's classes are returned, and a
@@ -222,7 +222,7 @@ def _check(settings: ImportSettings, root: str, classes: tuple[str, ...], splits
 
     Args:
         settings: settings of the command.
-        root: path or s3:// URI of the folder to check.
+        root: path or URI of the folder to check.
         classes: class names in the order of their ids.
         splits: names of the split for training and of the split for validation.
         to: folder to which the report and the contact sheet are written.
@@ -254,7 +254,7 @@ def count_threads(threads: int | None) -> int:
 
 
 def local_folder(uri: str) -> Path:
-    """Return the path of the folder that the option `--to` names. Raise UserError if its value `uri` is an s3:// URI."""
+    """Return the path of the folder that the option `--to` names. Raise UserError if it is in a bucket."""
     if storage.in_bucket(uri):
-        raise UserError(f"--to {uri} is in a bucket: import to a folder on this machine, and copy it there")
+        raise UserError(f"--to {uri} is in a bucket: name a folder on this machine, and copy it there")
     return storage.local_path(uri)

@@ -253,7 +253,7 @@ def count_classes(output: str) -> list[ClassCount]:
     """Count how often each class was predicted, according to the table `predictions`.
 
     Args:
-        output: folder or s3:// prefix of the output.
+        output: folder or bucket prefix of the output.
 
     Returns:
         The predicted classes. Those that occur in the most images come first.

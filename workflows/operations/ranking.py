@@ -53,7 +53,7 @@ class Ranking:
         """Return a text for a terminal that says where the chosen images are listed.
 
         Args:
-            output: folder or s3:// prefix of the output.
+            output: folder or bucket prefix of the output.
             number: number of images that were to be chosen.
         """
         passed_over, above = self.selection.near_duplicates, self.selection.above_quota
@@ -81,7 +81,7 @@ def write_ranking(
     """Choose images of the table `predictions`, and write them to the folder `ranking` of the output.
 
     Args:
-        output: folder or s3:// prefix of the output of predict.py.
+        output: folder or bucket prefix of the output of predict.py.
         guard: writes the files, as long as no other run has taken the lock of the output folder.
         number: number of images to choose.
         labelled: folder of images that are labelled already, see `_labelled_fingerprints`. None if there are none.
@@ -117,7 +117,7 @@ def rank(output: str, number: int, labelled: Sequence[str], class_share: float |
     """Choose images of the table `predictions`. Nothing is written.
 
     Args:
-        output: folder or s3:// prefix of the output of predict.py.
+        output: folder or bucket prefix of the output of predict.py.
         number: number of images to choose.
         labelled: fingerprints of the images that are labelled already.
         class_share: largest share of the chosen images that are of one class, see `selection.class_quota`.
@@ -159,7 +159,7 @@ def _labelled_fingerprints(folder: str) -> list[str]:
     """Compute the fingerprints of labelled images. Files that can't be read are counted in a warning.
 
     Args:
-        folder: data set in VOC's layout, or folder of images; local or s3://.
+        folder: data set in VOC's layout, or folder of images; local or in a bucket.
 
     Returns:
         The fingerprints of the images that can be read.
@@ -190,7 +190,7 @@ def _contact_sheet(rows: Sequence[Mapping[str, Any]], output: str) -> bytes | No
 
     Args:
         rows: rows of the chosen images, see `Ranking`.
-        output: folder or s3:// prefix of the output.
+        output: folder or bucket prefix of the output.
 
     Returns:
         A PNG. None if no image was chosen.

@@ -51,7 +51,7 @@ def write_submission(settings: Settings, archive: str, config: str, *, split: st
 
     Args:
         settings: settings of the pipeline. `data.root` is the folder of the images, in VOC's layout.
-        archive: path or s3:// URI of the archive to write, ending in .tar.gz or .tgz.
+        archive: path or URI of the archive to write, ending in .tar.gz or .tgz.
         config: path of the settings file, for error messages.
         split: name of the image list. None for "test" if there is such a list, else "val".
         result: result to submit: "fcn8s", "deconvnet", "deconvnet_crf", "edeconvnet" (the ensemble) or "edeconvnet_crf".
@@ -101,7 +101,7 @@ def _archive_uri(archive: str) -> str:
     """Return the absolute URI of the archive to write, and check that its folder is writable.
 
     Args:
-        archive: path or s3:// URI of the archive.
+        archive: path or URI of the archive.
 
     Raises:
         UserError: if the name has a wrong ending or the folder is not writable.

@@ -118,7 +118,7 @@ class DataPipeline(PreparingPipeline):
 
         Args:
             split: name of the split, such as "val". If its images have no objects, or no boxes but windows, nothing is done.
-            report: folder or s3:// prefix for the report files. "" to write no files.
+            report: folder or bucket prefix for the report files. "" to write no files.
             known: names of parts of the table `proposals` that are left out.
         """
         from deconvnet.reporting.proposal_report import report_proposals

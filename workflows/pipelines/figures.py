@@ -1,6 +1,6 @@
 """Draw the figures of a workspace again, from its tables, models and report. Nothing in the workspace is changed.
 
-A workspace is the folder or s3:// prefix that holds everything a pipeline run writes.
+A workspace is the folder or bucket prefix that holds everything a pipeline run writes.
 """
 
 import difflib

@@ -1,6 +1,6 @@
 """Record a pipeline run in MLflow (name, tags, metrics, descriptions), in the file `pipeline.json`, and on the report's page.
 
-A workspace is the folder or s3:// prefix that holds everything a pipeline run writes.
+A workspace is the folder or bucket prefix that holds everything a pipeline run writes.
 """
 
 import logging
@@ -178,7 +178,7 @@ def report_files(workspace: str) -> dict[str, bytes]:
     """Make the report's HTML page from the files that a workspace has so far. Nothing is written.
 
     Args:
-        workspace: folder or s3:// prefix of the pipeline run.
+        workspace: folder or bucket prefix of the pipeline run.
 
     Returns:
         The content of the page by file name: `{"index.html": content}`.
@@ -194,7 +194,7 @@ def run_card(name: str, workspace: str) -> str:
 
     Args:
         name: name of the registered model.
-        workspace: folder or s3:// prefix of the pipeline run.
+        workspace: folder or bucket prefix of the pipeline run.
 
     Returns:
         Markdown, see `model_card`.
@@ -211,7 +211,7 @@ def run_summary(workspace: str) -> RunSummary:
     """Read the summary of a pipeline run (results, durations, figures, settings and more) from its workspace.
 
     Args:
-        workspace: folder or s3:// prefix of the pipeline run.
+        workspace: folder or bucket prefix of the pipeline run.
 
     Returns:
         The summary, from which the report and MLflow's description are made.

@@ -209,7 +209,7 @@ class Pipeline(TrackedPipeline):
 
         Args:
             split: name of the split whose images are predicted, such as "val".
-            report: folder or s3:// prefix to which the files are written.
+            report: folder or bucket prefix to which the files are written.
             models: folders of a DeconvNet and an FCN-8s. None for those of this workspace.
 
         Returns:
@@ -260,7 +260,7 @@ class Pipeline(TrackedPipeline):
 
         Args:
             files: contents of the files by name.
-            report: folder or s3:// prefix to write to. "" to log the files only.
+            report: folder or bucket prefix to write to. "" to log the files only.
         """
         for name, data in files.items():
             if report:

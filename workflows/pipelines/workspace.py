@@ -69,7 +69,7 @@ def hold_workspace(
     """Hold the lock of a workspace for the duration of a `with` statement, so that no other command writes to the workspace.
 
     Args:
-        workspace: folder or s3:// prefix. A missing local folder is created.
+        workspace: folder or bucket prefix. A missing local folder is created.
         command: name of the command, such as "train_pipeline.py", for the message that other commands get.
         minutes: time without a sign of life after which another command may take the lock over.
         outer: locks of workspaces around this one, which the caller holds. If another command holds the lock of this workspace
@@ -113,13 +113,13 @@ def hold_workspace(
 
 
 class Workspace:
-    """A workspace: the folder or s3:// prefix that holds the tables, models and report of a pipeline run.
+    """A workspace: the folder or bucket prefix that holds the tables, models and report of a pipeline run.
 
     The workspace of a generation (a retraining run) has no tables of its own: they are versions of the tables of the workspace
     around it. The records of its stages say which versions it uses.
 
     Attributes:
-        root: path or s3:// URI of the workspace.
+        root: path or URI of the workspace.
         tables_root: URI of the workspace that holds the tables, which is another one for a generation.
     """
 
@@ -127,7 +127,7 @@ class Workspace:
         """Store the root of the workspace. Nothing is read or written.
 
         Args:
-            root: local folder or s3:// prefix.
+            root: local folder or bucket prefix.
         """
         self.root = root
         self.tables_root = base_of(root)

@@ -42,7 +42,7 @@ _ExecutorName = Annotated[
 class PipelineSettings(CommandSettings):
     """Settings that all commands with a pipeline have in common."""
 
-    workspace: Location = Field("runs/default", min_length=1, description="folder or s3:// prefix of everything the run writes")
+    workspace: Location = Field("runs/default", min_length=1, description="folder or bucket prefix of everything the run writes")
     seed: NonNegativeInt = Field(0, description="seed of the generated data, the dev split, the crops and the initial weights")
     executor: _ExecutorName = "ray"
     data: DataSettings = DataSettings()
@@ -131,7 +131,7 @@ class EdgeTrackingSettings(TrackingSettings):
 class EdgeSettings(PipelineSettings):
     """Settings of train_edges.py."""
 
-    workspace: Location = Field("runs/edges", min_length=1, description="folder or s3:// prefix of everything the run writes")
+    workspace: Location = Field("runs/edges", min_length=1, description="folder or bucket prefix of everything the run writes")
     seed: NonNegativeInt = Field(0, description="seed of the choice of images and of the trees")
     bsds: Location | None = Field(
         None,
@@ -163,8 +163,8 @@ class PredictComputeSettings(Section):
 class PredictSettings(RankSettings, CommandSettings):
     """Settings of predict.py."""
 
-    input: Location = Field(min_length=1, description="folder or s3:// prefix of images, with all folders below it")
-    output: Location = Field(min_length=1, description="folder or s3:// prefix that masks, overlays and tables are written to")
+    input: Location = Field(min_length=1, description="folder or bucket prefix of images, with all folders below it")
+    output: Location = Field(min_length=1, description="folder or bucket prefix that masks, overlays and tables are written to")
     model: str = Field("models:/edeconvnet@champion", description=f"registered model: {MODEL_FORMS}")
     workspace: Location | None = Field(None, description="workspace of a pipeline, whose own MLflow store (SQLite) has the model")
     executor: _ExecutorName = "ray"
@@ -196,7 +196,7 @@ class ImportSettings(CommandSettings):
         None, alias="from", description="format of the annotations"
     )
     images: Location | None = Field(
-        None, description="folder or s3:// prefix of images; cvat, labelme, supervisely, yolo, empty: where the annotations are"
+        None, description="folder or bucket prefix of images; cvat, labelme, supervisely, yolo, empty: where the annotations are"
     )
     annotations: Location | None = Field(None, description="file or folder of annotations, by the format (formats.md)")
     to: Location | None = Field(None, description="new local folder to write, in VOC's layout")
@@ -309,7 +309,7 @@ def load(config: str, *arguments: str) -> Settings:
     """Load the settings of a pipeline from a YAML file, and override some of them.
 
     Args:
-        config: local path or s3:// URI of the file.
+        config: local path or URI of the file.
         arguments: options that override the file, as on the command line: "--train.stage1.lr", "0.1".
 
     Returns:

@@ -17,7 +17,7 @@ class ExportSettings(CommandSettings):
         description="what to write: labels for a tool, or the networks (onnx; formats.md)"
     )
     to: Location = Field(min_length=1, description="new local folder to write")
-    predictions: Location | None = Field(None, description="output folder of predict.py, local or s3://; not onnx")
+    predictions: Location | None = Field(None, description="output folder of predict.py, local or in a bucket; not onnx")
     only: Location | None = Field(
         None, description="text file with the names or paths of the images to export, one a line; empty: all that were predicted"
     )

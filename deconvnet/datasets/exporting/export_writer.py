@@ -26,8 +26,8 @@ class Prediction:
 
     Attributes:
         name: path of the image relative to the folder of images.
-        image: path or s3:// address of the image.
-        mask: path or s3:// address of its mask.
+        image: path or URI of the image.
+        mask: path or URI of its mask.
         classes: names of the classes that occur in the mask, by id.
         score: confidence of the prediction, 0 to 1.
     """

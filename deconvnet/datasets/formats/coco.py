@@ -66,7 +66,7 @@ def _read_document(uri: str, encoding: str | None) -> dict[str, Any]:
     """Read a COCO JSON file.
 
     Args:
-        uri: path or s3:// address of the file.
+        uri: path or URI of the file.
         encoding: name of the encoding if the file is not in UTF-8, as for `read_text`.
 
     Returns:

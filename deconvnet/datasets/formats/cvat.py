@@ -80,7 +80,7 @@ def _read_document(file: str, encoding: str | None) -> Element:
     """Read a CVAT file.
 
     Args:
-        file: path or s3:// address of the file.
+        file: path or URI of the file.
         encoding: name of the encoding if the file is not in UTF-8, as for `read_text`.
 
     Returns:

@@ -101,7 +101,7 @@ def _read_table(file: str, rules: ImportRules) -> tuple[dict[str, list[_Line]], 
     """Read a table of run lengths.
 
     Args:
-        file: path or s3:// address of the CSV file.
+        file: path or URI of the CSV file.
         rules: rules that the user chose; `classes`, `run_order` and `encoding` apply.
 
     Returns:

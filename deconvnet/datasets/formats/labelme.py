@@ -114,7 +114,7 @@ def _index_or_none(folder: str) -> ImageIndex | None:
     """List the images in a folder that may have none, because the images may be embedded in the JSON files instead.
 
     Args:
-        folder: local folder or s3:// prefix of the images.
+        folder: local folder or bucket prefix of the images.
 
     Returns:
         The list of the images; None if there is no such folder, or no image in it.
@@ -129,7 +129,7 @@ def _read_document(uri: str, encoding: str | None) -> dict[str, Any]:
     """Read a LabelMe file.
 
     Args:
-        uri: path or s3:// address of the file.
+        uri: path or URI of the file.
         encoding: name of the encoding if the file is not in UTF-8, as for `read_text`.
 
     Returns:
@@ -206,12 +206,12 @@ class _File:
     """A LabelMe file. Its methods read it anew each time, so that a large data set needs little memory.
 
     Attributes:
-        uri: path or s3:// address of the file.
+        uri: path or URI of the file.
         image_path: value of imagePath in the file.
         index: images of the source; None if the source has no image files, so that the image must be embedded.
         image: path of its image in the source's folder; "" if there is no such file.
         rival: path of another image in this folder that has the name of the LabelMe file; None if there is none.
-        twins: paths or s3:// addresses of other LabelMe files with the same image.
+        twins: paths or URIs of other LabelMe files with the same image.
         ids: class id by label; 255 (void) or 0 (background) for classes that are not imported.
         encoding: name of the encoding if the file is not in UTF-8, as for `read_text`.
     """

@@ -125,7 +125,7 @@ def _choose_masks(dataset: AnnotatedDataset, folder: str, suffix: str) -> dict[s
 
     Args:
         dataset: data set whose `rejects` and `notes` tell what is left out.
-        folder: folder or s3:// prefix of the masks.
+        folder: folder or bucket prefix of the masks.
         suffix: ending of the names of masks.
 
     Returns:
@@ -152,7 +152,7 @@ def _find_table(sources: Sequence[AnnotationSource]) -> str | None:
         sources: folders of masks.
 
     Returns:
-        The path or s3:// address of the table; None if there is none.
+        The path or URI of the table; None if there is none.
 
     Raises:
         UserError: if the sources have tables that differ.
@@ -193,7 +193,7 @@ def _make_table(uris: Sequence[str], rules: ImportRules) -> ClassTable:
     """Read the class table that the user named, or infer one from the values of the masks.
 
     Args:
-        uris: paths or s3:// addresses of all masks.
+        uris: paths or URIs of all masks.
         rules: rules that the user chose; `class_table_uri`, `classes`, `transparent` and `max_pixels` apply, and the rules of
             `class_table.infer_table`.
 
@@ -265,7 +265,7 @@ def _weigh(index: ImageIndex, name: str, mask_uri: str, rules: ImportRules) -> E
     Args:
         index: images of the source.
         name: path of the image in the source's folder.
-        mask_uri: path or s3:// address of the mask.
+        mask_uri: path or URI of the mask.
         rules: rules that the user chose; `max_pixels` applies.
 
     Returns:
@@ -290,7 +290,7 @@ def _load(
     Args:
         index: images of the source.
         name: path of the image in the source's folder.
-        mask_uri: path or s3:// address of the mask.
+        mask_uri: path or URI of the mask.
         table: class of each mask value.
         chooser: decides whether images with an EXIF orientation were annotated as stored or as displayed.
         rules: rules that the user chose; `unknown_void` and `max_pixels` apply.

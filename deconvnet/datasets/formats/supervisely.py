@@ -94,7 +94,7 @@ def _is_annotation_file(name: str, folder: str) -> bool:
 
     Args:
         name: path of the file relative to `folder`.
-        folder: path or s3:// address of the folder of annotations, which may itself be the folder ann.
+        folder: path or URI of the folder of annotations, which may itself be the folder ann.
     """
     path = PurePosixPath(folder.rpartition("/")[2]) / name
     return path.suffix.lower() == ".json" and path.parent.name == "ann" and not path.name.startswith(".")
@@ -104,7 +104,7 @@ def _meta_classes(folder: str, encoding: str | None) -> list[str]:
     """Return the class names that meta.json lists, in its order.
 
     Args:
-        folder: path or s3:// address of a folder. The file may lie in it or in one of the two folders above it.
+        folder: path or URI of a folder. The file may lie in it or in one of the two folders above it.
         encoding: name of the encoding if the file is not in UTF-8, as for `read_text`.
 
     Returns:
@@ -126,7 +126,7 @@ def _read_document(uri: str, encoding: str | None) -> dict[str, Any]:
     """Read an annotation file.
 
     Args:
-        uri: path or s3:// address of the file.
+        uri: path or URI of the file.
         encoding: name of the encoding if the file is not in UTF-8, as for `read_text`.
 
     Returns:
@@ -173,7 +173,7 @@ def _convert(uri: str, ids: Mapping[str, int], rules: ImportRules) -> shapes.Ima
     """Read an annotation file and convert its objects to shapes.
 
     Args:
-        uri: path or s3:// address of the file.
+        uri: path or URI of the file.
         ids: class id by class name; 255 (void) or 0 (background) for classes that are not imported.
         rules: rules that the user chose; `boxes_void` and `encoding` apply.
 

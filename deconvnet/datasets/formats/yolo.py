@@ -35,8 +35,8 @@ class _Layout:
 
     Attributes:
         names: class names by number.
-        root: path or s3:// address of the folder of the data set, to which the paths in data.yaml are relative.
-        file: path or s3:// address of the file of class names; "" if there is none.
+        root: path or URI of the folder of the data set, to which the paths in data.yaml are relative.
+        file: path or URI of the file of class names; "" if there is none.
         splits: for each split that data.yaml names ("train", "val" or "test"), its folders of images and lists of images.
     """
 
@@ -75,7 +75,7 @@ def _find_layout(annotations: str, rules: ImportRules) -> _Layout:
     """Find the class names of a data set and the splits that it names.
 
     Args:
-        annotations: path or s3:// address of data.yaml or classes.txt, or of a folder. In the latter case, the file with the
+        annotations: path or URI of data.yaml or classes.txt, or of a folder. In the latter case, the file with the
             class names is searched for in the folder, in its subfolder `labels`, and in the two folders above it.
         rules: rules that the user chose; `classes` are the names if there is no file of names.
 
@@ -110,7 +110,7 @@ def _find_layout(annotations: str, rules: ImportRules) -> _Layout:
 
 
 def _resolve(folder: str, path: str) -> str:
-    """Return the address of a path that is relative to a folder (a path or s3:// address), with "." and ".." resolved."""
+    """Return the address of a path that is relative to a folder (a path or URI), with "." and ".." resolved."""
     scheme, separator, rest = posixpath.join(folder, path.replace("\\", "/")).rpartition("://")
     return scheme + separator + posixpath.normpath(rest)
 
@@ -119,7 +119,7 @@ def _read_names(file: str, rules: ImportRules) -> _Layout:
     """Read the class names, and from data.yaml also the splits.
 
     Args:
-        file: path or s3:// address of data.yaml, classes.txt or obj.names.
+        file: path or URI of data.yaml, classes.txt or obj.names.
         rules: rules that the user chose; `encoding` applies.
 
     Returns:
@@ -253,9 +253,9 @@ def _match_files(names: Sequence[str], images: str, files: Sequence[str], texts:
 
     Args:
         names: paths of the images relative to their folder.
-        images: path or s3:// address of this folder.
-        files: paths or s3:// addresses of the text files.
-        texts: path or s3:// address of the folder of the text files.
+        images: path or URI of this folder.
+        files: paths or URIs of the text files.
+        texts: path or URI of the folder of the text files.
 
     Returns:
         A list of text files for each image, by the path of the image. If a list has more than one file, it is not clear
@@ -276,7 +276,7 @@ def _convert(label: str | None, names: Mapping[int, str], ids: Mapping[str, int]
     """Read the text file of one image and convert its lines to shapes.
 
     Args:
-        label: path or s3:// address of the text file; None if the image has none.
+        label: path or URI of the text file; None if the image has none.
         names: class names by number.
         ids: class id by class name; 255 (void) or 0 (background) for classes that are not imported.
         rules: rules that the user chose; `boxes_void` and `encoding` apply.

@@ -42,7 +42,7 @@ class ImportRules:
         others_void: True turns classes that are not imported into void. False turns them into background.
         unknown_void: True turns mask values without a class into void. False rejects the image.
         transparent: what transparent pixels of masks become: "background" or "void", or "opaque" if transparency means nothing.
-        class_table_uri: path or s3:// address of a text file with class names and mask values (see `class_table.read_table`). If
+        class_table_uri: path or URI of a text file with class names and mask values (see `class_table.read_table`). If
             None, the table is inferred from the masks.
         mask_suffix: text that the name of a mask has after the name of its image, such as "_mask" in "a_mask.png" for "a.jpg".
         image_suffix: text that the name of an image has in place of `mask_suffix`, such as "_leftImg8bit" in Cityscapes.
@@ -72,8 +72,8 @@ class AnnotationSource:
     """The location of the images and annotations of a data set, or of one of its splits.
 
     Attributes:
-        images: folder or s3:// prefix of the images.
-        annotations: path or s3:// address of the annotation file, or of the folder of annotation files, depending on the format.
+        images: folder or bucket prefix of the images.
+        annotations: path or URI of the annotation file, or of the folder of annotation files, depending on the format.
         split: "train" or "val" if all images of the source belong to that split. None if they are still to be split.
     """
 
@@ -138,7 +138,7 @@ class DatasetEntry:
 
     Attributes:
         image_id: id of the image in the imported data set, which is the name of its files without suffix.
-        uri: path or s3:// address of a file, by which messages to the user identify this image.
+        uri: path or URI of a file, by which messages to the user identify this image.
         split: "train" or "val" if the source says so, otherwise None.
         load: function that reads the image and makes its masks. It raises BadInput with the reason if that is not possible.
     """
@@ -159,7 +159,7 @@ class AnnotatedDataset:
         rejects: a Reject (an input that can't be used, with the reason) for each image that is known to be unusable before any
             image is loaded.
         losses: annotations of classes to import that belong to no image of the source: the id or name of the image that each
-            names, the path or s3:// address of its file, and why it is lost.
+            names, the path or URI of its file, and why it is lost.
         notes: sentences for the user about the data set as a whole.
         source_names: name of each image in the source, such as a relative path, by image id.
         class_table_text: text of the class table, which says which class each mask value stands for. None for formats whose
@@ -182,7 +182,7 @@ class AnnotatedDataset:
 
         Args:
             name: name of the image in the source, a file name or relative path, from which its id is derived.
-            uri: path or s3:// address of a file, by which messages to the user identify this image.
+            uri: path or URI of a file, by which messages to the user identify this image.
             split: "train" or "val" if the source says so, otherwise None.
             load: function that reads the image and makes its masks, as in `DatasetEntry`.
         """
@@ -243,7 +243,7 @@ class AnnotatedDataset:
 
         Args:
             name: name of the image in the source, or of its annotation file.
-            uri: path or s3:// address of the file that the reason is about.
+            uri: path or URI of the file that the reason is about.
             reason: sentence for the user, which is written to `rejects.csv`.
         """
         self.rejects.append(Reject(image_id_of(name), uri, STAGE, reason))

@@ -34,7 +34,7 @@ class NameIndex:
       folders of a whole list exists, the list was made elsewhere. Then `find_all` finds images by their file names alone.
 
     Attributes:
-        folder: the folder or s3:// prefix of the images. Its name may be part of the names that are searched.
+        folder: the folder or bucket prefix of the images. Its name may be part of the names that are searched.
         names: paths of the images relative to the folder.
     """
 
@@ -184,13 +184,13 @@ class NameIndex:
 
 
 class ImageIndex(NameIndex):
-    """A list of all images in a folder or s3:// prefix and its subfolders; their paths are sorted."""
+    """A list of all images in a folder or bucket prefix and its subfolders; their paths are sorted."""
 
     def __init__(self, folder: str) -> None:
         """List the images of a folder and its subfolders.
 
         Args:
-            folder: path of the folder, or s3:// prefix.
+            folder: path of the folder, or bucket prefix.
 
         Raises:
             UserError: if there is no such folder, or no image in it.
@@ -236,7 +236,7 @@ def read_input(uri: str) -> bytes:
     """Read a file that belongs to one image. If that is impossible, raise BadInput, so that only this image is left out.
 
     Args:
-        uri: path or s3:// address of the file.
+        uri: path or URI of the file.
 
     Returns:
         The bytes of the file.
@@ -256,7 +256,7 @@ def read_text(uri: str, encoding: str | None = None) -> str:
     """Read a text file. Its encoding is UTF-8, UTF-16, UTF-32 or one that the user named.
 
     Args:
-        uri: path or s3:// address of the file.
+        uri: path or URI of the file.
         encoding: name of the encoding of files that are in none of the three, such as "gbk". None to refuse such files.
 
     Returns:
@@ -279,7 +279,7 @@ def read_json(uri: str, encoding: str | None = None) -> Any:
     """Read a JSON file.
 
     Args:
-        uri: path or s3:// address of the file.
+        uri: path or URI of the file.
         encoding: name of the encoding of files that are not in UTF-8, as for `read_text`.
 
     Returns:

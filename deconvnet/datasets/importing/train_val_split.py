@@ -14,7 +14,7 @@ def read_split_list(uri: str, setting: str, encoding: str | None = None) -> list
     """Read a list of images from a text file with one name or id on each line.
 
     Args:
-        uri: path or s3:// address of the file.
+        uri: path or URI of the file.
         setting: name of the setting that names this file, for the error message.
         encoding: name of the encoding if the file is not in UTF-8, as for `read_text`.
 

@@ -31,7 +31,7 @@ def check_dataset(
     Progress is shown on stderr. If the data set was imported, the report also quotes what its import.json recorded.
 
     Args:
-        root: path or s3:// address of a folder in VOC's layout.
+        root: path or URI of a folder in VOC's layout.
         classes: class names by id, background first.
         proposals: options of EdgeBox, which proposes boxes that may hold an object. The report counts the objects that are too
             small for it.

@@ -63,7 +63,7 @@ def load_vgg16(model: Network, uri: str) -> tuple[str, ...]:
 
     Args:
         model: the network, changed in place.
-        uri: file of weights (local, https:// or s3://) in one of these formats: a `.pth` or `.safetensors` file with the tensor
+        uri: file of weights (local, https:// or in a bucket) in one of these formats: a `.pth` or `.safetensors` file with the tensor
             names of torchvision's vgg16 or vgg16_bn (for RGB input, 0–1); a `.npz` file with Caffe's tensor names
             ("conv1_1.weight", …, for BGR input, 0–255); a `.npz` file of pruned weights made by `write_vgg16`.
 
@@ -100,7 +100,7 @@ def read_vgg16(uri: str, convention: str) -> dict[str, tuple[Tensor, Tensor]]:
     """Read VGG-16's layers from a file, with batch norms folded into them.
 
     Args:
-        uri: file of weights (.pth, .safetensors or .npz; local, https:// or s3://), as described for `load_vgg16`.
+        uri: file of weights (.pth, .safetensors or .npz; local, https:// or in a bucket), as described for `load_vgg16`.
         convention: format of the input pixels that the weights must expect, "caffe" (BGR, 0–255) or "torchvision" (RGB, 0–1).
 
     Returns:
@@ -125,7 +125,7 @@ def write_vgg16(uri: str, tensors: Mapping[str, Tensor], convention: str) -> Non
     """Write VGG-16's convolutions to an `.npz` file.
 
     Args:
-        uri: URI of the file (local or s3://). An existing file is overwritten.
+        uri: URI of the file (local or in a bucket). An existing file is overwritten.
         tensors: weights named "conv1_1.weight", "conv1_1.bias" and so on. Batch norms, if there are any, are named
             "conv1_1.norm.weight" and so on.
         convention: format of the input pixels that the weights expect, "caffe" (BGR, 0–255) or "torchvision" (RGB, 0–1). It is
@@ -185,7 +185,7 @@ def _read(uri: str) -> dict[str, Tensor]:
     """Read all tensors of a file of weights.
 
     Args:
-        uri: URI of a .pth, .pt, .safetensors or .npz file (local, https:// or s3://).
+        uri: URI of a .pth, .pt, .safetensors or .npz file (local, https:// or in a bucket).
 
     Returns:
         The tensors by their names in the file, as float32.
@@ -217,7 +217,7 @@ def _read_layers(uri: str) -> tuple[str, dict[str, _Layer]]:
     """Read a file of VGG-16 weights and group its tensors by layer.
 
     Args:
-        uri: file of weights (.pth, .safetensors or .npz; local, https:// or s3://), as described for `load_vgg16`.
+        uri: file of weights (.pth, .safetensors or .npz; local, https:// or in a bucket), as described for `load_vgg16`.
 
     Returns:
         The format of the input pixels that the weights expect ("caffe" or "torchvision"), and the layers by VGG-16's names.

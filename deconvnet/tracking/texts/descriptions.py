@@ -96,7 +96,7 @@ def run_name(config: str, workspace: str, day: str) -> str:
 
     Args:
         config: name of the settings file, without its folder and extension.
-        workspace: folder or s3:// prefix of the pipeline run. Only its last part is used, and only if it differs from `config`.
+        workspace: folder or bucket prefix of the pipeline run. Only its last part is used, and only if it differs from `config`.
         day: day of the run, as YYYY-MM-DD.
 
     Returns:

@@ -227,7 +227,7 @@ def _convert(
     """Read the masks of one image as shapes.
 
     Args:
-        files: paths or s3:// addresses of the masks.
+        files: paths or URIs of the masks.
         label_of: label of each mask, by its path or address.
         unpainted: kind and label of the shapes that have no mask, because they were not painted with the brush.
         ids: class id by label; 255 (void) or 0 (background) for classes that are not imported.

@@ -53,7 +53,7 @@ def _read_export(uri: str, encoding: str | None) -> list[Task]:
     """Read a JSON export of Label Studio.
 
     Args:
-        uri: path or s3:// address of the file.
+        uri: path or URI of the file.
         encoding: name of the encoding if the file is not in UTF-8, as for `read_text`.
 
     Returns:
