@@ -9,7 +9,7 @@
   … --only names.txt                                                                only these images, one name a line
   … --dry-run                                                                       print what would be exported
 
-DIR is the output folder of predict.py. The new folder gets the annotations, with the confidence of each prediction as a score, the
+DIR is the output folder of predict.py. The new folder gets the annotations, with a score for each object (how sure its class is), the
 set-up of the tool (its labels), and copies of the images. It appears only when it is complete. What was corrected comes back by
 import_data.py; the last line printed is the command.
 

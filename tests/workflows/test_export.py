@@ -47,7 +47,8 @@ def predictions(tmp_path: Path) -> Path:
         row: dict = {field.name: "" if field.type == pa.string() else [] if field.type.num_fields else 0 for field in PREDICTIONS}
         info = Path(made.image).stat()
         row |= {"image_id": name, "path": str(photos / name), "width": mask.shape[1], "height": mask.shape[0], "overlay": None}
-        row |= {"classes": list(made.classes), "shares": [0.25] * 4, "confidence": made.score, "generation": "g1"}
+        row |= {"classes": list(made.classes), "shares": [0.25] * 4, "generation": "g1"}
+        row |= {"confidence_before_crf": made.score, "class_confidence_before_crf": list(made.class_scores)}
         row |= {"mask": f"masks/{name[:-4]}.png", "stamp": f"{info.st_size}@{info.st_mtime_ns}"}
         rows.append(row)
     (folder / "photos").rename(photos)
@@ -94,6 +95,12 @@ def test_settings_reach_the_export(run, tmp_path):
     text = (tmp_path / "out/tasks.json").read_text()
     assert text.count('"image": "u/') == 2 and '"image": "u/site/c.jpg"' in text and "brushlabels" in text
     assert text.count('"id"') == 14 and "predictions by models:/edeconvnet/3, of the classes ring, crate, ball" in done.stdout
+    scores = {}
+    for (prediction,) in (task["predictions"] for task in json.loads(text)):
+        for each in prediction["result"]:
+            scores[prediction["score"], each["value"]["brushlabels"][0]] = each["score"]
+    table = {(0.5 + n / 100, CLASSES[i]): 0.5 + n / 100 + i / 16 for n in (1, 5) for i in (1, 2, 3)}
+    assert scores == pytest.approx(table, abs=1e-4), "those of the image and of each class in the table"
     assert "99.99%" not in done.stdout and "kept         the class of 100.00% of the pixels" in done.stdout
 
 

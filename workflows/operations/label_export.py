@@ -24,7 +24,8 @@ from workflows.settings.export import ExportSettings
 
 logger = logging.getLogger(__name__)
 
-_COLUMNS = ["image_id", "path", "classes", "confidence", "mask", "stamp", "generation"]
+_SCORES = ["confidence_before_crf", "class_confidence_before_crf"]
+_COLUMNS = ["image_id", "path", "classes", *_SCORES, "mask", "stamp", "generation"]
 _IMPORTED_AS = {"labelstudio": "label_studio", "voc": "masks"}  # names of the formats at import_data.py, where they differ
 
 
@@ -133,7 +134,8 @@ def _find_predictions(source: str, only: str | None, commit: tables.Commit) -> t
     for name, row in rows.items():
         if stamps.get(name) == row["stamp"]:
             mask = storage.join(source, row["mask"])
-            predictions.append(Prediction(name, row["path"], mask, tuple(row["classes"]), row["confidence"]))
+            score, *class_scores = (round(each, 4) for each in (row[_SCORES[0]], *row[_SCORES[1]]))
+            predictions.append(Prediction(name, row["path"], mask, tuple(row["classes"]), score, tuple(class_scores)))
         else:
             reason = "was changed after it was predicted" if name in stamps else "is gone"
             rejects.append(Reject(name, row["path"], "export", f"the image {reason}: run predict.py again"))

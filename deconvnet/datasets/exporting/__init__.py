@@ -31,12 +31,14 @@ class PredictedImage:
     Attributes:
         name: path of the image file relative to the folder of images, with "/" between folders.
         mask: uint8 array (H, W) of class ids, of the size of the image as displayed (EXIF orientation applied).
-        score: confidence of the prediction, 0 to 1. Every object of the image gets it.
+        score: mean probability of the predicted class before the CRF, over the image, 0 to 1.
+        class_scores: the same over the pixels of each class in the mask, by class id. Every object of a class gets it.
     """
 
     name: str
     mask: "np.ndarray"
     score: float
+    class_scores: Mapping[int, float]
 
     @property
     def height(self) -> int:

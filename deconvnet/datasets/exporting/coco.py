@@ -42,7 +42,7 @@ def to_coco(image: PredictedImage, objects: Sequence[PredictedObject], rules: Ex
                 "bbox": [region.left, region.top, width, height],
                 "area": region.area,
                 "iscrowd": 0,
-                "score": image.score,
+                "score": image.class_scores[region.class_id],
             }
         )
     return ImageExport((listed, annotations))

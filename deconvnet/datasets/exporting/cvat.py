@@ -43,7 +43,7 @@ def to_cvat(image: PredictedImage, objects: Sequence[PredictedObject], rules: Ex
             window = {"left": region.left, "top": region.top, "width": width, "height": height}
             runs = ", ".join(map(str, run_lengths(region.pixels.ravel())))
             shape = SubElement(element, "mask", common, rle=runs, **{key: str(value) for key, value in window.items()})
-        SubElement(shape, "attribute", name=_SCORE).text = f"{image.score:.3f}"
+        SubElement(shape, "attribute", name=_SCORE).text = f"{image.class_scores[region.class_id]:.3f}"
     return ImageExport(element)
 
 

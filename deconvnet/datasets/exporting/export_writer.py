@@ -29,7 +29,8 @@ class Prediction:
         image: path or URI of the image.
         mask: path or URI of its mask.
         classes: names of the classes that occur in the mask, by id.
-        score: confidence of the prediction, 0 to 1.
+        score: mean probability of the predicted class before the CRF, over the image, 0 to 1.
+        class_scores: the same over the pixels of each of `classes`.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Prediction:
     mask: str
     classes: tuple[str, ...]
     score: float
+    class_scores: tuple[float, ...]
 
 
 class _Converted(NamedTuple):
@@ -179,13 +181,15 @@ def _convert(prediction: Prediction, export_format: ExportFormat, rules: ExportR
         BadInput: if the mask can't be read, or is not the one that the table describes.
     """
     mask = decode_mask(read_input(prediction.mask))
-    found = tuple(rules.classes[i] if i < len(rules.classes) else f"id {i}" for i in np.unique(mask).tolist())
+    class_ids = np.unique(mask).tolist()
+    found = tuple(rules.classes[i] if i < len(rules.classes) else f"id {i}" for i in class_ids)
     if found != prediction.classes:
         raise BadInput(
             f"its mask has the classes {', '.join(found)}, and the table predictions says {', '.join(prediction.classes)}: run predict.py "
             "again"
         )
-    image = PredictedImage(prediction.name, mask, prediction.score)
+    class_scores = dict(zip(class_ids, prediction.class_scores, strict=True))
+    image = PredictedImage(prediction.name, mask, prediction.score, class_scores)
     objects = find_objects(mask, rules)
     export = export_format.convert(image, objects, rules)
     return _Converted(export, len(objects), measure_agreement(mask, objects, rules))

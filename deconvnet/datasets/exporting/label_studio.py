@@ -54,7 +54,7 @@ def to_label_studio(image: PredictedImage, objects: Sequence[PredictedObject], r
                 "original_width": image.width,
                 "original_height": image.height,
                 "image_rotation": 0,
-                "score": image.score,
+                "score": image.class_scores[region.class_id],
                 "value": {**value, kind: [rules.classes[region.class_id]]},
             }
         )

@@ -34,7 +34,7 @@ def to_labelme(image: PredictedImage, objects: Sequence[PredictedObject], rules:
     document: dict[str, Any] = {
         "version": _VERSION,
         "flags": {},
-        "shapes": [_shape(each, image.score, rules) for each in objects],
+        "shapes": [_shape(each, image.class_scores[each.region.class_id], rules) for each in objects],
         "imagePath": path.name,
         "imageData": None,
         "imageHeight": image.height,

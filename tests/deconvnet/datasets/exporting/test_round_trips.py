@@ -99,7 +99,8 @@ def test_pycocotools_reads_coco(tmp_path, shapes):
             x0, y0, width, height = annotation["bbox"]
             assert (x >= x0).all() and (y >= y0).all() and (x < x0 + width).all() and (y < y0 + height).all()
         assert (found == expected).mean() >= (1 if shapes == "masks" else 0.99)
-        assert {each["score"] for each in annotations} == {0.75 if image_id == 1 else 0.625}
+        of_image = 0.75 if image_id == 1 else 0.625
+        assert all(each["score"] == of_image + each["category_id"] / 16 for each in annotations)
     assert sorted(each for each in coco.anns) == list(range(1, 17))
 
 
@@ -112,7 +113,8 @@ def test_cvats_set_up_has_the_labels_with_the_attribute_that_the_shapes_have(tmp
     assert {each["attributes"][0]["name"] for each in labels} == {"score"}
     assert [image.get("id") for image in root.iter("image")] == ["0", "1"]
     shapes = root.findall("image/polygon")
-    assert {shape.find("attribute[@name='score']").text for shape in shapes} == {"0.750", "0.625"}
+    scores = {(shape.get("label"), float(shape.find("attribute[@name='score']").text)) for shape in shapes}
+    assert scores == {(CLASSES[i], round(of_image + i / 16, 3)) for of_image in (0.75, 0.625) for i in (1, 2, 3)}
     assert {shape.get("source") for shape in shapes} == {"auto"}
 
 
@@ -132,7 +134,8 @@ def test_label_studios_tasks_fit_the_set_up(tmp_path):
             for result in prediction["result"]:
                 assert (result["from_name"], result["to_name"]) == (control.get("name"), view.find("Image").get("name"))
                 assert result["type"] == tag.lower() and (result["original_width"], result["original_height"]) == (WIDTH, HEIGHT)
-                assert result["value"][tag.lower()][0] in CLASSES[1:]
+                (label,) = result["value"][tag.lower()]
+                assert label in CLASSES[1:] and result["score"] == score + CLASSES.index(label) / 16
 
 
 def test_label_studios_predictions_are_not_imported_before_they_are_accepted(tmp_path):
@@ -146,7 +149,7 @@ def test_labelme_finds_the_image_beside_its_file_and_the_labels_that_mean_void_a
     folder, _ = export(tmp_path, "labelme")
     document = json.loads((folder / "images/site 2/b.json").read_text())
     assert document["imagePath"] == "b.png" and (document["imageWidth"], document["imageHeight"]) == (WIDTH, HEIGHT)
-    assert {shape["score"] for shape in document["shapes"]} == {0.625}
+    assert {(shape["label"], shape["score"]) for shape in document["shapes"]} == {(CLASSES[i], 0.625 + i / 16) for i in (1, 2, 3)}
     assert (folder / "labels.txt").read_text().splitlines() == ["__ignore__", "_background_", *CLASSES[1:]]
 
 
