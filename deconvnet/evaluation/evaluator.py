@@ -7,7 +7,7 @@ is called a result (`RESULTS`).
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,9 @@ from deconvnet.evaluation.comparison import DECISIVE_RESULT
 from deconvnet.evaluation.drift import PredictionStatistics
 from deconvnet.evaluation.image_measures import PICTURES
 from deconvnet.evaluation.metrics import ConfusionMatrix, mean_of_defined, none_if_nan
+from deconvnet.inference.pixels import measure, scan_pixels
 from deconvnet.inference.predictor import RESULTS, Predictor, PredictorOptions
+from deconvnet.inference.scaling import resize_nearest
 from infra import storage
 from infra.errors import UserError
 from infra.runtime.executor import Actors, Executor, Work
@@ -34,7 +36,7 @@ from proposals.job import iter_proposals
 from proposals.recall import counts_up_to
 
 IMAGES_PER_UNIT = 8
-_OF_IMAGES = ("image_ids", "mean_iou", "confusions", "boundaries", "confidence", "shares")
+_OF_IMAGES = ("image_ids", "mean_iou", "confusions", "boundaries", "certainty", "shares")
 _QUALITY = 85  # of the pictures, as JPEG
 
 
@@ -184,8 +186,8 @@ def _measure(predictor: Predictor, inputs: EvaluationInputs, unit: _Unit) -> dic
         `calibration_counts` (`calibration`), and six lists that have an item for each image: `image_ids` has the image's id.
         `mean_iou` has a list of floats, one for each result in the order of `RESULTS`; they are nan if the whole annotation is void.
         The others are of the result "edeconvnet_crf": `confusions` has the confusion matrix, int32 (C, C), `boundaries` a pair of the
-        boundary F-measure and the Boundary IoU, both means over the classes, `confidence` the mean probability of the predicted class, and `shares`
-        the share of each class in the mask.
+        boundary F-measure and the Boundary IoU, both means over the classes, `certainty` a dict of how sure the prediction is (see
+        `uncertainty.Measures`), and `shares` the share of each class in the mask.
     """
     boxes = {name: found for name, found, _ in iter_proposals(inputs.proposals_uri, unit.proposals)}
     no_boxes = np.zeros((0, 4), np.float32)  # for images that EdgeBox could not read
@@ -194,8 +196,9 @@ def _measure(predictor: Predictor, inputs: EvaluationInputs, unit: _Unit) -> dic
     found: dict[str, list[Any]] = {name: [] for name in _OF_IMAGES}
     final = RESULTS.index(DECISIVE_RESULT)
     for image_id, image, class_mask, object_mask in _read_images(inputs, unit):
-        masks, by_count, probability = predictor.masks_by_box_count(image, boxes.get(image_id, no_boxes), inputs.counts)
+        masks, by_count, probabilities = predictor.masks_by_box_count(image, boxes.get(image_id, no_boxes), inputs.counts)
         mask = masks[DECISIVE_RESULT]
+        pixels = scan_pixels(*(probabilities[name] for name in (DECISIVE_RESULT, "edeconvnet", "deconvnet", "fcn8s")))
         found["image_ids"].append(image_id)
         single = breakdowns.add(class_mask, object_mask, masks, by_count, inputs.options.background)
         found["mean_iou"].append([each.mean_iou for each in single])
@@ -203,8 +206,8 @@ def _measure(predictor: Predictor, inputs: EvaluationInputs, unit: _Unit) -> dic
         own = boundary_counts(class_mask, [masks[name] for name in RESULTS], len(inputs.classes))
         boundaries += own
         found["boundaries"].append((mean_of_defined(own.f_measure[final]), mean_of_defined(own.iou[final])))
-        calibration += calibration_counts(class_mask, mask, probability)
-        found["confidence"].append(float(probability.mean(dtype=np.float64)))
+        calibration += calibration_counts(class_mask, mask, resize_nearest(pixels.confidence, mask.shape))
+        found["certainty"].append(asdict(measure(pixels).image))
         found["shares"].append(np.bincount(mask.ravel(), minlength=len(inputs.classes)) / mask.size)
         if inputs.report_uri:
             picture = side_by_side(image, (class_mask, mask), inputs.classes, inputs.options.background)
@@ -277,7 +280,8 @@ def _merge(measured: Iterable[Mapping[str, Any]], inputs: EvaluationInputs, data
         "expected_calibration_error": none_if_nan(error),
         "rows": {name: _result_row(matrix, f, iou, classes) for name, matrix, f, iou in rows},
     }
-    confidence, shares = ([each[name] for each in of_image.values()] for name in ("confidence", "shares"))
+    confidence = [each["certainty"]["confidence"] for each in of_image.values()]
+    shares = [each["shares"] for each in of_image.values()]
     images = [_image_row(each, inputs) for each in of_image.values()]
     return Evaluation(
         results,
@@ -303,7 +307,7 @@ def _image_row(measured: Mapping[str, Any], inputs: EvaluationInputs) -> dict[st
         "pixel_accuracy": none_if_nan(matrix.pixel_accuracy),
         "boundary_f": none_if_nan(boundary_f),
         "boundary_iou": none_if_nan(boundary_iou),
-        "confidence": measured["confidence"],
+        **measured["certainty"],
         **{f"iou.{name}": none_if_nan(value) for name, value in zip(inputs.classes, matrix.iou.tolist(), strict=True)},
         "picture": f"{PICTURES}/{measured['image_ids']}.jpg" if inputs.report_uri else "",
     }

@@ -2,11 +2,13 @@
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from deconvnet.inference.uncertainty import Measures
 from infra import storage
 from infra.errors import UserError
 
@@ -45,7 +47,7 @@ def images_schema(results: Sequence[str], classes: Sequence[str]) -> pa.Schema:
             pa.field("pixel_accuracy", pa.float64()),
             pa.field("boundary_f", pa.float64()),  # mean over classes; null if there is no contour
             pa.field("boundary_iou", pa.float64()),  # mean over classes
-            pa.field("confidence", pa.float64(), nullable=False),  # mean probability of the predicted class
+            *(pa.field(each.name, pa.float64()) for each in fields(Measures)),  # how sure the prediction is, see there
             *(pa.field(f"iou.{name}", pa.float64()) for name in classes),  # null if neither annotated nor predicted
             pa.field("picture", pa.string(), nullable=False),  # path relative to the report's folder; "" if there is none
         ]

@@ -269,7 +269,7 @@ class Predictor:
 
     def masks_by_box_count(
         self, image: Image, boxes: Floats, counts: Collection[int], results: Collection[str] = RESULTS
-    ) -> tuple[dict[str, Mask], dict[int, Mask], Floats]:
+    ) -> tuple[dict[str, Mask], dict[int, Mask], dict[str, Floats]]:
         """Predict the class of every pixel, and also the masks that DeconvNet alone predicts from fewer boxes.
 
         Args:
@@ -280,16 +280,13 @@ class Predictor:
             results: names from `RESULTS`. "deconvnet" must be one of them if `counts` is not empty.
 
         Returns:
-            A dict with the masks by result name, as `masks` returns them; a dict with DeconvNet's masks by number of boxes, in ascending order
-            (if there are fewer boxes, the mask from all of them); the probability of each pixel's predicted class, float32 (H, W), by
-            the last of the results.
+            Three dicts: the masks by result name, as `masks` returns them; DeconvNet's masks by number of boxes, in ascending order
+            (if there are fewer boxes, the mask from all of them); the class probabilities by result name, as `probabilities` returns
+            them.
 
         Raises:
-            ValueError: if `results` is empty or has a name that is not in `RESULTS`, the image has another dtype or shape, or `boxes`
-                does not hold valid boxes.
+            ValueError: if a name is not in `RESULTS`, the image has another dtype or shape, or `boxes` does not hold valid boxes.
         """
-        if not results:
-            raise ValueError(f"no results are named; there are {', '.join(RESULTS)}")
         size = image.shape[:2]
         after: dict[int, Mask] = {}
 
@@ -301,8 +298,7 @@ class Predictor:
         found = self.probabilities(image, boxes, results, keep)
         # Ties go to the lowest class id, so the background wins.
         masks = {name: resize_nearest(p.argmax(axis=0).astype(np.uint8), size) for name, p in found.items()}
-        confidence = resize_nearest([*found.values()][-1].max(axis=0), size)
-        return masks, {k: after.get(k, masks["deconvnet"]) for k in sorted(counts)}, confidence
+        return masks, {k: after.get(k, masks["deconvnet"]) for k in sorted(counts)}, found
 
     def predict(self, image: Image, boxes: Floats) -> Segmentation:
         """Predict an image's mask with the ensemble of both networks and the CRF (the result "edeconvnet_crf").

@@ -155,6 +155,9 @@ def image_table(images: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> 
         f"mean_iou.{DECISIVE_RESULT}": "mean IoU",
         **{name: title for name, title in METRICS.items() if name != "mean_iou"},
         "confidence": "confidence",
+        "entropy": "entropy",
+        "disagreement": "networks disagree",
+        "boundary_doubt": "doubt at boundaries",
     }
     shown = [name for name in classes if any(row[f"iou.{name}"] is not None for row in images)]
     worst_first = sorted(images, key=lambda row: _with_none_last(row[f"mean_iou.{DECISIVE_RESULT}"]))

@@ -37,6 +37,7 @@ def example_images() -> list[dict[str, Any]]:
         }
         ious = {f"iou.{each}": None for each in CLASSES} | {"iou.background": mean, "iou.cat": mean if number == 1 else None}
         measures = {"pixel_accuracy": mean, "boundary_f": None if number == 2 else mean, "boundary_iou": mean, "confidence": 0.75}
+        measures |= {"entropy": 0.125, "disagreement": 0.0625, "boundary_doubt": None if mean is None else 0.5}
         rows.append({"image_id": name, **values, **measures, **ious, "picture": f"images/{name}.jpg" if number else ""})
     return rows
 

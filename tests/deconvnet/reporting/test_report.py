@@ -108,13 +108,15 @@ def test_the_report_runs_no_script_and_fetches_nothing() -> None:
 def test_every_image_is_in_a_table_lowest_mean_iou_first_and_links_to_its_picture() -> None:
     read = Reader(render_report(example_summary(images=example_images())))
     start = next(i for i, row in enumerate(read.rows) if row[0] == "image")
-    heads = ["image", "mean IoU", "pixel accuracy", "boundary F", "Boundary IoU", "confidence", "background", "cat"]
+    heads = ["image", "mean IoU", "pixel accuracy", "boundary F", "Boundary IoU", "confidence", "entropy", "networks disagree"]
+    heads += ["doubt at boundaries", "background", "cat"]
+    sure = ["75.0", "12.5", "6.2", "50.0"]
     assert read.rows[start : start + 5] == [
         heads,
-        ["", "25.0", "25.0", "25.0", "25.0", "75.0", "25.0", "25.0"],
-        ["", "50.0", "50.0", "–", "50.0", "75.0", "50.0", ""],
-        ["a10", "90.0", "90.0", "90.0", "90.0", "75.0", "90.0", ""],
-        ["", "–", "–", "–", "–", "75.0", "", ""],
+        ["", "25.0", "25.0", "25.0", "25.0", *sure, "25.0", "25.0"],
+        ["", "50.0", "50.0", "–", "50.0", *sure, "50.0", ""],
+        ["a10", "90.0", "90.0", "90.0", "90.0", *sure, "90.0", ""],
+        ["", "–", "–", "–", "–", *sure[:3], "–", "", ""],
     ]
     links = [url for url in read.urls if url.startswith("images/")]
     assert [unquote(url) for url in links] == [f"images/{name}.jpg" for name in ("a9", f"50% {SCRIPT_TAG}#1", "void")]
@@ -123,7 +125,7 @@ def test_every_image_is_in_a_table_lowest_mean_iou_first_and_links_to_its_pictur
 
 
 def test_a_table_of_many_images_has_the_worst_and_counts_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deconvnet.reporting.report._MAX_CELLS", 17)  # two rows of eight cells
+    monkeypatch.setattr("deconvnet.reporting.report._MAX_CELLS", 23)  # two rows of eleven cells
     html = render_report(example_summary(images=example_images()))
     assert "2 other images are in the Parquet file only." in html and "a9" in html and "a10" not in html
 
