@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -23,6 +24,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Torch's threads, here and in the commands that tests start: two processes of tests use two cores, and their data is tiny.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Hypothesis would fail a test that takes longer than 0.2 s once, as any may on a busy machine.
+hypothesis.settings.register_profile("without deadline", deadline=None)
+hypothesis.settings.load_profile("without deadline")
 
 # Triton reads this when it is imported. Where there is no GPU, tests run its kernels in its interpreter.
 if not Path("/dev/nvidiactl").exists():

@@ -22,6 +22,7 @@ from infra.settings import Section
 from infra.storage import tables
 from proposals import job as proposals_job
 from proposals.mining import job as mining_job
+from tests.deconvnet.example_run import example_results
 from workflows.cli import setting_fields
 from workflows.pipelines import base
 from workflows.pipelines.training import Pipeline
@@ -272,7 +273,7 @@ def arguments(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     with monkeypatch.context() as patch:
         patch.setattr(base, "open_executor", lambda *given: recorder("open_executor", False)(*given) and opened(*given))
         pipeline = Pipeline(settings)
-    storage.write_json(pipeline.report("results.json"), {})
+    storage.write_json(pipeline.report("results.json"), example_results())
     for stage in ("stage2", "fcn8s"):
         storage.write_json(storage.join(pipeline.model(stage), "model.json"), {"classes": settings.data.classes})
     with pytest.raises(Called):

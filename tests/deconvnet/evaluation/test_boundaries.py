@@ -47,7 +47,7 @@ def band_of(mask: np.ndarray, class_id: int, width: int) -> np.ndarray:
     return (own - cv2.erode(own, np.ones((3, 3), np.uint8), iterations=width))[1:-1, 1:-1] > 0
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(st.integers(0, 2**32 - 1), st.integers(9, 20), st.integers(120, 290))
 def test_the_counts_equal_those_of_a_search_through_all_pairs_of_pixels(seed, height, width):
     """Of masks without void. Class 3 is in the prediction only, class 4 in neither."""
@@ -74,7 +74,7 @@ def ring_scene() -> np.ndarray:
     return truth
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1))
 def test_what_is_predicted_on_void_changes_nothing(seed):
     rng = np.random.default_rng(seed)

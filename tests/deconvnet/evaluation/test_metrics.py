@@ -23,7 +23,7 @@ def metrics_by_sets(truth, prediction, classes):
     return ious, sum(defined) / len(defined) if defined else math.nan, right / len(valid) if valid else math.nan
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 21), st.integers(0, 12), st.integers(1, 12), st.floats(0, 1))
 def test_metrics_equal_those_computed_from_sets(seed, classes, height, width, void):
     rng = np.random.default_rng(seed)

@@ -178,7 +178,7 @@ def assert_truth(read: Callable[[], AnnotatedDataset], scenes: list[Scene]) -> N
             assert not wrong.any(), f"{entry.image_id}\n{names}\n{found}"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(scene_sets(), st.data())
 def test_coco_files(case: tuple[list[Scene], dict[str, bool]], data: st.DataObject) -> None:
     scenes, stored = case
@@ -219,7 +219,7 @@ def test_coco_files(case: tuple[list[Scene], dict[str, bool]], data: st.DataObje
         assert_truth(lambda: read_coco([source], ImportRules()), scenes)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(scene_sets(), st.data())
 def test_labelme_folders(case: tuple[list[Scene], dict[str, bool]], data: st.DataObject) -> None:
     scenes, stored = case
@@ -338,7 +338,7 @@ GOOD_LABELME = {
 }
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_malformed_files_end_in_no_other_error_than_a_sentence(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as temporary:
