@@ -127,7 +127,8 @@ def export_calls(options: list[str], patch: pytest.MonkeyPatch, record: Record) 
     patch.setattr(label_export, "_class_names", lambda _: {"classes": ("background", "cat"), "background": True})
     patch.setattr(label_export, "read_state", lambda _: SimpleNamespace(generation="g"))
     rows = [
-        {"image_id": name, "mask": "m", "path": name, "classes": (), "confidence": 1.0, "stamp": "", "generation": "g"}
+        {"image_id": name, "mask": "m", "path": name, "classes": (), "stamp": "", "generation": "g"}
+        | {"confidence_before_crf": 1.0, "class_confidence_before_crf": []}
         for name in "ab"
     ]
     patch.setattr(label_export.tables, "iter_rows", lambda *_: rows)
@@ -236,7 +237,7 @@ CALLED_THERE = {
     "val_split": "splits",
     "format": "convert finish annotations image_path has_masks has_polygons",
     "predictions": "mask",
-    "only": "name image mask classes score",
+    "only": "name image mask classes score class_scores",
     "output": "uri leave_out",
     "to": "title",
     "rank": "number",

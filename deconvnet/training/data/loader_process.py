@@ -53,7 +53,14 @@ def made_by_process(make: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
         multiprocessing_context="spawn",  # a fork of a process with threads may hang
         generator=torch.Generator(),  # of a seed for each process: drawn from torch's own, it would change the training
     )
-    for made in loader:
+    batches = iter(loader)
+    while True:
+        try:
+            made = next(batches)
+        except StopIteration:
+            return
+        except (ConnectionError, EOFError) as error:  # torch names a dead process, but not if it dies while it hands over a batch
+            raise RuntimeError(f"the process that makes batches was killed, or lost a connection: {error!r}") from error
         if isinstance(made, UserError):
             raise made
         images, masks = made

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from deconvnet.training.data import transforms
+from deconvnet.training.data import loader_process, transforms
 from deconvnet.training.data.dataloader import BatchLoader, BatchPlan
 from deconvnet.training.data.dev_set import DevSet
 from deconvnet.training.data.examples import Examples, open_examples
@@ -167,6 +167,19 @@ def test_a_process_that_dies_ends_the_batches_with_an_error(crops):
     next(batches)
     for process in multiprocessing.active_children():
         process.kill()
-    with pytest.raises(RuntimeError, match=r"DataLoader worker .*(killed|exited)"):
+    with pytest.raises(RuntimeError, match=r"DataLoader worker .*(killed|exited)|the process that makes batches was killed"):
         for _ in batches:
             pass
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), EOFError()])
+def test_a_process_that_dies_while_it_hands_over_a_batch_ends_the_batches_with_an_error(monkeypatch, error):
+    def batches(*_, **__):
+        yield torch.zeros(1), torch.ones(1)
+        raise error
+
+    monkeypatch.setattr(loader_process, "DataLoader", batches)
+    made = loader_process.made_by_process(lambda: iter(()))
+    assert [each.tolist() for each in next(made)] == [[0], [1]]
+    with pytest.raises(RuntimeError, match="the process that makes batches was killed, or lost a connection"):
+        next(made)
