@@ -55,12 +55,18 @@ def made_by_process(make: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
     )
     batches = iter(loader)
     while True:
+        lost = ""
         try:
             made = next(batches)
         except StopIteration:
             return
         except (ConnectionError, EOFError) as error:  # torch names a dead process, but not if it dies while it hands over a batch
-            raise RuntimeError(f"the process that makes batches was killed, or lost a connection: {error!r}") from error
+            lost = repr(error)
+        if lost:
+            # Ends torch's watch over the process, which else raises an error of its own, anywhere, as soon as it sees the death. The
+            # error above would keep it alive, so it is not the cause of this one.
+            del batches
+            raise RuntimeError(f"the process that makes batches was killed, or lost a connection: {lost}")
         if isinstance(made, UserError):
             raise made
         images, masks = made

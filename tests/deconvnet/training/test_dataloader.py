@@ -1,6 +1,7 @@
 """Batches: the same bits by threads and by a process, for any number of workers, from any step."""
 
 import multiprocessing
+import weakref
 from collections import Counter
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -174,12 +175,29 @@ def test_a_process_that_dies_ends_the_batches_with_an_error(crops):
 
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), EOFError()])
 def test_a_process_that_dies_while_it_hands_over_a_batch_ends_the_batches_with_an_error(monkeypatch, error):
-    def batches(*_, **__):
-        yield torch.zeros(1), torch.ones(1)
-        raise error
+    """The error keeps nothing of torch's alive, which would raise a second error, anywhere, when it sees the death."""
+    iterators = []
 
-    monkeypatch.setattr(loader_process, "DataLoader", batches)
+    class Iterator:
+        def __init__(self):
+            self.made = iter([(torch.zeros(1), torch.ones(1))])
+            iterators.append(weakref.ref(self))
+
+        def __next__(self):
+            for each in self.made:
+                return each
+            raise type(error)(*error.args)
+
+    class Loader:
+        def __init__(self, *_, **__):
+            pass
+
+        def __iter__(self):
+            return Iterator()
+
+    monkeypatch.setattr(loader_process, "DataLoader", Loader)
     made = loader_process.made_by_process(lambda: iter(()))
     assert [each.tolist() for each in next(made)] == [[0], [1]]
-    with pytest.raises(RuntimeError, match="the process that makes batches was killed, or lost a connection"):
+    with pytest.raises(RuntimeError, match="the process that makes batches was killed, or lost a connection") as kept:
         next(made)
+    assert [iterator() for iterator in iterators] == [None], kept
