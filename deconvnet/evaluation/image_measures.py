@@ -29,9 +29,13 @@ def images_file(rows: Sequence[Mapping[str, Any]], results: Sequence[str], class
     Returns:
         The content of the file, with the images in the order of their ids.
     """
-    table = pa.Table.from_pylist(sorted(rows, key=lambda row: row["image_id"]), images_schema(results, classes))
+    return parquet_file(sorted(rows, key=lambda row: row["image_id"]), images_schema(results, classes))
+
+
+def parquet_file(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> bytes:
+    """Return the content of a Parquet file with these rows, each a dict by the names of the columns."""
     sink = io.BytesIO()
-    pq.write_table(table, sink)
+    pq.write_table(pa.Table.from_pylist(rows, schema), sink)
     return sink.getvalue()
 
 

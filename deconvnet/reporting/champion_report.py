@@ -4,7 +4,6 @@ The new model is called the challenger. Each model is an ensemble of a DeconvNet
 same images, and are compared on those by which both may be judged (`evaluation/hold_out.py`). They are compared by the masks that the ensemble predicts with CRF (the result `DECISIVE_RESULT`).
 """
 
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from deconvnet.evaluation.comparison import (
     DECISIVE_RESULT,
@@ -24,8 +22,8 @@ from deconvnet.evaluation.comparison import (
 )
 from deconvnet.evaluation.evaluator import EvaluationInputs
 from deconvnet.evaluation.hold_out import HoldOut, results_of
-from deconvnet.evaluation.image_measures import IMAGES_FILE, read_images
-from deconvnet.evaluation.metrics import ConfusionMatrix, mean_of_defined, none_if_nan
+from deconvnet.evaluation.image_measures import IMAGES_FILE, parquet_file, read_images
+from deconvnet.evaluation.metrics import mean_of_defined, none_if_nan
 from deconvnet.reporting import gallery, panels
 from deconvnet.reporting.run_summary import percent, signed_points
 from infra import storage
@@ -89,7 +87,7 @@ def compare_with_champion(
     """
     content, rows = _measure_changes(report_uri, hold_out, challenger.classes)
     files = {
-        f"{COMPARISON}.parquet": _changes_file(rows),
+        f"{COMPARISON}.parquet": parquet_file(rows, CHANGES),
         f"{COMPARISON}.json": (json.dumps(content, indent=1, allow_nan=False) + "\n").encode(),
     }
     if content["gained"] or content["lost"]:
@@ -116,11 +114,11 @@ def _measure_changes(report_uri: str, hold_out: HoldOut, classes: Sequence[str])
     old, new = found["champion"], found["challenger"]
     interval = mean_iou_rise(old, new)
     rows = {name: results_of(each, classes)["rows"][DECISIVE_RESULT] for name, each in found.items()}
-    images = _by_change([(name, _mean_iou(old[name]), _mean_iou(new[name])) for name in old])
-    gained = [change for change in images if _rise(change) > 0]
-    lost = [change for change in reversed(images) if _rise(change) < 0]
     measures = {name: read_images(storage.join(uri, IMAGES_FILE)) for name, uri in folders.items()}
     both = image_changes(measures["champion"], measures["challenger"], list(old))
+    images = _by_change([(row["image_id"], row["mean_iou.champion"], row["mean_iou.challenger"]) for row in both])
+    gained = [change for change in images if _rise(change) > 0]
+    lost = [change for change in reversed(images) if _rise(change) < 0]
     content = {
         **asdict(interval),
         "new_images": hold_out.new,
@@ -163,21 +161,9 @@ def image_changes(
     return rows
 
 
-def _changes_file(rows: list[dict[str, Any]]) -> bytes:
-    """Return the content of `against_champion.parquet`, whose rows are given."""
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, CHANGES), sink)
-    return sink.getvalue()
-
-
 def _mean(values: Sequence[float | None]) -> float | None:
     """Return the mean of the values that are not None; None if all are."""
     return none_if_nan(mean_of_defined(np.array([math.nan if value is None else value for value in values], np.float64)))
-
-
-def _mean_iou(matrix: np.ndarray) -> float | None:
-    """Compute the mean IoU of a single image from its confusion matrix (C, C). It is None if no pixel is annotated."""
-    return none_if_nan(ConfusionMatrix(len(matrix), matrix).mean_iou)
 
 
 def _by_change(changes: list[Change]) -> list[Change]:

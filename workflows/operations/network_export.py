@@ -2,7 +2,6 @@
 
 import logging
 import tempfile
-from pathlib import Path
 
 from deconvnet.datasets.importing.voc_writer import check_new, new_folder
 from deconvnet.inference.saved_ensemble import NETWORKS, read_options
@@ -55,6 +54,6 @@ def export_networks(settings: ExportSettings, dry_run: bool) -> None:
             "background": options["segment"].get("background", True),
             "input_size": sizes,
         }
-        storage.write_json(str(Path(temporary, DESCRIPTION_FILE)), description)
+        storage.write_json(str(temporary / DESCRIPTION_FILE), description)
     lines = [f"{folder / name}  (scores differ from torch's by {value:.0e})" for name, value in differences.items()]
     logger.info("\n".join([f"exported {version.title}", *lines, str(folder / DESCRIPTION_FILE)]))

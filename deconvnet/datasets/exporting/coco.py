@@ -4,8 +4,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from deconvnet.datasets.exporting import ExportFormat, ExportRules, ImageExport, PredictedImage, PredictedObject
 from deconvnet.datasets.exporting.outlines import run_lengths
 
@@ -32,8 +30,7 @@ def to_coco(image: PredictedImage, objects: Sequence[PredictedObject], rules: Ex
         if rules.shapes == "polygons":
             segmentation = [each.polygon.ravel().tolist()]
         else:
-            pixels = np.zeros(image.mask.shape, bool)
-            pixels[region.window] = region.pixels
+            pixels = region.in_image(image.height, image.width)
             segmentation = {"size": [image.height, image.width], "counts": run_lengths(pixels.T.ravel())}
         annotations.append(
             {

@@ -11,8 +11,6 @@ from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-import numpy as np
-
 from deconvnet.datasets.exporting import ExportFormat, ExportRules, ImageExport, PredictedImage, PredictedObject
 from deconvnet.datasets.formats.label_studio.brush_runs import encode_brush
 from deconvnet.datasets.palette import class_palette
@@ -42,9 +40,7 @@ def to_label_studio(image: PredictedImage, objects: Sequence[PredictedObject], r
             points = each.polygon * 100 / (image.width, image.height)
             value = {"points": points.tolist(), "closed": True}
         else:
-            mask = np.zeros(image.mask.shape, bool)
-            mask[region.window] = region.pixels
-            value = {"format": "rle", "rle": encode_brush(mask)}
+            value = {"format": "rle", "rle": encode_brush(region.in_image(image.height, image.width))}
         results.append(
             {
                 "id": f"object-{number}",

@@ -48,6 +48,12 @@ class Region:
         height, width = self.pixels.shape
         return np.s_[self.top : self.top + height, self.left : self.left + width]
 
+    def in_image(self, height: int, width: int) -> np.ndarray:
+        """Return a bool array of the size of the image, `height` × `width` px, that is True where the object is."""
+        whole = np.zeros((height, width), bool)
+        whole[self.window] = self.pixels
+        return whole
+
 
 def empty_region(class_id: int) -> Region:
     """Make a region that belongs to a class but has no pixels."""

@@ -68,28 +68,23 @@ def test_the_job_measures_what_a_loop_measures(ray_executor, models, image_table
     expected_ids = [r["image_id"] for r in rows if r["split"] == "val" and r["class_mask"]]
     for row in (r for r in rows if r["image_id"] in expected_ids):
         truth = cv2.imdecode(np.frombuffer(row["class_mask"], np.uint8), cv2.IMREAD_UNCHANGED)
-        masks = predictor.masks(decode_image(row["image"]), np.array(boxes.get(row["image_id"], []), np.float32))
+        image, proposed = decode_image(row["image"]), np.array(boxes.get(row["image_id"], []), np.float32)
+        masks, _, probabilities = predictor.masks_by_box_count(image, proposed, ())
         shares.append(np.bincount(masks[DECISIVE_RESULT].ravel(), minlength=4) / truth.size)
-        own = np.array(boxes.get(row["image_id"], []), np.float32)[:1]
-        first_box.update(truth, predictor.masks(decode_image(row["image"]), own, ("deconvnet",))["deconvnet"])
+        first_box.update(truth, predictor.masks(image, proposed[:1], ("deconvnet",))["deconvnet"])
         objects.append(object_ious(truth, make_object_mask(truth), {"a": masks["edeconvnet"]})[1][0])
-        every, _, probabilities = predictor.masks_by_box_count(
-            decode_image(row["image"]), np.array(boxes.get(row["image_id"], []), np.float32), ()
-        )
-        own = boundary_counts(truth, [every[name] for name in RESULTS], 4)
+        own = boundary_counts(truth, [masks[name] for name in RESULTS], 4)
         boundaries += own
-        calibration = calibration + calibration_counts(truth, every[DECISIVE_RESULT], probabilities[DECISIVE_RESULT].max(axis=0))
+        calibration = calibration + calibration_counts(truth, masks[DECISIVE_RESULT], probabilities[DECISIVE_RESULT].max(axis=0))
         mine = measured[row["image_id"]]
         f, iou = np.nanmean(own.f_measure[4]) if row["image_id"] != "p00" else None, own.iou[4]
         assert mine["boundary_f"] == (None if row["image_id"] == "p00" else pytest.approx(f))
         assert mine["boundary_iou"] == (None if row["image_id"] == "p00" else pytest.approx(np.nanmean(iou)))
-        sure = predictor.predict(
-            decode_image(row["image"]), np.array(boxes.get(row["image_id"], []), np.float32)
-        ).uncertainty.image
+        sure = predictor.predict(image, proposed).uncertainty.image
         assert {name: mine[name] for name in asdict(sure)} == pytest.approx(asdict(sure), abs=1e-6)
         assert mine["picture"] == f"images/{row['image_id']}.jpg"
         picture = decode_image((tmp_path / "report" / mine["picture"]).read_bytes())
-        expected = side_by_side(decode_image(row["image"]), (truth, every[DECISIVE_RESULT]), CLASSES)
+        expected = side_by_side(image, (truth, masks[DECISIVE_RESULT]), CLASSES)
         assert picture.shape == expected.shape and np.abs(picture.astype(int) - expected).mean() < 12, (
             "but for the losses of JPEG"
         )
