@@ -54,20 +54,18 @@ def made_by_process(make: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
         generator=torch.Generator(),  # of a seed for each process: drawn from torch's own, it would change the training
     )
     batches = iter(loader)
-    while True:
-        lost = ""
-        try:
-            made = next(batches)
-        except StopIteration:
-            return
-        except (ConnectionError, EOFError) as error:  # torch names a dead process, but not if it dies while it hands over a batch
-            lost = repr(error)
-        if lost:
-            # Ends torch's watch over the process, which else raises an error of its own, anywhere, as soon as it sees the death. The
-            # error above would keep it alive, so it is not the cause of this one.
-            del batches
-            raise RuntimeError(f"the process that makes batches was killed, or lost a connection: {lost}")
-        if isinstance(made, UserError):
-            raise made
-        images, masks = made
-        yield images.numpy(), masks.numpy()
+    lost = ""
+    try:
+        for made in batches:
+            if isinstance(made, UserError):
+                raise made
+            images, masks = made
+            yield images.numpy(), masks.numpy()
+    except (ConnectionError, EOFError) as error:  # torch names a dead process, but not if it dies while it hands over a batch
+        lost = repr(error)
+    finally:
+        # Ends the process, and torch's watch over it, which raises an error in any code as soon as it sees a process die. An error
+        # that has left this function keeps its variables alive, and so the process and the watch.
+        del batches
+    if lost:  # raised here, because there the error would be the cause of this one, and keep torch's variables alive
+        raise RuntimeError(f"the process that makes batches was killed, or lost a connection: {lost}")

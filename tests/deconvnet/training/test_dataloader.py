@@ -156,18 +156,21 @@ def test_a_process_makes_the_same_bits_as_threads_and_leaves_torch_s_random_numb
 def test_a_user_s_error_in_the_process_arrives_with_its_message_alone(tmp_path: Path):
     folder = tmp_path / "t"
     plan = BatchPlan.of(open_examples(examples_table(str(folder), 8), SIZE), 8, 1, 0)
+    before = multiprocessing.active_children()
     with pytest.raises(UserError) as here:
         list(BatchLoader(damaged(plan)).batches(0, 1))
     with pytest.raises(UserError) as there:
         list(BatchLoader(damaged(plan), own_process=True).batches(0, 1))
     assert str(there.value) == str(here.value) and "is damaged" in str(here.value)
+    assert multiprocessing.active_children() == before, "the error keeps the process, and torch's watch over it, alive"
 
 
 def test_a_process_that_dies_ends_the_batches_with_an_error(crops):
+    before = set(multiprocessing.active_children())
     batches = BatchLoader(BatchPlan.of(crops, 8, 1, 3), own_process=True).batches(0, 10_000)
     next(batches)
-    for process in multiprocessing.active_children():
-        process.kill()
+    (process,) = set(multiprocessing.active_children()) - before
+    process.kill()
     with pytest.raises(RuntimeError, match=r"DataLoader worker .*(killed|exited)|the process that makes batches was killed"):
         for _ in batches:
             pass
@@ -182,6 +185,9 @@ def test_a_process_that_dies_while_it_hands_over_a_batch_ends_the_batches_with_a
         def __init__(self):
             self.made = iter([(torch.zeros(1), torch.ones(1))])
             iterators.append(weakref.ref(self))
+
+        def __iter__(self):
+            return self
 
         def __next__(self):
             for each in self.made:
