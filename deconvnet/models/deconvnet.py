@@ -115,6 +115,8 @@ class DeconvNet(Network):
         Convolutions get He's initialisation. Deconvolutions and the score layer get Gaussian weights with σ = 0.01. Biases are
         0.
         """
+        if self.score.weight.is_meta:  # the weights have no memory, and torch would take long to draw no numbers
+            return
         he_initialise(self)
         for layer in self.modules():
             if isinstance(layer, nn.ConvTranspose2d) or layer is self.score:

@@ -206,9 +206,9 @@ def he_initialise(module: nn.Module) -> None:
     With smaller initial weights, activations would vanish within VGG-16's 13 layers when training from scratch.
 
     Args:
-        module: a network or layer. Every `nn.Conv2d` in it is changed in place.
+        module: a network or layer. Every `nn.Conv2d` in it is changed in place, except on torch's device "meta".
     """
     for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Conv2d) and not layer.weight.is_meta:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(cast(Tensor, layer.bias))

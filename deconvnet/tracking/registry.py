@@ -123,19 +123,19 @@ def fetch(version: Version, tracking_uri: str, target: str) -> None:
     from mlflow.exceptions import MlflowException
 
     title = f"models:/{version.name}/{version.number}"
-    try:
-        with TemporaryDirectory(prefix="deconvnet-model-") as local:
-            model = mlflow.artifacts.download_artifacts(
-                artifact_uri=version.source, dst_path=local, tracking_uri=tracking_uri, registry_uri=tracking_uri
+    uri = f"{version.source.rstrip('/')}/artifacts/ensemble"  # the model's other files are code, which is not used here
+    with TemporaryDirectory(prefix="deconvnet-model-") as local:
+        try:
+            folder = mlflow.artifacts.download_artifacts(
+                artifact_uri=uri, dst_path=local, tracking_uri=tracking_uri, registry_uri=tracking_uri
             )
-            folder = storage.join(model, "artifacts", "ensemble")
-            try:
-                read_options(folder)
-            except UserError:
-                raise UserError(f"{title} was not registered by this project, and no other model can be used") from None
+            read_options(folder)
             storage.copy_tree(folder, target)
-    except (MlflowException, OSError) as error:
-        raise UserError(f"{title} can't be fetched: {error_summary(error)}") from error
+        except (MlflowException, OSError) as error:
+            reason = error_summary(error)
+            raise UserError(f"{title} can't be fetched, or was not registered by this project: {reason}") from error
+        except UserError:
+            raise UserError(f"{title} was not registered by this project, and no other model can be used") from None
 
 
 def aliases(tracking_uri: str, name: str) -> dict[str, int]:

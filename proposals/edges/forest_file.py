@@ -148,9 +148,15 @@ def load_forest(uri: str) -> Forest:
     """
     with storage.local_copy(uri) as path:
         try:
-            trees, evaluated, arrays = _read(path)
+            return _parse_forest(path.read_bytes(), path.suffix == ".gz")
         except _Fault as error:
             raise UserError(f"proposals.edge_model: {uri} is not an OpenCV structured-forest file ({error})") from None
+
+
+@lru_cache(maxsize=2)  # by the content, since each version of a model has a copy of the file, and parsing one takes a second
+def _parse_forest(data: bytes, compressed_name: bool) -> Forest:
+    """Make a forest of a file's content. The arguments are those of `_read`, and so are the errors."""
+    trees, evaluated, arrays = _read(data, compressed_name)
     child, feature, threshold, starts, bins = (arrays[name] for name in _ARRAYS)
     votes, boundaries = boundary_bits(starts[: len(child) + 1], bins)
     shape = trees, len(child) // trees
@@ -174,7 +180,7 @@ def forest_file_error(path: Path) -> str | None:
         A description of the first error found, or None if the file is good.
     """
     try:
-        _read(path)
+        _read(path.read_bytes(), path.suffix == ".gz")
     except _Fault as error:
         return str(error)
     return None
@@ -184,11 +190,12 @@ class _Fault(ValueError):
     """What is wrong with a forest's file."""
 
 
-def _read(path: Path) -> tuple[int, int, dict[str, np.ndarray]]:
-    """Read and check a forest's file.
+def _read(data: bytes, compressed_name: bool) -> tuple[int, int, dict[str, np.ndarray]]:
+    """Read and check the content of a forest's file.
 
     Args:
-        path: a local file, .yml or .yml.gz.
+        data: the content, which may be compressed.
+        compressed_name: whether the file's name ends in .gz.
 
     Returns:
         The number of trees; the number of them that each patch goes through; and the flat number arrays of the file by name, such
@@ -197,7 +204,7 @@ def _read(path: Path) -> tuple[int, int, dict[str, np.ndarray]]:
     Raises:
         _Fault: if the file is not a complete forest, or needs other features than those computed here.
     """
-    _, *parts = re.split(r"^(\w+):", _read_text(path), flags=re.MULTILINE)
+    _, *parts = re.split(r"^(\w+):", _read_text(data, compressed_name), flags=re.MULTILINE)
     names, contents = parts[::2], parts[1::2]
     sections = dict(zip(names, contents, strict=True))
     if len(sections) < len(names):
@@ -225,20 +232,20 @@ def _read(path: Path) -> tuple[int, int, dict[str, np.ndarray]]:
     return trees, evaluated, arrays
 
 
-def _read_text(path: Path) -> str:
-    """Read a YAML file that may be compressed.
+def _read_text(data: bytes, compressed_name: bool) -> str:
+    """Read the text of a YAML file that may be compressed.
 
     Args:
-        path: a local file, .yml or .yml.gz.
+        data: the file's content.
+        compressed_name: whether the file's name ends in .gz.
 
     Returns:
-        Its content, in which bytes that are not ASCII are replaced.
+        The text, in which bytes that are not ASCII are replaced.
 
     Raises:
         _Fault: if the compressed content is incomplete or damaged, the name does not say whether it is compressed (OpenCV decides
             by the name), or the file is not YAML.
     """
-    data = path.read_bytes()
     if compressed := data.startswith(b"\x1f\x8b"):
         try:
             decompressor = zlib.decompressobj(wbits=31)
@@ -249,7 +256,7 @@ def _read_text(path: Path) -> str:
             raise _Fault("it is truncated" if not decompressor.unconsumed_tail else "it is too large")
         if decompressor.unused_data:
             raise _Fault("there is data after its end")
-    if compressed != path.name.endswith(".gz"):
+    if compressed != compressed_name:
         if compressed:
             raise _Fault("it is compressed, so its name should end in .gz")
         raise _Fault("its name ends in .gz, but it is not compressed")

@@ -359,16 +359,19 @@ def test_without_a_champion_the_error_names_the_challenger(tmp_path, monkeypatch
 
 
 @pytest.mark.usefixtures("here")
-def test_a_model_of_another_program_is_refused_and_never_loaded(run: Run, workspace, tmp_path) -> None:
+@pytest.mark.parametrize("ensemble", [True, False])
+def test_a_model_of_another_program_is_refused_and_never_loaded(run: Run, workspace, tmp_path, ensemble: bool) -> None:
     tracker = MlflowTracker(f"sqlite:///{workspace}/mlflow/mlflow.db", "test")
     foreign = tmp_path / "foreign"
-    (foreign / "artifacts" / "ensemble").mkdir(parents=True)
+    foreign.mkdir()
     (foreign / "MLmodel").write_text("flavors: {python_function: {loader_module: mlflow.sklearn}}")
-    (foreign / "artifacts" / "ensemble" / "options.json").write_text('{"classes": ["a"]}')
-    tracker.client.create_registered_model("foreign")
-    tracker.client.create_model_version("foreign", foreign.as_uri())
-    with pytest.raises(UserError, match="models:/foreign/1 was not registered by this project"):
-        run("--model", "models:/foreign/1")
+    if ensemble:
+        (foreign / "artifacts" / "ensemble").mkdir(parents=True)
+        (foreign / "artifacts" / "ensemble" / "options.json").write_text('{"classes": ["a"]}')
+    tracker.client.create_registered_model(f"foreign-{ensemble}")
+    tracker.client.create_model_version(f"foreign-{ensemble}", foreign.as_uri())
+    with pytest.raises(UserError, match=f"models:/foreign-{ensemble}/1 .*was not registered by this project"):
+        run("--model", f"models:/foreign-{ensemble}/1")
     assert not (tmp_path / "out" / "_model").exists()
     assert json.loads((tmp_path / "out" / "_lock").read_text())["expires"] == 0, "the lock was not released"
 
