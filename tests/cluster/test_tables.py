@@ -9,7 +9,7 @@ from infra.storage import tables
 from tests.cluster.conftest import ClusterFixture, until
 from tests.cluster.tables_driver import make
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.timeout(300)]
 DRIVER = "tests/cluster/tables_driver.py"
 
 
@@ -21,7 +21,7 @@ def undisturbed(started: ClusterFixture) -> str:
     return folder
 
 
-@pytest.mark.parametrize("what", ["proposals", pytest.param("mining", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("what", ["proposals", "mining"])
 def test_a_table_is_complete_and_equal_though_a_node_dies_while_it_is_made(
     cluster: ClusterFixture, undisturbed: str, what: str
 ) -> None:

@@ -72,6 +72,13 @@ def deadly(index: int, unit: int) -> None:
     os._exit(1)
 
 
+def dying_once(index: int, file: Path) -> str:
+    if not file.exists():
+        file.touch()
+        os._exit(1)
+    return file.name
+
+
 def slow(index: int, file: Path) -> None:
     time.sleep(0.3)
     file.write_text("finished")
@@ -133,6 +140,14 @@ def test_a_unit_that_kills_a_process_of_the_pool_ends_the_job_and_the_next_gets_
         with pytest.raises(UserError, match=r"^dying: a process died .*: lower cluster\.num_cpus$"):
             list(executor.map({0: 1}, deadly, title="dying"))
         assert dict(executor.map({0: 1}, doubled, title="doubling")) == {0: 2}
+
+
+@pytest.mark.ray
+def test_a_unit_whose_process_dies_is_done_by_another_one(ray_executor: RayExecutor, tmp_path: Path) -> None:
+    assert dict(ray_executor.map({0: tmp_path / "task"}, dying_once, title="dying")) == {0: "task"}
+    actors = Actors(most=1, retries=1)
+    made = ray_executor.map_actors({0: tmp_path / "actor"}, lambda threads: dying_once, actors, **WORDS)
+    assert dict(made) == {0: "actor"}
 
 
 @pytest.mark.ray
