@@ -8,6 +8,7 @@ import json
 import random
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -280,7 +281,8 @@ def test_a_retraining_waits_for_one_that_has_lost_its_turn_but_still_works_in_th
         if leaves:
             late.__exit__(None, None, None)
 
-    monkeypatch.setattr("workflows.pipelines.workspace.time.sleep", sleep)
+    # In the module alone: other threads of this process sleep, too.
+    monkeypatch.setattr("workflows.pipelines.workspace.time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
     with hold_workspace(base, "retrain.py") as lock:
         pipeline = Tiny(generations.folder(base, G1), 0, str(tmp_path / "registry"), lock)
         pipeline._stop_requested = lambda: len(stopped) == 2
