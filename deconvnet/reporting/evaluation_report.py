@@ -5,7 +5,7 @@ five ways of predicting: FCN-8s, DeconvNet, DeconvNet+CRF, EDeconvNet (the ensem
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -67,7 +67,8 @@ def report_files(evaluation: Evaluation, figures: Mapping[str, bytes], options: 
     if not any(evaluation.breakdowns["sizes"]["objects"]):  # as in scenes without objects
         del charts["iou_by_size"]
     return {
-        **{f"{name}.png": data for name, data in {**figures, **charts}.items()},
+        **{f"{name}.png": data for name, data in figures.items()},
+        **{f"{name}.png": draw() for name, draw in charts.items()},
         IMAGES_FILE: images_file(evaluation.images, RESULTS, evaluation.results["classes"]),
         "analysis.json": _json({"segmenter": asdict(options), **evaluation.breakdowns}),  # existing reports use this key
         IMAGE_CONFUSIONS: image_confusions_file(evaluation.confusions),
@@ -77,8 +78,8 @@ def report_files(evaluation: Evaluation, figures: Mapping[str, bytes], options: 
     }
 
 
-def result_charts(results: Mapping[str, Any], breakdowns: Mapping[str, Any]) -> dict[str, bytes]:
-    """Draw the five charts of an evaluation.
+def result_charts(results: Mapping[str, Any], breakdowns: Mapping[str, Any]) -> dict[str, Callable[[], bytes]]:
+    """Return functions that draw the five charts of an evaluation.
 
     Args:
         results: the content of `results.json`: a dict with `dataset` (name), `images` (number), `classes` (names) and `rows`.
@@ -87,25 +88,22 @@ def result_charts(results: Mapping[str, Any], breakdowns: Mapping[str, Any]) -> 
             reliability diagram, as `Evaluation.breakdowns` has them.
 
     Returns:
-        Contents of the PNGs by file name without suffix: "iou_by_class", "iou_by_proposals", "iou_by_size", "confusion" and
-        "calibration" (which is missing if an earlier version of this program has evaluated the networks). Without annotated objects,
-        "iou_by_size" has no bars.
+        Functions that return the content of a PNG, by file name without suffix: "iou_by_class", "iou_by_proposals", "iou_by_size",
+        "confusion" and "calibration" (which is missing if an earlier version of this program has evaluated the networks). Without
+        annotated objects, "iou_by_size" has no bars.
     """
     title = f"{RESULT_TITLES[DECISIVE_RESULT]}, {results['dataset']}, {results['images']:,} images"
-    return {
-        "iou_by_class": plots.iou_by_class(results),
-        "iou_by_proposals": plots.iou_by_proposals(results, breakdowns),
-        "iou_by_size": plots.iou_by_size(breakdowns),
-        "confusion": plots.confusion_matrix(np.array(breakdowns["confusion"][DECISIVE_RESULT]), results["classes"], title),
-        **_calibration_chart(results, breakdowns, title),
+    confusion = np.array(breakdowns["confusion"][DECISIVE_RESULT])
+    charts: dict[str, Callable[[], bytes]] = {
+        "iou_by_class": partial(plots.iou_by_class, results),
+        "iou_by_proposals": partial(plots.iou_by_proposals, results, breakdowns),
+        "iou_by_size": partial(plots.iou_by_size, breakdowns),
+        "confusion": partial(plots.confusion_matrix, confusion, results["classes"], title),
     }
-
-
-def _calibration_chart(results: Mapping[str, Any], breakdowns: Mapping[str, Any], title: str) -> dict[str, bytes]:
-    """Draw the chart "calibration", see `result_charts`. {} if an earlier version of this program has evaluated the networks."""
-    if "calibration" not in breakdowns:
-        return {}
-    return {"calibration": plots.reliability_diagram(breakdowns["calibration"], results["expected_calibration_error"], title)}
+    if "calibration" in breakdowns:
+        error = results["expected_calibration_error"]
+        charts["calibration"] = partial(plots.reliability_diagram, breakdowns["calibration"], error, title)
+    return charts
 
 
 def results_markdown(results: Mapping[str, Any]) -> str:

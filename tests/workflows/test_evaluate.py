@@ -235,7 +235,7 @@ def evaluations(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple
     def run(*more: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(gallery, "load_and_draw_gallery", lambda *_: iter(()))
-            patch.setattr(evaluation_report, "result_charts", lambda *_: {"iou_by_size": b""})
+            patch.setattr(evaluation_report, "result_charts", lambda *_: {"iou_by_size": bytes})
             patch.setattr(Pipeline, "measure_proposals", lambda *_: None)
             done = call(evaluate.main, *common, "--split", "dev", *more)
         assert done.returncode == 0, done.stderr

@@ -94,7 +94,7 @@ class WorkspaceFigures:
                 f"{self.workspace} was evaluated by an earlier version, which did not measure what {name} shows: run train_pipeline.py "
                 "on it again, which repeats the stage evaluate"
             )
-        return {f"{name}.png": charts[name]}
+        return {f"{name}.png": charts[name]()}
 
     def check_images(self, image_ids: Sequence[str]) -> None:
         """Check that the workspace has an image for each id. Raise UserError if it lacks one."""
