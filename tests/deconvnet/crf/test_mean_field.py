@@ -51,7 +51,7 @@ def annotated_images(shared, count):
 
 
 def test_agrees_with_the_authors_code_on_voc_images(shared, rng):
-    for image, mask in annotated_images(shared, 3):
+    for image, mask in annotated_images(shared, 2):
         probabilities = make_probabilities(mask, rng)
         ours, theirs = dense_crf(image, probabilities), authors_crf(image, probabilities)
         assert (ours.argmax(0) == theirs.argmax(0)).mean() >= 0.9999
@@ -62,15 +62,15 @@ def test_agrees_with_the_authors_code_on_voc_images(shared, rng):
 
 def test_agrees_with_the_authors_code_though_classes_are_pruned(shared, rng):
     """Most classes are almost impossible in an image; our code prunes them, the authors' code does not."""
-    for image, mask in annotated_images(shared, 2):
-        probabilities = make_probabilities(mask, rng, noise=30)
-        absent = [c for c in range(CLASSES) if c not in mask]
-        probabilities[absent] = np.minimum(probabilities[absent], 5e-4)
-        probabilities[0] += 1 - probabilities.sum(0)
-        ours, theirs = dense_crf(image, probabilities), authors_crf(image, probabilities)
-        assert (ours.argmax(0) == theirs.argmax(0)).mean() >= 0.9999
-        assert not ours[absent].any()
-        np.testing.assert_allclose(ours.sum(0), 1, atol=1e-4)
+    image, mask = next(annotated_images(shared, 1))
+    probabilities = make_probabilities(mask, rng, noise=30)
+    absent = [c for c in range(CLASSES) if c not in mask]
+    probabilities[absent] = np.minimum(probabilities[absent], 5e-4)
+    probabilities[0] += 1 - probabilities.sum(0)
+    ours, theirs = dense_crf(image, probabilities), authors_crf(image, probabilities)
+    assert (ours.argmax(0) == theirs.argmax(0)).mean() >= 0.9999
+    assert not ours[absent].any()
+    np.testing.assert_allclose(ours.sum(0), 1, atol=1e-4)
 
 
 def test_agrees_with_the_authors_code_for_other_parameters(shared, rng):
