@@ -1,9 +1,11 @@
-"""Export predictions as labels to correct, or the networks as ONNX files. All formats are in docs/formats.md.
+"""Export predictions as labels to correct or to look at, or the networks as ONNX files. All formats are in docs/formats.md.
 
   python workflows/export.py --format cvat        --predictions DIR --to export     for CVAT ("CVAT for images 1.1")
   python workflows/export.py --format labelstudio --predictions DIR --to export     for Label Studio: tasks with predictions
   python workflows/export.py --format labelme     --predictions DIR --to export     for LabelMe and X-AnyLabeling
   … --format coco | yolo | voc                                                      for other tools
+  python workflows/export.py --format fiftyone    --predictions DIR --to export     to look at in FiftyOne, with how sure they are
+  python workflows/export.py --format fiftyone    --workspace RUN   --to export     the same of the evaluated images, and their truth
   python workflows/export.py --format onnx        --workspace RUN   --to export     the networks of the champion, for onnxruntime
   … --shapes masks                                                                  every pixel, in place of polygons
   … --only names.txt                                                                only these images, one name a line
@@ -12,6 +14,10 @@
 DIR is the output folder of predict.py. The new folder gets the annotations, with a score for each object (how sure its class is), the
 set-up of the tool (its labels), and copies of the images. It appears only when it is complete. What was corrected comes back by
 import_data.py; the last line printed is the command.
+
+With --format fiftyone, it gets a data set in FiftyOne's own format (metadata.json, samples.json, images and masks); the command prints
+how to open it. --workspace takes the val images from the report of a pipeline, --evaluation evaluations/dev those that evaluate.py has
+evaluated.
 
 With --format onnx, it gets deconvnet.onnx, fcn8s.onnx and networks.json. --model models:/NAME@ALIAS names another model than the
 champion, and --tracking.uri an MLflow server. examples/segment_onnx.py uses them without torch.
@@ -45,6 +51,11 @@ def main(argv: list[str] | None = None) -> None:
         from workflows.operations.network_export import export_networks
 
         export_networks(settings, options.dry_run)
+        return
+    if settings.format == "fiftyone":
+        from workflows.operations.fiftyone_export import export_to_fiftyone
+
+        export_to_fiftyone(settings, options.dry_run)
         return
     from workflows.operations.label_export import export_labels
 

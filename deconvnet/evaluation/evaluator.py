@@ -17,12 +17,13 @@ import torch
 
 from deconvnet.datasets.objects import make_object_mask
 from deconvnet.datasets.overlay import side_by_side
+from deconvnet.datasets.palette import class_palette
 from deconvnet.evaluation.boundaries import BoundaryCounts, boundary_counts
 from deconvnet.evaluation.breakdowns import Breakdowns
 from deconvnet.evaluation.calibration import BINS, calibration_as_dict, calibration_counts, expected_calibration_error
 from deconvnet.evaluation.comparison import DECISIVE_RESULT
 from deconvnet.evaluation.drift import PredictionStatistics
-from deconvnet.evaluation.image_measures import PICTURES
+from deconvnet.evaluation.image_measures import MASKS, PICTURES
 from deconvnet.evaluation.metrics import ConfusionMatrix, mean_of_defined, none_if_nan
 from deconvnet.inference.pixels import measure, scan_pixels
 from deconvnet.inference.predictor import RESULTS, Predictor, PredictorOptions
@@ -31,7 +32,7 @@ from infra import storage
 from infra.errors import UserError
 from infra.runtime.executor import Actors, Executor, Work
 from infra.storage import tables
-from proposals.image_codec import decode_image, decode_mask, encode_jpeg
+from proposals.image_codec import decode_image, decode_mask, encode_jpeg, encode_mask
 from proposals.job import iter_proposals
 from proposals.recall import counts_up_to
 
@@ -53,7 +54,7 @@ class EvaluationInputs:
         classes: class names, ordered by id.
         options: options for predicting, such as the largest number of boxes per image.
         report_uri: folder in whose subfolder `images` the workers write a picture of each image: the image, its annotation and its
-            prediction, side by side. "" for no pictures.
+            prediction, side by side; and in `masks` the prediction, a paletted PNG of class ids. "" for neither.
     """
 
     deconvnet_uri: str
@@ -212,6 +213,8 @@ def _measure(predictor: Predictor, inputs: EvaluationInputs, unit: _Unit) -> dic
         if inputs.report_uri:
             picture = side_by_side(image, (class_mask, mask), inputs.classes, inputs.options.background)
             storage.write_bytes(storage.join(inputs.report_uri, PICTURES, f"{image_id}.jpg"), encode_jpeg(picture, _QUALITY))
+            png = encode_mask(mask, class_palette(inputs.options.background))
+            storage.write_bytes(storage.join(inputs.report_uri, MASKS, f"{image_id}.png"), png)
     sums = {"contours": boundaries.contours, "bands": boundaries.bands, "calibration": calibration}
     return {**found, **sums, **breakdowns.arrays()}
 
@@ -310,6 +313,7 @@ def _image_row(measured: Mapping[str, Any], inputs: EvaluationInputs) -> dict[st
         **measured["certainty"],
         **{f"iou.{name}": none_if_nan(value) for name, value in zip(inputs.classes, matrix.iou.tolist(), strict=True)},
         "picture": f"{PICTURES}/{measured['image_ids']}.jpg" if inputs.report_uri else "",
+        "mask": f"{MASKS}/{measured['image_ids']}.png" if inputs.report_uri else "",
     }
 
 

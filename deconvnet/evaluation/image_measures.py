@@ -1,4 +1,4 @@
-"""The table of evaluated images, `report/images.parquet`: how well each image was segmented, and where its picture is."""
+"""The table of evaluated images, `report/images.parquet`: how well each image was segmented, and where its mask and picture are."""
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +16,8 @@ IMAGES_FILE = "images.parquet"
 """Name of the file in the report's folder."""
 PICTURES = "images"
 """Name of the folder, in the report's folder, with a picture of each image, its annotation and its prediction."""
+MASKS = "masks"
+"""Name of the folder, in the report's folder, with the predicted mask of each image."""
 
 
 def images_file(rows: Sequence[Mapping[str, Any]], results: Sequence[str], classes: Sequence[str]) -> bytes:
@@ -54,6 +56,7 @@ def images_schema(results: Sequence[str], classes: Sequence[str]) -> pa.Schema:
             *(pa.field(each.name, pa.float64()) for each in fields(Measures)),  # how sure the prediction is, see there
             *(pa.field(f"iou.{name}", pa.float64()) for name in classes),  # null if neither annotated nor predicted
             pa.field("picture", pa.string(), nullable=False),  # path relative to the report's folder; "" if there is none
+            pa.field("mask", pa.string(), nullable=False),  # the same: a paletted PNG of class ids
         ]
     )
 
@@ -80,9 +83,11 @@ def mean_iou_by_result(rows: Iterable[Mapping[str, Any]], results: Sequence[str]
     return {row["image_id"]: {name: row[f"mean_iou.{name}"] for name in results} for row in rows}
 
 
-def remove_other_pictures(report_uri: str) -> None:
-    """Delete the pictures in a report's folder that its table of images does not name, which are of an earlier evaluation."""
+def remove_other_files(report_uri: str) -> None:
+    """Delete the pictures and masks in a report's folder that its table of images does not name, which are of an earlier evaluation."""
     file = storage.join(report_uri, IMAGES_FILE)
-    kept = {row["picture"] for row in read_images(file)} if storage.exists(file) else set()
-    there = storage.list_files(storage.join(report_uri, PICTURES))
-    storage.remove_files(storage.join(report_uri, PICTURES), [name for name in there if f"{PICTURES}/{name}" not in kept])
+    rows = read_images(file) if storage.exists(file) else []
+    for folder, column in ((PICTURES, "picture"), (MASKS, "mask")):
+        kept = {row[column] for row in rows}
+        there = storage.list_files(storage.join(report_uri, folder))
+        storage.remove_files(storage.join(report_uri, folder), [name for name in there if f"{folder}/{name}" not in kept])

@@ -26,7 +26,7 @@ from infra.runtime.executor import Executor
 def evaluate_and_report(
     inputs: EvaluationInputs, dataset: str, executor: Executor, gpu: bool = False
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Evaluate DeconvNet and FCN-8s on a split and make the contents of the report's files. Only pictures are written.
+    """Evaluate DeconvNet and FCN-8s on a split and make the contents of the report's files. Only pictures and masks are written.
 
     Args:
         inputs: the networks, the images and the options.

@@ -31,7 +31,7 @@ from tests.workflows.test_setting_effects import NEEDS as DATA_NEEDS
 from tests.workflows.test_setting_effects import Called, candidates, changed, expected_stages, nested, write_files
 from workflows import export, import_data, predict, serve
 from workflows.cli import CommandSettings, setting_fields
-from workflows.operations import data_import, label_export, network_export, prediction
+from workflows.operations import data_import, fiftyone_export, label_export, network_export, prediction
 from workflows.pipelines import base, edges
 from workflows.pipelines.edges import EdgeTraining
 from workflows.settings import EdgeSettings, ImportSettings, PredictSettings, ServeSettings
@@ -123,8 +123,8 @@ def export_calls(options: list[str], patch: pytest.MonkeyPatch, record: Record) 
         yield Path("/temporary")
 
     commit = SimpleNamespace(extra={"model": "models:/net/3", "input": "in"})
-    patch.setattr(label_export, "_read_commit", record("commit", commit))
-    patch.setattr(label_export, "_class_names", lambda _: {"classes": ("background", "cat"), "background": True})
+    patch.setattr(label_export, "read_commit", record("commit", commit))
+    patch.setattr(label_export, "read_classes", lambda _: {"classes": ("background", "cat"), "background": True})
     patch.setattr(label_export, "read_state", lambda _: SimpleNamespace(generation="g"))
     rows = [
         {"image_id": name, "mask": "m", "path": name, "classes": (), "stamp": "", "generation": "g"}
@@ -139,7 +139,10 @@ def export_calls(options: list[str], patch: pytest.MonkeyPatch, record: Record) 
     patch.setattr(label_export, "write_export", record("write", ExportSummary(2, 3)))
     patch.setattr(network_export, "model_store", record("store", "sqlite:///x"))
     patch.setattr(registry, "find", record("find", VERSION, ends=True))
-    patch.setattr(label_export, "_check_rejects", lambda rejects, images, max_rejects: record("rejects")(max_rejects=max_rejects))
+    patch.setattr(
+        fiftyone_export, "_evaluated", lambda settings, _: record("evaluated", ends=True)(evaluation=settings.evaluation)
+    )
+    patch.setattr(label_export, "check_rejects", lambda rejects, images, max_rejects: record("rejects")(max_rejects=max_rejects))
     with suppress(Called):
         export.main(options)
 
@@ -163,6 +166,7 @@ NEEDS = {
     **dict.fromkeys(("check", "report", "train_split", "val_split"), CHECK),
     "val_images": {"val_annotations": "FOLDER/b.json"},
     "table": {"from": "masks"},
+    "evaluation": {"format": "fiftyone", "predictions": None, "workspace": "FOLDER/w"},
     **{name: {"rank": 5} for name in ("rank", "rank_labelled", "rank_class_share", "rank_min_distance")},
 }
 """Settings that are allowed, or have an effect, only beside others. None stands for a setting that is left out."""

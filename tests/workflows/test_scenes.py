@@ -11,7 +11,9 @@ from infra.errors import UserError
 from infra.storage import tables
 from proposals.image_codec import decode_mask, encode_jpeg, encode_mask
 from tests.conftest import ROOT
+from tests.deconvnet.datasets.exporting.fiftyone_reader import read_dataset
 from tests.workflows.test_local_executor import SMALL
+from workflows import export
 from workflows.evaluate import main
 from workflows.pipelines.training import Pipeline
 from workflows.settings import load
@@ -116,6 +118,16 @@ def test_the_test_split_is_evaluated_by_option_and_windows_may_overlap_more_than
     assert "data test, 3 images" in capsys.readouterr().out
     found = json.loads((trained / "run/evaluations/test/analysis.json").read_text())
     assert found["segmenter"]["window_overlap"] == 0.7
+    to = trained / "fiftyone"
+    export.main(
+        ["--format", "fiftyone", "--workspace", str(trained / "run"), "--evaluation", "evaluations/test", "--to", str(to)]
+    )
+    metadata, samples = read_dataset(to)
+    assert list(samples) == ["12.jpg", "13.jpg", "14.jpg"] and metadata["mask_targets"]["prediction"]["3"] == "car"
+    for name, sample in samples.items():
+        kept = decode_mask((trained / f"run/evaluations/test/masks/{name[:2]}.png").read_bytes())
+        np.testing.assert_array_equal(sample["prediction"], kept + 1)
+        assert sample["tags"] == ["test"] and (sample["ground_truth"] == 255).all(axis=0).sum() == 3
     with pytest.raises(UserError, match=r"--split test has no masks.*data.test_split"):
         main(["--config", QUICKSTART, *arguments(trained, "--data.test_split", ""), "--split", "test"])
     for other in (("--proposals.kind", "both"), ("--data.background", "first")):

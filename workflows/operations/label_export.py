@@ -2,7 +2,7 @@
 
 import logging
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def export_labels(settings: ExportSettings, dry_run: bool) -> None:
         Interrupted: if another export took over the lock.
     """
     folder, source = local_folder(settings.to), settings.predictions or ""
-    commit, names = _read_commit(source), _class_names(source)
+    commit, names = read_commit(source), read_classes(source)
     export_format = get_format(settings.format)
     rules = ExportRules(
         classes=tuple(names["classes"]),
@@ -54,22 +54,23 @@ def export_labels(settings: ExportSettings, dry_run: bool) -> None:
         image_url=settings.image_url,
         model=commit.extra["model"],
     )
-    predictions, rejects = _find_predictions(source, settings.only, commit)
+    rows, rejects = find_rows(source, settings.only, commit, _COLUMNS)
+    predictions = [_to_prediction(row, source) for row in rows]
     logger.info(f"{len(predictions):,} predictions by {rules.model}, of the classes {', '.join(rules.labels.values())}")
     if dry_run:
         check_new(folder)
-        _check_rejects(rejects, len(predictions) + len(rejects), settings.max_rejects)
+        check_rejects(rejects, len(predictions) + len(rejects), settings.max_rejects)
         logger.info(f"would export {len(predictions):,} images as {rules.shapes} for {settings.format}")
         return
     with new_folder(folder, "export.py") as temporary:
         summary = write_export(predictions, rejects, export_format, rules, temporary, count_threads(settings.threads))
-        _check_rejects(summary.rejects, len(predictions) + len(rejects), settings.max_rejects)
+        check_rejects(summary.rejects, len(predictions) + len(rejects), settings.max_rejects)
     logger.info(_summary_text(summary, rules, folder))
     logger.info("\nwhen the labels are corrected, and exported from the tool in the same format:")
     logger.info(_import_command(settings.format, folder, rules))
 
 
-def _read_commit(predictions: str) -> tables.Commit:
+def read_commit(predictions: str) -> tables.Commit:
     """Return the commit record of the table `predictions` in an output folder of predict.py. Raise UserError if it has none."""
     commit = tables.read_commit(storage.join(predictions, TABLE))
     if commit is None:
@@ -79,7 +80,7 @@ def _read_commit(predictions: str) -> tables.Commit:
     return commit
 
 
-def _class_names(predictions: str) -> Mapping[str, Any]:
+def read_classes(predictions: str) -> Mapping[str, Any]:
     """Return the content of classes.json in an output folder of predict.py: `classes`, and whether class 0 is the `background`.
 
     Args:
@@ -98,23 +99,26 @@ def _class_names(predictions: str) -> Mapping[str, Any]:
     return names
 
 
-def _find_predictions(source: str, only: str | None, commit: tables.Commit) -> tuple[list[Prediction], list[Reject]]:
+def find_rows(
+    source: str, only: str | None, commit: tables.Commit, columns: Sequence[str]
+) -> tuple[list[dict[str, Any]], list[Reject]]:
     """Find the predictions to export.
 
     Args:
         source: output folder of predict.py.
         only: text file with the names or paths of the images to export; None for all.
         commit: commit record of the table `predictions`.
+        columns: names of columns to read; image_id, path, stamp and generation must be among them.
 
     Returns:
-        predictions: the predictions, in the order of the table.
+        predictions: rows of the table by the names of the columns, in the order of the table.
         rejects: a Reject for each image that is gone, or has changed since it was predicted.
 
     Raises:
         UserError: if an image that `only` lists was not predicted, the folder of images is gone, or predict.py was stopped while it
             predicted the images by another model.
     """
-    rows = {row["image_id"]: row for row in tables.iter_rows(storage.join(source, TABLE), _COLUMNS)}
+    rows = {row["image_id"]: row for row in tables.iter_rows(storage.join(source, TABLE), columns)}
     state = read_state(source)
     if state is None or {row["generation"] for row in rows.values()} - {state.generation}:
         raise UserError(
@@ -133,16 +137,21 @@ def _find_predictions(source: str, only: str | None, commit: tables.Commit) -> t
     predictions, rejects = [], []
     for name, row in rows.items():
         if stamps.get(name) == row["stamp"]:
-            mask = storage.join(source, row["mask"])
-            score, *class_scores = (round(each, 4) for each in (row[_SCORES[0]], *row[_SCORES[1]]))
-            predictions.append(Prediction(name, row["path"], mask, tuple(row["classes"]), score, tuple(class_scores)))
+            predictions.append(row)
         else:
             reason = "was changed after it was predicted" if name in stamps else "is gone"
             rejects.append(Reject(name, row["path"], "export", f"the image {reason}: run predict.py again"))
     return predictions, rejects
 
 
-def _check_rejects(rejects: list[Reject], images: int, max_rejects: float) -> None:
+def _to_prediction(row: Mapping[str, Any], source: str) -> Prediction:
+    """Convert a row of the table `predictions` in the folder `source` to a prediction."""
+    score, *class_scores = (round(each, 4) for each in (row[_SCORES[0]], *row[_SCORES[1]]))
+    mask = storage.join(source, row["mask"])
+    return Prediction(row["image_id"], row["path"], mask, tuple(row["classes"]), score, tuple(class_scores))
+
+
+def check_rejects(rejects: list[Reject], images: int, max_rejects: float) -> None:
     """Log which images can't be used.
 
     Args:

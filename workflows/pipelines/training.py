@@ -180,7 +180,7 @@ class Pipeline(TrackedPipeline):
         settings = {**as_dict(s.segment), **window, **s.proposals.windows, "classes": list(s.data.classes), "split": "val"}
         settings |= {} if s.data.has_background else {"background": s.data.background}
         inputs, outputs = ("prepare", "proposals", "fcn8s", "stage2"), (self.report("results.json"),)
-        return Stage("evaluate", "the five results", 6, settings, inputs, outputs, self._evaluate)
+        return Stage("evaluate", "the five results", 7, settings, inputs, outputs, self._evaluate)
 
     def _evaluate(self, fingerprint: str) -> dict[str, Any]:
         """Evaluate the networks and the box proposals on the val images, and write the report.
@@ -205,7 +205,7 @@ class Pipeline(TrackedPipeline):
     def evaluate(self, split: str, report: str, models: tuple[str, str] | None = None) -> dict[str, Any]:
         """Evaluate a DeconvNet, an FCN-8s and their ensemble on a split, write the report's files and log them.
 
-        The file results.json is written last. The pictures of the images are not logged, as there may be thousands.
+        The file results.json is written last. The pictures and masks of the images are not logged, as there may be thousands.
 
         Args:
             split: name of the split whose images are predicted, such as "val".
@@ -218,13 +218,13 @@ class Pipeline(TrackedPipeline):
         Raises:
             UserError: if the networks were trained with other classes than those of the data.
         """
-        from deconvnet.evaluation.image_measures import remove_other_pictures
+        from deconvnet.evaluation.image_measures import remove_other_files
         from deconvnet.reporting.evaluation_report import evaluate_and_report
 
         inputs = replace(self.evaluation_inputs(split, models), report_uri=report)
         results, files = evaluate_and_report(inputs, f"{self.dataset_name} {split}", self.executor, self.settings.compute.gpu)
         self._write_report(files, report)
-        remove_other_pictures(report)
+        remove_other_files(report)
         self.run_of_stage.log_metrics(result_metrics(split, results))
         return results
 

@@ -13,17 +13,18 @@ from workflows.settings import MODEL_FORMS
 class ExportSettings(CommandSettings):
     """Settings of export.py."""
 
-    format: Literal["coco", "cvat", "labelme", "labelstudio", "onnx", "voc", "yolo"] = Field(
-        description="what to write: labels for a tool, or the networks (onnx; formats.md)"
+    format: Literal["coco", "cvat", "fiftyone", "labelme", "labelstudio", "onnx", "voc", "yolo"] = Field(
+        description="what to write: labels for a tool, a data set to look at (fiftyone), or the networks (onnx; formats.md)"
     )
     to: Location = Field(min_length=1, description="new local folder to write")
     predictions: Location | None = Field(None, description="output folder of predict.py, local or in a bucket; not onnx")
     only: Location | None = Field(
-        None, description="text file with the names or paths of the images to export, one a line; empty: all that were predicted"
+        None,
+        description="text file with the names or paths of the images to export, one a line; empty: all that were predicted, or evaluated",
     )
     shapes: Literal["polygons", "masks"] | None = Field(
         None,
-        description="polygons, or masks (run lengths, bitmaps) with every pixel; yolo: polygons, voc: masks; empty: polygons",
+        description="polygons, or masks (run lengths, bitmaps) with every pixel; yolo: polygons, voc and fiftyone: masks; empty: polygons",
     )
     tolerance: NonNegativeFloat = Field(
         0.75, description="how far a polygon may lie from the edges of the pixels, px; 0: it follows them exactly"
@@ -36,13 +37,26 @@ class ExportSettings(CommandSettings):
     threads: PositiveInt | None = Field(None, description="threads; empty: one per CPU")
     model: str = Field("models:/edeconvnet@champion", description=f"onnx: registered model: {MODEL_FORMS}")
     workspace: Location | None = Field(
-        None, description="onnx: workspace of a pipeline, whose own MLflow store (SQLite) has the model"
+        None,
+        description="onnx: workspace of a pipeline, whose own MLflow store (SQLite) has the model; fiftyone: in place of predictions, the "
+        "workspace whose evaluated images are exported",
+    )
+    evaluation: str = Field(
+        "report",
+        description="fiftyone: folder of the evaluation in the workspace: report (val images), or evaluations/dev and the like",
     )
     tracking: StoreSettings = StoreSettings()
 
     @model_validator(mode="after")
     def _complete(self) -> "ExportSettings":
         """Check that predictions are given if labels are exported, and only then. Raise ValueError if not."""
+        if self.format == "fiftyone":
+            if bool(self.predictions) == bool(self.workspace):
+                raise ValueError(
+                    "fiftyone shows either new images or evaluated ones: name the output folder of predict.py by --predictions, or a "
+                    "workspace by --workspace"
+                )
+            return self
         if self.format != "onnx" and not self.predictions:
             raise ValueError("predictions is not given: name the output folder of predict.py by --predictions")
         if self.format == "onnx" and self.predictions:
@@ -52,7 +66,9 @@ class ExportSettings(CommandSettings):
     @model_validator(mode="after")
     def _possible_shapes(self) -> "ExportSettings":
         """Check that the format has the shapes. Raise ValueError if it doesn't."""
-        if (self.format, self.shapes) in (("yolo", "masks"), ("voc", "polygons")):
+        if (self.format, self.shapes) in (("yolo", "masks"), ("voc", "polygons"), ("fiftyone", "polygons")):
             other = "polygons" if self.format == "yolo" else "masks"
             raise ValueError(f"shapes {self.shapes} is not what {self.format} has: leave shapes out, which means {other} there")
+        if self.format == "fiftyone" and self.min_area:
+            raise ValueError("min_area is for labels, and fiftyone gets the masks as they are: leave min_area out")
         return self

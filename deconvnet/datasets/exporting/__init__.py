@@ -4,6 +4,8 @@ An export takes three steps. `outlines` finds the objects in a mask, which are t
 polygons. A module of this package converts them to its format. `export_writer` does this for all images, and copies the images
 beside their annotations.
 
+`fiftyone` is not one of these formats: it makes a data set for looking at predictions, not for correcting them.
+
 To add a format, add one module here that defines `FORMAT = ExportFormat(…)`, then add its name to the setting `format` of
 export.py (`ExportSettings` in workflows/settings). The annotations must come back by `deconvnet.datasets.formats`: add a round
 trip to tests/deconvnet/datasets/exporting/test_round_trips.py.

@@ -1,14 +1,14 @@
 """Writing the predictions of many images as one export: their annotations, the set-up of the tool, and copies of the images."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from deconvnet.datasets.exporting import ExportFormat, ExportRules, ImageExport, PredictedImage
+from deconvnet.datasets.exporting import ExportFormat, ExportRules, ImageExport, PredictedImage, fiftyone
 from deconvnet.datasets.exporting.outlines import find_objects, measure_agreement
 from deconvnet.datasets.importing.images import read_input
 from deconvnet.datasets.importing.voc_writer import REJECTS_FILE
@@ -180,19 +180,79 @@ def _convert(prediction: Prediction, export_format: ExportFormat, rules: ExportR
     Raises:
         BadInput: if the mask can't be read, or is not the one that the table describes.
     """
-    mask = decode_mask(read_input(prediction.mask))
-    class_ids = np.unique(mask).tolist()
-    found = tuple(rules.classes[i] if i < len(rules.classes) else f"id {i}" for i in class_ids)
-    if found != prediction.classes:
-        raise BadInput(
-            f"its mask has the classes {', '.join(found)}, and the table predictions says {', '.join(prediction.classes)}: run predict.py "
-            "again"
-        )
-    class_scores = dict(zip(class_ids, prediction.class_scores, strict=True))
+    mask = read_predicted_mask(prediction.mask, prediction.classes, rules.classes)
+    class_scores = dict(zip(np.unique(mask).tolist(), prediction.class_scores, strict=True))
     image = PredictedImage(prediction.name, mask, prediction.score, class_scores)
     objects = find_objects(mask, rules)
     export = export_format.convert(image, objects, rules)
     return _Converted(export, len(objects), measure_agreement(mask, objects, rules))
+
+
+def read_predicted_mask(uri: str, expected: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    """Read the mask of a prediction, and check that it is the one that the table `predictions` describes.
+
+    Args:
+        uri: path or URI of the mask.
+        expected: names of the classes that occur in the mask by the table, in the order of their ids.
+        classes: names of all classes by id.
+
+    Returns:
+        uint8 array (H, W) of class ids.
+
+    Raises:
+        BadInput: if the mask can't be read, or other classes occur in it.
+    """
+    mask = decode_mask(read_input(uri))
+    found = [classes[i] if i < len(classes) else f"id {i}" for i in np.unique(mask).tolist()]
+    if found != list(expected):
+        raise BadInput(
+            f"its mask has the classes {', '.join(found)}, and the table predictions says {', '.join(expected)}: run predict.py again"
+        )
+    return mask
+
+
+def write_samples(
+    units: Sequence[Callable[[], Iterable["fiftyone.Sample | Reject"]]],
+    rejects: Sequence[Reject],
+    rules: fiftyone.DatasetRules,
+    folder: Path,
+    threads: int,
+) -> ExportSummary:
+    """Write samples as a data set of FiftyOne. Progress is shown on stderr.
+
+    Args:
+        units: functions that load samples, each some of them. In place of a sample that can't be loaded they return a Reject.
+        rejects: images that are known to be unusable, for the summary.
+        rules: what the samples have in common.
+        folder: existing empty folder to write to.
+        threads: number of threads that load samples and write files.
+
+    Returns:
+        What was exported and what was not. The latter is also listed in rejects.csv.
+    """
+
+    def write(load: Callable[[], Iterable[fiftyone.Sample | Reject]]) -> list[dict[str, Any] | Reject]:
+        written: list[dict[str, Any] | Reject] = []
+        for sample in load():
+            if isinstance(sample, Reject):
+                written.append(sample)
+                continue
+            try:
+                document, files = fiftyone.sample_files(sample, rules)
+            except BadInput as error:
+                written.append(Reject(sample.name, sample.path, _STAGE, str(error)))
+                continue
+            _write_files(folder, files)
+            written.append(document)
+        return written
+
+    found = [each for written in thread_map(write, units, threads, "exporting", "parts") for each in written]
+    documents = [each for each in found if not isinstance(each, Reject)]
+    summary = ExportSummary(len(documents), rejects=[*rejects, *(each for each in found if isinstance(each, Reject))])
+    _write_files(folder, fiftyone.dataset_files(documents, rules))
+    if summary.rejects:
+        _write_rejects(folder / REJECTS_FILE, summary.rejects)
+    return summary
 
 
 def _read_image(prediction: Prediction, path: str) -> bytes:

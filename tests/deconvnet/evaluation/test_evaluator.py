@@ -19,7 +19,7 @@ from deconvnet.inference.predictor import RESULTS, Predictor, PredictorOptions
 from infra.errors import UserError
 from infra.runtime.local_executor import LocalExecutor
 from infra.storage import tables
-from proposals.image_codec import decode_image
+from proposals.image_codec import decode_image, decode_mask
 from tests.deconvnet.ensembles import save_networks
 from tests.image_tables import boxes_row, image_row, write_images_and_proposals
 
@@ -88,6 +88,8 @@ def test_the_job_measures_what_a_loop_measures(ray_executor, models, image_table
         assert picture.shape == expected.shape and np.abs(picture.astype(int) - expected).mean() < 12, (
             "but for the losses of JPEG"
         )
+        assert mine["mask"] == f"masks/{row['image_id']}.png"
+        np.testing.assert_array_equal(decode_mask((tmp_path / "report" / mine["mask"]).read_bytes()), masks[DECISIVE_RESULT])
         for name in RESULTS:
             single = ConfusionMatrix(4).update(truth, masks[name])
             totals[name].update(truth, masks[name])
@@ -130,7 +132,7 @@ def test_the_job_measures_what_a_loop_measures(ray_executor, models, image_table
 
     local = evaluate(replace(inputs, report_uri=""), "made up", LocalExecutor(2))
     for row, expected in zip(local.images, found.images, strict=True):
-        assert row == pytest.approx(expected | {"picture": ""}), "but for the last digits of a mean"
+        assert row == pytest.approx(expected | {"picture": "", "mask": ""}), "but for the last digits of a mean"
     assert local.statistics == found.statistics
     assert local.results == found.results
     assert local.breakdowns["confusion"] == found.breakdowns["confusion"]

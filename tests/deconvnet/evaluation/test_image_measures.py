@@ -1,17 +1,18 @@
-"""The table of evaluated images, and the folder of their pictures."""
+"""The table of evaluated images, and the folders of their pictures and masks."""
 
 from pathlib import Path
 
 import pytest
 
-from deconvnet.evaluation.image_measures import images_file, read_images, remove_other_pictures
+from deconvnet.evaluation.image_measures import images_file, read_images, remove_other_files
 from infra.errors import UserError
 
 RESULTS, CLASSES = ("fcn8s", "edeconvnet_crf"), ("background", "x.y", "cat")
 
 
 def row(image_id: str, **changes: object) -> dict[str, object]:
-    return {"image_id": image_id, "confidence": 0.5, "picture": f"images/{image_id}.jpg"} | changes
+    files = {"picture": f"images/{image_id}.jpg", "mask": f"masks/{image_id}.png"}
+    return {"image_id": image_id, "confidence": 0.5, **files} | changes
 
 
 def test_a_table_comes_back_in_the_order_of_the_ids_with_a_column_for_each_class(tmp_path: Path) -> None:
@@ -24,11 +25,13 @@ def test_a_table_comes_back_in_the_order_of_the_ids_with_a_column_for_each_class
         read_images(str(tmp_path / "absent.parquet"))
 
 
-def test_pictures_of_images_that_were_evaluated_earlier_are_deleted(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    for name in ("a", "b", "gone"):
-        (tmp_path / "images" / f"{name}.jpg").touch()
+def test_pictures_and_masks_of_images_that_were_evaluated_earlier_are_deleted(tmp_path: Path) -> None:
+    for folder, suffix in (("images", "jpg"), ("masks", "png")):
+        (tmp_path / folder).mkdir()
+        for name in ("a", "b", "gone"):
+            (tmp_path / folder / f"{name}.{suffix}").touch()
     (tmp_path / "images.parquet").write_bytes(images_file([row("a"), row("b")], RESULTS, CLASSES))
     (tmp_path / "other.txt").touch()
-    remove_other_pictures(str(tmp_path))
-    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["a.jpg", "b.jpg", "images.parquet", "other.txt"]
+    remove_other_files(str(tmp_path))
+    kept = ["a.jpg", "a.png", "b.jpg", "b.png", "images.parquet", "other.txt"]
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == kept

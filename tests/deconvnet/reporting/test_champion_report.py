@@ -48,7 +48,7 @@ def evaluated(folder: Path, confusions: dict[str, np.ndarray]) -> None:
     for number, (image_id, each) in enumerate(confusions.items()):
         mean_iou = ConfusionMatrix(4, each).mean_iou
         row = {"image_id": image_id, f"mean_iou.{DECISIVE_RESULT}": None if np.isnan(mean_iou) else mean_iou, "confidence": 0.5}
-        rows.append({**row, "boundary_f": number / 10, "picture": f"images/{image_id}.jpg"})
+        rows.append({**row, "boundary_f": number / 10, "picture": f"images/{image_id}.jpg", "mask": ""})
     (folder / IMAGES_FILE).write_bytes(images_file(rows, (DECISIVE_RESULT,), CLASSES))
 
 

@@ -26,7 +26,10 @@ def test_results_json_is_the_last_file_of_a_report() -> None:
     statistics = PredictionStatistics.of([0.5], np.array([[0.75, 0.25, 0]]), classes)
     counts = calibration_counts(truth, truth, np.full(truth.shape, 0.5))
     measured = {**counted.as_dict(), "calibration": calibration_as_dict(counts)}
-    images = [{"image_id": name, "mean_iou.fcn8s": 1.0, "iou.cat": 0.25, "confidence": 0.5, "picture": ""} for name in ("b", "a")]
+    images = [
+        {"image_id": name, "mean_iou.fcn8s": 1.0, "iou.cat": 0.25, "confidence": 0.5, "picture": "", "mask": ""}
+        for name in ("b", "a")
+    ]
     found = Evaluation(results, images, measured, {"a": single[-1].matrix}, statistics)
     options = PredictorOptions(proposals=5, crf={"iterations": 3})
     files = report_files(found, {"comparison": b"png"}, options)
@@ -45,7 +48,7 @@ def test_results_json_is_the_last_file_of_a_report() -> None:
     table = pq.read_table(io.BytesIO(files["images.parquet"]))
     assert table["mean_iou.fcn8s"].to_pylist() == [1.0, 1.0] and table["mean_iou.deconvnet"].to_pylist() == [None, None]
     assert table["image_id"].to_pylist() == ["a", "b"] and table["iou.cat"].to_pylist() == [0.25, 0.25]
-    assert table["iou.dog"].to_pylist() == [None, None] and table.column_names[-4:-1] == [f"iou.{name}" for name in classes]
+    assert table["iou.dog"].to_pylist() == [None, None] and table.column_names[-5:-2] == [f"iou.{name}" for name in classes]
 
 
 def test_results_markdown_has_the_five_rows_in_order_and_dashes_for_missing_figures():
