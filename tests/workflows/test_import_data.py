@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from deconvnet.datasets import formats, voc
+from deconvnet.datasets.importing.train_val_split import draw_val
 from deconvnet.datasets.synthetic import write_dataset
 from infra.errors import UserError
 from proposals.image_codec import decode_mask, encode_mask
@@ -135,7 +136,11 @@ def test_options_of_an_import_have_no_effect_on_a_check(data, tmp_path, capsys):
     ]
     known = {*ImportSettings.model_fields}
     assert known.issuperset(data_import.FORMATS_OF_OPTION) and known.issuperset(data_import.OPTIONS_OF_CHECK)
-    assert {name for names in data_import.FORMATS_OF_OPTION.values() for name in names} <= {*formats.format_names(), "check"}
+    assert {name for names in data_import.FORMATS_OF_OPTION.values() for name in names} <= {
+        *formats.format_names(),
+        "check",
+        "add_to",
+    }
 
 
 def test_an_existing_folder_is_not_overwritten(data, tmp_path):
@@ -200,6 +205,116 @@ def test_annotations_that_become_no_objects_are_counted_and_too_many_stop_the_im
     assert (tmp_path / "to/rejects.csv").read_text().count("annotation,") == 2
 
 
+@pytest.fixture
+def mine(data, tmp_path) -> Path:
+    """The generated images as an imported data set without its last three images of train."""
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    for split, ids in (("train", voc.read_split(str(data), "train")[:5]), ("val", voc.read_split(str(data), "val"))):
+        (lists / f"{split}.txt").write_text("\n".join(ids))
+    given = ["--train_list", str(lists / "train.txt"), "--val_list", str(lists / "val.txt"), "--classes", CLASSES]
+    import_data.main(arguments(data, tmp_path / "mine", *given))
+    return tmp_path / "mine"
+
+
+def added(data: Path, to: Path, *more: str) -> list[str]:
+    """Options that add the images to a data set."""
+    options = arguments(data, to, "--classes", CLASSES, *more)
+    options[options.index("--to")] = "--add_to"
+    return options
+
+
+def outcome(said: str) -> str:
+    """The line that says what becomes of the images."""
+    return next(line for line in said.splitlines() if "masks replaced" in line)
+
+
+def test_images_are_added_to_a_data_set_and_a_second_time_nothing_changes(data, mine, capsys):
+    ids = {split: voc.read_split(str(data), split) for split in ("train", "val")}
+    (mine / "SegmentationClass" / f"{ids['val'][0]}.png").write_bytes(encode_mask(np.full((60, 80), 5, np.uint8)))
+    before = {path: path.stat().st_mtime_ns for path in mine.rglob("*") if path.is_file()}
+    words = "added: 3 (3 train); masks replaced: 1; unchanged: 6; refused: 0; unusable: 0"
+    import_data.main(added(data, mine, "--val_share", "0", "--dry-run"))
+    assert outcome(capsys.readouterr().out) == f"would be {words}"
+    assert {path: path.stat().st_mtime_ns for path in mine.rglob("*") if path.is_file()} == before
+    import_data.main(added(data, mine, "--val_share", "0"))
+    said = capsys.readouterr().out
+    assert outcome(said) == words and "python workflows/retrain.py" in said
+    for split in ("train", "val"):
+        assert voc.read_split(str(mine), split) == ids[split]
+    for image_id in ids["train"] + ids["val"]:
+        name = f"SegmentationClass/{image_id}.png"
+        assert np.array_equal(decode_mask((mine / name).read_bytes()), decode_mask((data / name).read_bytes()))
+    assert (mine / "check.md").read_text() in said and "| train |      8 |" in said
+    import_data.main(added(data, mine))
+    assert outcome(capsys.readouterr().out) == "added: 0; masks replaced: 0; unchanged: 10; refused: 0; unusable: 0"
+
+
+def test_few_images_are_split_as_in_one_import_of_all(data, mine):
+    """One new image alone would always go to train, and of two one to val."""
+    ids = voc.read_split(str(data), "train")[5:]
+    import_data.main(added(data, mine, "--val_share", "0.5", "--seed", "2"))
+    alone = set(voc.read_split(str(mine), "val")) & set(ids)
+    assert alone == draw_val({*voc.read_split(str(data), "train"), *voc.read_split(str(data), "val")}, 0.5, 2) & set(ids)
+
+
+def test_another_image_of_the_same_name_is_refused_in_a_dry_run_too(data, mine, tmp_path, capsys):
+    names = [f"{each}.jpg" for each in voc.read_split(str(data), "train")[:2]]
+    for name in names:
+        (mine / "JPEGImages" / name).write_bytes(
+            (data / "JPEGImages" / f"{voc.read_split(str(data), 'val')[0]}.jpg").read_bytes()
+        )
+    for dry in (["--dry-run"], []):
+        with pytest.raises(UserError, match="same names as 2 of these: train_00000, train_00001"):
+            import_data.main(added(data, mine, *dry))
+        assert "added: 3 (3 train); masks replaced: 0; unchanged: 5; refused: 2" in outcome(capsys.readouterr().out)
+    assert len(voc.read_split(str(mine), "train")) == 5 and not (mine / ".adding").exists()
+
+
+@pytest.mark.parametrize(
+    ("labels", "more", "words"),
+    [
+        (["star"], [], None),
+        (["star", "lamp"], [], "the annotations have the class lamp, and the data set has disc, square, triangle, star, ring"),
+        (["star", "lamp"], ["--classes", "disc,square,triangle,star,ring"], None),
+        (["star"], ["--classes", "star,ring"], "the classes background, star, ring, and .* has background, disc, square, triang"),
+    ],
+)
+def test_the_classes_are_those_of_the_data_set(data, mine, tmp_path, labels, more, words):
+    """A class may be missing from what is added, and ids stay; a class that the data set does not have is not background."""
+    image_id = voc.read_split(str(data), "train")[0]
+    shapes = [
+        {
+            "label": label,
+            "shape_type": "polygon",
+            "points": [[5 + 30 * n, 5], [25 + 30 * n, 5], [25 + 30 * n, 30], [5 + 30 * n, 30]],
+        }
+        for n, label in enumerate(labels)
+    ]
+    content = {"imagePath": f"{image_id}.jpg", "imageWidth": 80, "imageHeight": 60, "shapes": shapes}
+    (tmp_path / "json").mkdir()
+    (tmp_path / f"json/{image_id}.json").write_text(json.dumps(content))
+    given = ["--from", "labelme", "--images", str(data / "JPEGImages"), "--annotations", str(tmp_path / "json")]
+    before = (mine / f"SegmentationClass/{image_id}.png").read_bytes()
+    if words:
+        with pytest.raises(UserError, match=words):
+            import_data.main([*given, "--add_to", str(mine), *more])
+        assert (mine / f"SegmentationClass/{image_id}.png").read_bytes() == before
+        return
+    import_data.main([*given, "--add_to", str(mine), *more])
+    mask = decode_mask((mine / f"SegmentationClass/{image_id}.png").read_bytes())
+    assert mask[15, 15] == 4 and set(np.unique(mask)) == {0, 4}
+    assert decode_mask((mine / f"SegmentationObject/{image_id}.png").read_bytes())[15, 15] == 1
+
+
+def test_a_data_set_without_the_names_of_its_classes_needs_them(data, mine):
+    (mine / "classes.txt").unlink()
+    options = added(data, mine, "--dry-run")
+    import_data.main(options)
+    with pytest.raises(UserError, match=r"has no classes\.txt: name its classes by --classes"):
+        import_data.main([*options[: options.index("--classes")], "--dry-run"])
+
+
 def test_check_writes_to_the_data_or_to_another_folder(data, tmp_path, capsys):
     before = sorted(data.rglob("*"))
     import_data.main(["--check", str(data), "--report", str(tmp_path / "report")])
@@ -224,6 +339,10 @@ def test_the_check_tells_what_training_would_set_aside(tmp_path, capsys):
         (["--from", "coco", "--to", "x", "--annotations", "y"], "name the folder of images by --images"),
         (["--from", "pascal", "--to", "x"], "from: 'pascal' is not allowed"),
         (["--check", "x", "--to", "y"], "--check is for an existing folder"),
+        (["--check", "x", "--add_to", "y"], "--check is for an existing folder"),
+        (["--from", "coco", "--to", "x", "--add_to", "y"], "leave out one of them"),
+        (["--from", "labelme", "--annotations", "x", "--add_to", "/nowhere/at/all"], "there is no data folder /nowhere/at/all"),
+        (["--from", "labelme", "--annotations", "x", "--add_to", "s3://bucket/data"], "--add_to s3://bucket/data is in a bucket"),
         (["--check", "/nowhere/at/all"], "there is no data folder /nowhere/at/all"),
         (["--from", "labelme", "--annotations", "/nowhere", "--to", "x"], "/nowhere holds no .json file"),
         (["--from", "labelme", "--annotations", "x", "--to", "y", "--table", "t"], "table is for masks"),

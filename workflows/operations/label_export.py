@@ -12,7 +12,8 @@ from deconvnet.datasets.image_folder import list_image_files
 from deconvnet.datasets.importing.dataset import BACKGROUND_NAMES
 from deconvnet.datasets.importing.images import NameIndex
 from deconvnet.datasets.importing.train_val_split import read_split_list
-from deconvnet.datasets.importing.voc_writer import REJECTS_FILE, check_new, new_folder
+from deconvnet.datasets.writing.new_folder import check_new, new_folder
+from deconvnet.datasets.writing.voc_writer import REJECTS_FILE
 from deconvnet.inference.predictions_table import CLASSES_FILE, TABLE, read_state
 from infra import storage
 from infra.errors import UserError

@@ -11,8 +11,8 @@ import numpy as np
 from deconvnet.datasets.exporting import ExportFormat, ExportRules, ImageExport, PredictedImage
 from deconvnet.datasets.exporting.outlines import find_objects, measure_agreement
 from deconvnet.datasets.importing.images import read_input
-from deconvnet.datasets.importing.voc_writer import REJECTS_FILE
 from deconvnet.datasets.thread_map import thread_map
+from deconvnet.datasets.writing.voc_writer import REJECTS_FILE
 from infra.errors import BadInput
 from infra.storage.tables import Reject
 from proposals.image_codec import decode_image, decode_mask, encode_png
