@@ -59,7 +59,8 @@ def add_images(settings: ImportSettings, dry_run: bool) -> None:
             threads=count_threads(settings.threads),
         )
         log_losses(summary)
-        logger.info("\n".join(f"note: {note}" for note in dataset.notes[told:]))
+        for note in dataset.notes[told:]:
+            logger.info(f"note: {note}")
         logger.info(f"{'would be ' if dry_run else ''}{addition.describe(splits)}; unusable: {rejects_text(summary)}")
         addition.check_refused()
         if temporary is None or lock is None:

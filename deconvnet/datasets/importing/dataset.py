@@ -230,11 +230,8 @@ class AnnotatedDataset:
         chosen = rules.classes or rules.known
         requested = {key(name): name for name in chosen if name.lower() not in BACKGROUND_NAMES and key(name) != asked}
         found = {each: name for each, name in first.items() if each not in background}
-        if (
-            strange := [name for each, name in found.items() if each not in requested]
-            if rules.known and not rules.classes
-            else []
-        ):
+        strange = [name for each, name in found.items() if each not in requested]
+        if strange and rules.known and not rules.classes:
             raise UserError(
                 f"the annotations have the class {_some(strange)}, and the data set has {_some(requested.values())}: rename it in the "
                 "annotations, or leave it out by naming the others in --classes"

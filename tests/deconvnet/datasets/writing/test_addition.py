@@ -73,7 +73,7 @@ def test_new_images_are_added_with_their_masks_to_the_lists(layout):
     assert voc.read_split(str(layout.root), "val") == ["v", "w", "y"]
     assert voc.read_split(str(layout.root), "trainval") == ["a", "b", "c", "d", "v", "w", "x", "y"]
     after = tree(layout.root)
-    assert after["JPEGImages/x.jpg"] == b"new"
+    assert after["JPEGImages/x.jpg"] == b"new" and "JPEGImages/old.jpg" not in after
     assert np.array_equal(read(layout.root, "SegmentationObject", "y"), TWO_CATS.object_mask)
     assert {name for name, content in before.items() if after[name] != content} == {
         f"ImageSets/Segmentation/{split}.txt" for split in ("train", "val", "trainval")
