@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from deconvnet.datasets import formats, voc
-from deconvnet.datasets.importing.train_val_split import draw_val
 from deconvnet.datasets.synthetic import write_dataset
 from infra.errors import UserError
 from proposals.image_codec import decode_mask, encode_mask
@@ -251,10 +250,14 @@ def test_images_are_added_to_a_data_set_and_a_second_time_nothing_changes(data, 
 
 
 @pytest.mark.parametrize(("seed", "new"), [("1", []), ("3", ["train_00007"])])
-def test_few_images_are_split_as_in_one_import_of_all(data, mine, seed, new):
-    """With these seeds, one image of all is drawn for val. If it is not new, none of the new images goes there."""
+def test_few_images_are_split_as_in_one_import_of_all(data, mine, tmp_path, seed, new):
+    """With these seeds, one image of all ten is drawn for val. If it is not new, none of the new images goes there."""
     ids = [voc.read_split(str(data), split) for split in ("train", "val")]
-    import_data.main(added(data, mine, "--val_share", "0.001", "--seed", seed))
+    for image_id in ids[0][5:]:
+        for name in (f"JPEGImages/{image_id}.jpg", f"SegmentationClass/{image_id}.png"):
+            (tmp_path / "new" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "new" / name).write_bytes((data / name).read_bytes())
+    import_data.main(added(tmp_path / "new", mine, "--val_share", "0.001", "--seed", seed))
     assert [voc.read_split(str(mine), split) for split in ("train", "val")] == [
         [each for each in ids[0] if each not in new],
         ids[1] + new,
@@ -286,18 +289,14 @@ def test_another_image_of_the_same_name_is_refused_in_a_dry_run_too(data, mine, 
 def test_the_classes_are_those_of_the_data_set(data, mine, tmp_path, labels, more, words):
     """A class may be missing from what is added, and ids stay; a class that the data set does not have is not background."""
     image_id = voc.read_split(str(data), "train")[0]
-    shapes = [
-        {
-            "label": label,
-            "shape_type": "polygon",
-            "points": [[5 + 30 * n, 5], [25 + 30 * n, 5], [25 + 30 * n, 30], [5 + 30 * n, 30]],
-        }
-        for n, label in enumerate(labels)
-    ]
-    content = {"imagePath": f"{image_id}.jpg", "imageWidth": 80, "imageHeight": 60, "shapes": shapes}
-    (tmp_path / "json").mkdir()
-    (tmp_path / f"json/{image_id}.json").write_text(json.dumps(content))
-    given = ["--from", "labelme", "--images", str(data / "JPEGImages"), "--annotations", str(tmp_path / "json")]
+    outlines = [[5 + 30 * n, 5, 25 + 30 * n, 5, 25 + 30 * n, 30, 5 + 30 * n, 30] for n in range(len(labels))]
+    content = {
+        "images": [{"id": 1, "file_name": f"{image_id}.jpg", "width": 80, "height": 60}],
+        "annotations": [{"image_id": 1, "category_id": n, "segmentation": [outline]} for n, outline in enumerate(outlines)],
+        "categories": [{"id": n, "name": label} for n, label in enumerate(labels)],
+    }
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    given = ["--from", "coco", "--images", str(data / "JPEGImages"), "--annotations", str(tmp_path / "c.json")]
     before = (mine / f"SegmentationClass/{image_id}.png").read_bytes()
     if words:
         with pytest.raises(UserError, match=words):
