@@ -110,8 +110,17 @@ def import_calls(options: list[str], patch: pytest.MonkeyPatch, record: Record) 
     patch.setattr(data_import, "new_folder", folder)
     patch.setattr(data_import, "check_dataset", record("check", (SimpleNamespace(text=""), b"")))
     patch.setattr(data_import, "read_classes", lambda root: ("background", "cat"))
-    addition = SimpleNamespace(splits={}, describe=str, compare=print, check_refused=lambda: None, apply=record("apply"))
+    addition = SimpleNamespace(
+        splits={},
+        refused=[],
+        describe_kept=lambda _: [],
+        describe=str,
+        compare=print,
+        check_refused=lambda: None,
+        apply=record("apply"),
+    )
     patch.setattr(data_addition, "Addition", record("addition", addition))
+    patch.setattr(data_addition, "VocDataset", record("open"))
     patch.setattr(data_addition, "temporary_folder", lambda path: nullcontext((Path("/temporary"), "lock")))
     patch.setattr(data_addition, "load_images", record("load", ImportSummary({})))
     patch.setattr(data_addition, "_known_classes", lambda settings, root: ("background", "cat"))

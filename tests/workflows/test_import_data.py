@@ -271,9 +271,11 @@ def test_another_image_of_the_same_name_is_refused_in_a_dry_run_too(data, mine, 
             (data / "JPEGImages" / f"{voc.read_split(str(data), 'val')[0]}.jpg").read_bytes()
         )
     for dry in (["--dry-run"], []):
-        with pytest.raises(UserError, match="same names as 2 of these: train_00000, train_00001"):
+        with pytest.raises(UserError, match="names of 2 of these: train_00000, train_00001"):
             import_data.main(added(data, mine, *dry))
-        assert "added: 3 (3 train); masks replaced: 0; unchanged: 5; refused: 2" in outcome(capsys.readouterr().out)
+        assert outcome(capsys.readouterr().out).startswith(
+            "would be added: 3 (3 train); masks replaced: 0; unchanged: 5; refused: 2"
+        )
     assert len(voc.read_split(str(mine), "train")) == 5 and not (mine / ".adding").exists()
 
 
@@ -307,6 +309,16 @@ def test_the_classes_are_those_of_the_data_set(data, mine, tmp_path, labels, mor
     mask = decode_mask((mine / f"SegmentationClass/{image_id}.png").read_bytes())
     assert mask[15, 15] == 4 and set(np.unique(mask)) == {0, 4}
     assert decode_mask((mine / f"SegmentationObject/{image_id}.png").read_bytes())[15, 15] == 1
+
+
+def test_images_that_are_given_for_another_split_stay_where_they_are_and_are_counted(data, mine, tmp_path, capsys):
+    ids = {split: voc.read_split(str(mine), split) for split in ("train", "val")}
+    (tmp_path / "val.txt").write_text("\n".join(ids["train"][:2]))
+    import_data.main(added(data, mine, "--val_list", str(tmp_path / "val.txt")))
+    said = capsys.readouterr().out
+    assert "note: 2 images of train are given for another split, and stay in train" in said
+    assert "note: 2 images of val are given for another split, and stay in val" in said
+    assert voc.read_split(str(mine), "train")[:5] == ids["train"] and voc.read_split(str(mine), "val") == ids["val"]
 
 
 def test_a_data_set_without_the_names_of_its_classes_needs_them(data, mine):

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from deconvnet.datasets.importing.dataset import BACKGROUND, BACKGROUND_NAMES
+from deconvnet.datasets.voc import VocDataset
 from deconvnet.datasets.writing.addition import Addition, check_same_classes, temporary_folder
 from deconvnet.datasets.writing.voc_writer import CLASSES_FILE, load_images
 from infra.errors import UserError
@@ -41,15 +42,19 @@ def add_images(settings: ImportSettings, dry_run: bool) -> None:
         Interrupted: if another import took over the lock. The same command completes the addition.
     """
     folder = local_folder(settings.add_to or "", "add_to")
+    VocDataset(str(folder))  # raises before anything is written
     log_options_without_effect(settings)
-    addition = Addition(folder, settings.train_split, settings.val_split)
     known = _known_classes(settings, folder)
-    dataset = read_dataset(settings, known)
-    log_classes(dataset)
-    check_same_classes(dataset.classes, known, folder)
-    splits = split_dataset(settings, dataset, addition.splits)
-    told = len(dataset.notes)
+    # The lists are read while the lock is held, as another addition may have changed them before.
     with nullcontext((None, None)) if dry_run else temporary_folder(folder) as (temporary, lock):
+        addition = Addition(folder, settings.train_split, settings.val_split)
+        dataset = read_dataset(settings, known)
+        log_classes(dataset)
+        check_same_classes(dataset.classes, known, folder)
+        splits = split_dataset(settings, dataset, addition.splits)
+        told = len(dataset.notes)
+        if settings.train_list or settings.val_list or any(entry.split for entry in dataset.entries):
+            dataset.notes += addition.describe_kept(splits)
         summary = load_images(
             dataset,
             splits,
@@ -61,16 +66,18 @@ def add_images(settings: ImportSettings, dry_run: bool) -> None:
         log_losses(summary)
         for note in dataset.notes[told:]:
             logger.info(f"note: {note}")
-        logger.info(f"{'would be ' if dry_run else ''}{addition.describe(splits)}; unusable: {rejects_text(summary)}")
+        outcome = f"{addition.describe(splits)}; unusable: {rejects_text(summary)}"
+        if dry_run or addition.refused:
+            logger.info(f"would be {outcome}")
         addition.check_refused()
         if temporary is None or lock is None:
             return
         addition.apply(temporary, splits, summary, lock)
+        logger.info(outcome)
     write_check(settings, str(folder), known, (settings.train_split, settings.val_split), str(folder), folder.name)
     log_files(folder)
-    logger.info(
-        "\nto train on it again, with the settings of the last training:\npython workflows/retrain.py --config FILE --dry-run"
-    )
+    logger.info("\nto train on it again, with the settings of the last training:")
+    logger.info("python workflows/retrain.py --config FILE --dry-run")
 
 
 def _known_classes(settings: ImportSettings, folder: Path) -> tuple[str, ...]:

@@ -46,9 +46,8 @@ class Addition:
             val: name of the list of the validation images.
 
         Raises:
-            UserError: if the folder does not have VOC's layout, or one of the two lists can't be read.
+            UserError: if one of the two lists can't be read.
         """
-        voc.VocDataset(str(root))
         self._root = root
         self._names = {"train": train, "val": val}
         self._images = {
@@ -98,11 +97,30 @@ class Addition:
         listed = image_id in self.splits and known
         self.outcomes[image_id] = ADDED if not listed else REPLACED if files else UNCHANGED
 
+    @property
+    def refused(self) -> list[str]:
+        """Return the sorted ids of the images that were refused."""
+        return sorted(image_id for image_id, outcome in self.outcomes.items() if outcome == REFUSED)
+
+    def describe_kept(self, splits: Mapping[str, str]) -> list[str]:
+        """Describe the images that are in another list than the one that they were to be added to, and stay there.
+
+        Args:
+            splits: "train" or "val" by image id, as the user or the source says.
+
+        Returns:
+            A sentence for each list that has such images.
+        """
+        kept = Counter(
+            self.splits[each] for each, split in splits.items() if self.splits.get(each, self._names[split]) != self._names[split]
+        )
+        return [f"{count:,} images of {name} are given for another split, and stay in {name}" for name, count in kept.items()]
+
     def check_refused(self) -> None:
         """Raise UserError if the data set has other images of the same names. The message names all of them."""
-        if refused := sorted(image_id for image_id, outcome in self.outcomes.items() if outcome == REFUSED):
+        if self.refused:
             raise UserError(
-                f"{self._root} has other images of the same names as {len(refused):,} of these: {', '.join(refused)}. Rename the new "
+                f"{self._root} has other images with the names of {len(self.refused):,} of these: {', '.join(self.refused)}. Rename the new "
                 "ones, and predict or annotate them again. Nothing was written"
             )
 
