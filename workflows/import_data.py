@@ -4,6 +4,7 @@
   python workflows/import_data.py --from labelme --annotations DIR_OF_JSON_FILES --to my-data
   python workflows/import_data.py --from masks   --images DIR --annotations DIR_OF_MASKS --to my-data
   python workflows/import_data.py --from yolo    --annotations data.yaml --to my-data
+  … --add_to my-data                                         add to a folder, or correct its masks, in place of --to
   python workflows/import_data.py --check my-data            import nothing, only check a folder in VOC's layout
 
 Options for the import:
@@ -25,14 +26,17 @@ The new folder appears only when it is complete. It contains:
 
 The last line printed is the command that trains on this folder.
 
-Exit codes: 0 done; 2 an error in the settings or the data; 3 another import creates the same folder; 75 interrupted: nothing
-was written.
+With --add_to, new images are added to a folder in this layout, and the images that it has get the new masks. They stay in their
+splits, and the classes must be those of the folder. If one image of the folder has the name of another new one, nothing is written.
+
+Exit codes: 0 done; 2 an error in the settings or the data; 3 another import writes to the same folder; 75 interrupted: no new
+folder was written; with --add_to, the same command completes it.
 """
 
 from workflows import cli
 from workflows.settings import CONFIGS, ImportSettings
 
-INTERRUPTED = "nothing was written"
+INTERRUPTED = "no new folder was written; with --add_to, the same command completes it"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -43,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
 
     Raises:
         UserError: if the settings or the data have an error.
-        Locked: if another import creates the same folder.
+        Locked: if another import writes to the same folder.
         Interrupted: if another import took over the lock.
     """
     command = cli.SettingsParser(__doc__ or "", ImportSettings, CONFIGS / "import_data.yaml")
@@ -51,10 +55,13 @@ def main(argv: list[str] | None = None) -> None:
         "--dry-run", action="store_true", help="read everything, print what would be imported and what not, and write nothing"
     )
     settings, options = command.parse_settings(argv)
+    from workflows.operations.data_addition import add_images
     from workflows.operations.data_import import check_folder, import_dataset
 
     if settings.check:
         check_folder(settings, settings.check)
+    elif settings.add_to:
+        add_images(settings, options.dry_run)
     else:
         import_dataset(settings, options.dry_run)
 

@@ -12,9 +12,11 @@ from collections.abc import Callable
 
 import pytest
 
+from deconvnet.reporting.figure import RESULT_TITLES
 from infra.errors import Interrupted, UserError
 from infra.storage.lock import Locked
 from tests.conftest import ROOT
+from workflows import cli
 from workflows.cli import configure_logging, run
 from workflows.cli.main import COMMANDS
 
@@ -118,3 +120,18 @@ def test_the_scripts_import_nothing_heavy_before_the_handlers_are_set(command: s
     modules = [node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.module]
     project = [name for name in modules if name.split(".")[0] in ("infra", "proposals", "deconvnet", "workflows")]
     assert set(project[: project.index("workflows")]) <= {"infra.errors"}
+
+
+@pytest.mark.parametrize(
+    ("iou", "missed"),
+    [
+        ({"background": 0.6, "cat": 0.0, "dog": 0.0, "cow": 0.2}, "  EDeconvNet+CRF finds nothing of cat, dog (IoU 0)"),
+        ({"background": 0.6, "cat": 0.01, "dog": None}, None),
+    ],
+)
+def test_the_results_name_the_classes_of_which_nothing_is_found(iou, missed):
+    """A network that predicts background alone has a mean IoU of 0.2 that looks like a beginning. A class may be in no image (None)."""
+    rows = {name: {"mean_iou": 0.2, "pixel_accuracy": 0.6, "iou": dict.fromkeys(iou, 0.5)} for name in RESULT_TITLES}
+    rows["edeconvnet_crf"]["iou"] = iou
+    last = cli.results_text({"dataset": "d val", "images": 3, "rows": rows}).splitlines()[-1]
+    assert last.startswith(missed) if missed else "nothing" not in last

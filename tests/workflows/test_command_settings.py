@@ -16,8 +16,8 @@ import torch
 from deconvnet.datasets import exporting, images_table
 from deconvnet.datasets.exporting.export_writer import ExportSummary
 from deconvnet.datasets.importing.dataset import AnnotatedDataset
-from deconvnet.datasets.importing.voc_writer import ImportSummary
 from deconvnet.datasets.palette import GENERATED_CLASSES
+from deconvnet.datasets.writing.voc_writer import ImportSummary
 from deconvnet.inference import batch, predictions_table
 from deconvnet.reporting import edge_report
 from deconvnet.serving import ray_serve, server
@@ -31,7 +31,7 @@ from tests.workflows.test_setting_effects import NEEDS as DATA_NEEDS
 from tests.workflows.test_setting_effects import Called, candidates, changed, expected_stages, nested, write_files
 from workflows import export, import_data, predict, serve
 from workflows.cli import CommandSettings, setting_fields
-from workflows.operations import data_import, fiftyone_export, label_export, network_export, prediction
+from workflows.operations import data_addition, data_import, fiftyone_export, label_export, network_export, prediction
 from workflows.pipelines import base, edges
 from workflows.pipelines.edges import EdgeTraining
 from workflows.settings import EdgeSettings, ImportSettings, PredictSettings, ServeSettings
@@ -109,7 +109,21 @@ def import_calls(options: list[str], patch: pytest.MonkeyPatch, record: Record) 
     patch.setattr(data_import, "write_voc_layout", record("write", ImportSummary({})))
     patch.setattr(data_import, "new_folder", folder)
     patch.setattr(data_import, "check_dataset", record("check", (SimpleNamespace(text=""), b"")))
-    patch.setattr(data_import, "_read_classes", lambda root: ("background", "cat"))
+    patch.setattr(data_import, "read_classes", lambda root: ("background", "cat"))
+    addition = SimpleNamespace(
+        splits={},
+        refused=[],
+        describe_kept=lambda _: [],
+        describe=str,
+        compare=print,
+        check_refused=lambda: None,
+        apply=record("apply"),
+    )
+    patch.setattr(data_addition, "Addition", record("addition", addition))
+    patch.setattr(data_addition, "VocDataset", record("open"))
+    patch.setattr(data_addition, "temporary_folder", lambda path: nullcontext((Path("/temporary"), "lock")))
+    patch.setattr(data_addition, "load_images", record("load", ImportSummary({})))
+    patch.setattr(data_addition, "_known_classes", lambda settings, root: ("background", "cat"))
     patch.setattr(data_import.voc, "VocDataset", record("open"))
     patch.setattr(storage, "check_writable", lambda *_: None)
     patch.setattr(storage, "write_bytes", record("bytes"))
@@ -164,6 +178,7 @@ COMMANDS: dict[type[CommandSettings], tuple[Callable[..., None], dict[str, Any]]
 CHECK = {"from": None, "images": None, "annotations": None, "to": None, "check": "FOLDER/voc"}
 NEEDS = {
     **dict.fromkeys(("check", "report", "train_split", "val_split"), CHECK),
+    "add_to": {"to": None, "add_to": "FOLDER/voc"},
     "val_images": {"val_annotations": "FOLDER/b.json"},
     "table": {"from": "masks"},
     "evaluation": {"format": "fiftyone", "predictions": None, "workspace": "FOLDER/w"},
@@ -243,7 +258,7 @@ CALLED_THERE = {
     "predictions": "mask",
     "only": "name image mask classes score class_scores",
     "output": "uri leave_out",
-    "to": "title",
+    **dict.fromkeys(("to", "add_to"), "title"),
     "rank": "number",
     "rank_labelled": "labelled",
     "rank_class_share": "class_share",

@@ -19,6 +19,8 @@ import pytest
 import torch
 from PIL import Image
 
+from deconvnet.datasets.exporting import ExportRules
+from deconvnet.datasets.exporting.outlines import find_objects
 from deconvnet.evaluation.image_measures import images_file, read_images
 from deconvnet.evaluation.metrics import ConfusionMatrix, none_if_nan
 from deconvnet.inference.predictions_table import PREDICTIONS
@@ -88,6 +90,8 @@ def test_the_printed_command_imports_the_export_with_the_ids_of_the_model(run, t
     assert done.returncode == 0, done.stderr
     assert "exported     6 images with 48 objects" in done.stdout
     assert ("kept " in done.stdout) == (name == "cvat"), "masks keep all"
+    small = sum(each.region.area < 20 for n in range(6) for each in find_objects(scene_mask(n), ExportRules(CLASSES)))
+    assert f"specks       {small} objects have fewer than 20 px: --min_area 20 leaves them out" in done.stdout and 0 < small < 48
     command = shlex.split(done.stdout.strip().splitlines()[-1])
     assert command[:2] == ["python", "workflows/import_data.py"]
     imported = call(import_data.main, *command[2:])
@@ -112,6 +116,10 @@ def test_settings_reach_the_export(run, tmp_path):
     table = {(0.5 + n / 100, CLASSES[i]): 0.5 + n / 100 + i / 16 for n in (1, 5) for i in (1, 2, 3)}
     assert scores == pytest.approx(table, abs=1e-4), "those of the image and of each class in the table"
     assert "99.99%" not in done.stdout and "kept         the class of 100.00% of the pixels" in done.stdout
+
+
+def test_specks_are_not_mentioned_where_there_are_none(run):
+    assert "fewer than 20 px" not in run("coco", "--min_area", "20").stdout
 
 
 def test_a_dry_run_says_what_would_be_exported(run, tmp_path):

@@ -55,7 +55,8 @@ def results_text(results: Mapping[str, Any]) -> str:
         results: content of a `results.json` (see `deconvnet.evaluation.evaluator`).
 
     Returns:
-        Two heading lines, and one line for each result with its metrics, 0 to 1.
+        Two heading lines, and one line for each result with its metrics, 0 to 1. If the last result has classes of which it finds
+        nothing, a line names them.
     """
     from deconvnet.reporting.figure import RESULT_TITLES  # imports matplotlib
     from deconvnet.reporting.run_summary import METRICS
@@ -65,6 +66,9 @@ def results_text(results: Mapping[str, Any]) -> str:
     for name, title in RESULT_TITLES.items():
         values = (f"{_ratio(results['rows'][name].get(metric)):>{len(head) + 2}}" for metric, head in METRICS.items())
         lines.append(f"  {title:<15}{''.join(values)}")
+    missed = [class_name for class_name, iou in results["rows"][name].get("iou", {}).items() if iou == 0]
+    if missed:
+        lines.append(f"  {title} finds nothing of {', '.join(missed)} (IoU 0): docs/tutorial.md, common problems")
     return "\n".join(lines)
 
 

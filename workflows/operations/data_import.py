@@ -3,23 +3,24 @@
 import logging
 import os
 import shlex
+from collections import Counter
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
 from deconvnet.datasets import formats, voc
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
 from deconvnet.datasets.importing.train_val_split import read_split_list, split_images
-from deconvnet.datasets.importing.voc_writer import (
+from deconvnet.datasets.palette import VOC_CLASSES
+from deconvnet.datasets.validation.check import REPORT_FILE, SHEET_FILE, check_dataset
+from deconvnet.datasets.writing.new_folder import check_new, new_folder
+from deconvnet.datasets.writing.voc_writer import (
     CLASSES_FILE,
     REJECTS_FILE,
     ImportSummary,
-    check_new,
     most_common_reasons,
-    new_folder,
     write_voc_layout,
 )
-from deconvnet.datasets.palette import VOC_CLASSES
-from deconvnet.datasets.validation.check import REPORT_FILE, SHEET_FILE, check_dataset
 from infra import storage
 from infra.errors import UserError
 from proposals.edgebox import EdgeBoxOptions
@@ -38,9 +39,11 @@ FORMATS_OF_OPTION = {
     "run_order": ("kaggle",),
     **dict.fromkeys(("others", "overlap"), tuple(name for name in formats.format_names() if name != "masks")),
     **dict.fromkeys(("table", "mask_suffix", "image_suffix", "strange", "transparent"), ("masks",)),
-    **dict.fromkeys(("report", "train_split", "val_split"), ("check",)),
+    "report": ("check",),
+    **dict.fromkeys(("train_split", "val_split"), ("check", "add_to")),
 }
-"""For each option that has an effect on some imports only, the names of their formats ("check" for the check of a folder)."""
+"""For each option that has an effect on some imports only, the names of their formats ("check" for the check of a folder, "add_to" for
+every import that adds to one)."""
 OPTIONS_OF_CHECK = ("check", "report", "train_split", "val_split", "classes", "max_pixels", "threads")
 """Options that have an effect on the check of a folder."""
 
@@ -58,21 +61,14 @@ def import_dataset(settings: ImportSettings, dry_run: bool) -> None:
         Interrupted: if another import took over the lock.
     """
     folder = local_folder(settings.to or "")
-    _log_options_without_effect(settings)
-    dataset = _read_dataset(settings)
-    lists = {
-        name: read_split_list(uri, name, settings.encoding)
-        for name in ("train_list", "val_list")
-        if (uri := getattr(settings, name))
-    }
-    splits = split_images(dataset, **lists, val_share=settings.val_share, seed=settings.seed)
-    counts = {split: sum(each == split for each in splits.values()) for split in ("train", "val")}
+    log_options_without_effect(settings)
+    dataset = read_dataset(settings)
+    splits = split_dataset(settings, dataset)
+    counts = Counter(splits.values())
     logger.info(
         f"{len(splits):,} annotated images ({counts['train']:,} train, {counts['val']:,} val), {len(dataset.rejects):,} unusable"
     )
-    logger.info(f"classes: {', '.join(dataset.classes)}")
-    table = [f"\n{dataset.class_table_text}"] if dataset.class_table_text else []
-    logger.info("\n".join([*(f"note: {note}" for note in dataset.notes), *table]))
+    log_classes(dataset)
     origin = {"from": settings.from_, "annotations": [settings.annotations, *filter(None, [settings.val_annotations])]}
     write = partial(
         write_voc_layout,
@@ -87,25 +83,64 @@ def import_dataset(settings: ImportSettings, dry_run: bool) -> None:
         check_new(folder)
         told = len(dataset.notes)
         summary = write(None)
-        _log_losses(summary)
-        reasons = f" ({most_common_reasons([reject.reason for reject in summary.rejects])})" if summary.rejects else ""
+        log_losses(summary)
         logger.info("\n".join(f"note: {note}" for note in dataset.notes[told:]))
-        logger.info(f"would import {sum(map(len, summary.splits.values())):,} images, and not {len(summary.rejects):,}{reasons}")
+        logger.info(f"would import {sum(map(len, summary.splits.values())):,} images, and not {rejects_text(summary)}")
         return
     with new_folder(folder) as temporary:
         summary = write(temporary)
         if dataset.class_table_text:
             (temporary / CLASS_TABLE_FILE).write_text(dataset.class_table_text, "utf-8")
-        _check(settings, str(temporary), dataset.classes, ("train", "val"), str(temporary), folder.name)
-    _log_losses(summary)
+        write_check(settings, str(temporary), dataset.classes, ("train", "val"), str(temporary), folder.name)
+    log_losses(summary)
     if summary.rejects or summary.losses:
         logger.info(f"not imported: {len(summary.rejects):,} images, {len(summary.losses):,} annotations; see {REJECTS_FILE}")
-    logger.info(f"data           {folder}\ncheck          {folder / REPORT_FILE}\ncontact sheet  {folder / SHEET_FILE}")
+    log_files(folder)
     logger.info("\nto train on it (the first line once, for VGG-16's weights):")
     logger.info(f"{DOWNLOAD_COMMAND}\n{train_command(folder, dataset.classes)}")
 
 
-def _log_losses(summary: ImportSummary) -> None:
+def split_dataset(settings: ImportSettings, dataset: AnnotatedDataset, among: Collection[str] = ()) -> dict[str, str]:
+    """Assign each image to train or val, as the settings say.
+
+    Args:
+        settings: settings of the command: lists of images, or the share and the seed of a random choice.
+        dataset: the images to split.
+        among: ids of the images of the data set to which they are added.
+
+    Returns:
+        "train" or "val" by image id. Images that are left out are missing.
+
+    Raises:
+        UserError: if a list can't be read.
+    """
+    lists = {
+        name: read_split_list(uri, name, settings.encoding)
+        for name in ("train_list", "val_list")
+        if (uri := getattr(settings, name))
+    }
+    return split_images(dataset, **lists, val_share=settings.val_share, seed=settings.seed, among=among)
+
+
+def log_classes(dataset: AnnotatedDataset) -> None:
+    """Log the classes of a data set, the notes on it, and the table of its mask values."""
+    logger.info(f"classes: {', '.join(dataset.classes)}")
+    table = [f"\n{dataset.class_table_text}"] if dataset.class_table_text else []
+    logger.info("\n".join([*(f"note: {note}" for note in dataset.notes), *table]))
+
+
+def rejects_text(summary: ImportSummary) -> str:
+    """Return the number of images that can't be used, with the most common reasons."""
+    reasons = f" ({most_common_reasons([reject.reason for reject in summary.rejects])})" if summary.rejects else ""
+    return f"{len(summary.rejects):,}{reasons}"
+
+
+def log_files(folder: Path) -> None:
+    """Log where a data set and its check are."""
+    logger.info(f"data           {folder}\ncheck          {folder / REPORT_FILE}\ncontact sheet  {folder / SHEET_FILE}")
+
+
+def log_losses(summary: ImportSummary) -> None:
     """Log how many annotations don't become objects, by class and reason."""
     for label, reason, count in summary.count_losses():
         logger.info(f"no objects: {count:,}× {label} {reason}")
@@ -124,10 +159,10 @@ def check_folder(settings: ImportSettings, root: str) -> None:
         UserError: if the folder does not have VOC's layout, or the report can't be written.
     """
     voc.VocDataset(root)  # raises before anything is written
-    _log_options_without_effect(settings)
-    classes = settings.classes or _read_classes(root)
+    log_options_without_effect(settings)
+    classes = settings.classes or read_classes(root)
     report = settings.report or root
-    _check(settings, root, classes, (settings.train_split, settings.val_split), report, Path(root).name)
+    write_check(settings, root, classes, (settings.train_split, settings.val_split), report, Path(root).name)
     logger.info(f"check          {storage.join(report, REPORT_FILE)}")
     logger.info(f"contact sheet  {storage.join(report, SHEET_FILE)}")
 
@@ -148,22 +183,26 @@ def train_command(folder: Path, classes: tuple[str, ...]) -> str:
     return shlex.join(command)
 
 
-def _log_options_without_effect(settings: ImportSettings) -> None:
+def log_options_without_effect(settings: ImportSettings) -> None:
     """Log a note for each option that was given another value than its default, but has no effect on this import or check."""
     what = "check" if settings.check else settings.from_ or ""
     for name, field in ImportSettings.model_fields.items():
         if (value := getattr(settings, name)) == field.default:
             continue
-        used = name in OPTIONS_OF_CHECK if what == "check" else what in FORMATS_OF_OPTION.get(name, (what,))
+        formats_of_option = FORMATS_OF_OPTION.get(name, (what,))
+        used = what in formats_of_option or (bool(settings.add_to) and "add_to" in formats_of_option)
+        if what == "check":
+            used = name in OPTIONS_OF_CHECK
         if not used:
             logger.info(f"note: {name} {value} has no effect on {'a check' if what == 'check' else what}")
 
 
-def _read_dataset(settings: ImportSettings) -> AnnotatedDataset:
+def read_dataset(settings: ImportSettings, known: tuple[str, ...] = ()) -> AnnotatedDataset:
     """Read the annotations that the settings name. The images themselves are read later.
 
     Args:
         settings: settings of the command: the format, the sources and the rules of the import.
+        known: names of the classes of the data set to which the images are added.
 
     Returns:
         The annotated images, the classes, and the images that can't be used.
@@ -179,6 +218,7 @@ def _read_dataset(settings: ImportSettings) -> AnnotatedDataset:
         sources.append(AnnotationSource(settings.val_images or settings.images or given, given, "val"))
     rules = ImportRules(
         classes=settings.classes,
+        known=known,
         background=settings.background,
         fold_case=settings.fold_case,
         small_over_large=settings.overlap == "small",
@@ -197,7 +237,7 @@ def _read_dataset(settings: ImportSettings) -> AnnotatedDataset:
     return formats.get_format(settings.from_ or "").read(sources, rules)
 
 
-def _read_classes(root: str) -> tuple[str, ...]:
+def read_classes(root: str) -> tuple[str, ...]:
     """Read the class names from the file classes.txt of a folder in VOC's layout, which has one name a line.
 
     Args:
@@ -215,7 +255,9 @@ def _read_classes(root: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in names if name.strip())
 
 
-def _check(settings: ImportSettings, root: str, classes: tuple[str, ...], splits: tuple[str, str], to: str, title: str) -> None:
+def write_check(
+    settings: ImportSettings, root: str, classes: tuple[str, ...], splits: tuple[str, str], to: str, title: str
+) -> None:
     """Check a folder in VOC's layout, log the report, and write the report and a contact sheet.
 
     The contact sheet is a picture of some images with their masks.
@@ -253,8 +295,8 @@ def count_threads(threads: int | None) -> int:
     return len(os.sched_getaffinity(0)) if threads is None else threads
 
 
-def local_folder(uri: str) -> Path:
-    """Return the path of the folder that the option `--to` names. Raise UserError if it is in a bucket."""
+def local_folder(uri: str, option: str = "to") -> Path:
+    """Return the path of the folder that the option `--to` (or another) names. Raise UserError if it is in a bucket."""
     if storage.in_bucket(uri):
-        raise UserError(f"--to {uri} is in a bucket: name a folder on this machine, and copy it there")
+        raise UserError(f"--{option} {uri} is in a bucket: name a folder on this machine, and copy it there")
     return storage.local_path(uri)

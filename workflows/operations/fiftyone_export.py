@@ -13,7 +13,8 @@ from deconvnet.datasets.exporting.export_writer import read_predicted_mask, writ
 from deconvnet.datasets.exporting.fiftyone import PREDICTION, TRUTH, DatasetRules, Sample
 from deconvnet.datasets.importing.images import NameIndex, read_input
 from deconvnet.datasets.importing.train_val_split import read_split_list
-from deconvnet.datasets.importing.voc_writer import REJECTS_FILE, check_new, new_folder
+from deconvnet.datasets.writing.new_folder import check_new, new_folder
+from deconvnet.datasets.writing.voc_writer import REJECTS_FILE
 from deconvnet.evaluation.image_measures import IMAGES_FILE, read_images
 from deconvnet.inference.predictions_table import PREDICTIONS
 from infra import storage

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from deconvnet.datasets.exporting import ExportRules, get_format
-from deconvnet.datasets.exporting.export_writer import ExportSummary, Prediction, write_export
+from deconvnet.datasets.exporting.export_writer import SPECK, ExportSummary, Prediction, write_export
 from deconvnet.datasets.image_folder import list_image_files
 from deconvnet.datasets.importing.dataset import BACKGROUND_NAMES
 from deconvnet.datasets.importing.images import NameIndex
 from deconvnet.datasets.importing.train_val_split import read_split_list
-from deconvnet.datasets.importing.voc_writer import REJECTS_FILE, check_new, new_folder
+from deconvnet.datasets.writing.new_folder import check_new, new_folder
+from deconvnet.datasets.writing.voc_writer import REJECTS_FILE
 from deconvnet.inference.predictions_table import CLASSES_FILE, TABLE, read_state
 from infra import storage
 from infra.errors import UserError
@@ -67,6 +68,7 @@ def export_labels(settings: ExportSettings, dry_run: bool) -> None:
         check_rejects(summary.rejects, len(predictions) + len(rejects), settings.max_rejects)
     logger.info(_summary_text(summary, rules, folder))
     logger.info("\nwhen the labels are corrected, and exported from the tool in the same format:")
+    logger.info("(--add_to FOLDER in place of --to: add them to a data set, or correct its masks)")
     logger.info(_import_command(settings.format, folder, rules))
 
 
@@ -175,6 +177,8 @@ def check_rejects(rejects: list[Reject], images: int, max_rejects: float) -> Non
 def _summary_text(summary: ExportSummary, rules: ExportRules, folder: Path) -> str:
     """Return a text for a terminal: what was exported, how exact it is, and where it is."""
     lines = [f"exported     {summary.images:,} images with {summary.objects:,} objects"]
+    if summary.specks:
+        lines.append(f"specks       {summary.specks:,} objects have fewer than {SPECK} px: --min_area {SPECK} leaves them out")
     if rules.shapes == "polygons" or rules.min_area:
         share, name = summary.worst or (1.0, "")
         exact = "--tolerance 0 and --min_area 0 keep all"

@@ -3,7 +3,7 @@
 import logging
 import tempfile
 
-from deconvnet.datasets.importing.voc_writer import check_new, new_folder
+from deconvnet.datasets.writing.new_folder import check_new, new_folder
 from deconvnet.inference.saved_ensemble import NETWORKS, read_options
 from deconvnet.models.checkpoint import load_model
 from deconvnet.models.onnx_export import export_onnx

@@ -200,6 +200,10 @@ class ImportSettings(CommandSettings):
     )
     annotations: Location | None = Field(None, description="file or folder of annotations, by the format (formats.md)")
     to: Location | None = Field(None, description="new local folder to write, in VOC's layout")
+    add_to: Location | None = Field(
+        None,
+        description="in place of to: local folder in VOC's layout that gets the images, and new masks for images that it has",
+    )
     val_images: Location | None = Field(None, description="images of val; empty: as images")
     val_annotations: Location | None = Field(None, description="annotations of val, where they are separate; empty: val is drawn")
     train_list: Location | None = Field(
@@ -208,12 +212,14 @@ class ImportSettings(CommandSettings):
     val_list: Location | None = Field(
         None, description="text file with the names of val's images; empty: all that are not in train_list"
     )
-    val_share: float = Field(0.2, gt=0, lt=1, description="share of the images drawn for val where no split is given")
+    val_share: float = Field(
+        0.2, ge=0, lt=1, description="share of the images drawn for val where no split is given; 0, with add_to: all to train"
+    )
     seed: NonNegativeInt = Field(0, description="seed of that draw")
     classes: tuple[str, ...] = Field(
         (),
         description="classes to import, in this order, separated by commas; masks: names by id from 0; check: those of the folder; "
-        "empty: all",
+        "empty: all; add_to, not masks: those of the folder",
     )
     background: str | None = Field(
         None, description="class that is the background; masks: name, value, or none; empty: by its name"
@@ -253,22 +259,24 @@ class ImportSettings(CommandSettings):
     threads: PositiveInt | None = Field(None, description="threads; empty: one per CPU")
     check: Location | None = Field(None, description="import nothing: check this folder in VOC's layout")
     report: Location | None = Field(None, description="folder for check.md and contact_sheet.png; empty: the data's")
-    train_split: str = Field("train", description="check: the list of training images")
-    val_split: str = Field("val", description="check: the list of validation images")
+    train_split: str = Field("train", description="check, add_to: the list of training images")
+    val_split: str = Field("val", description="check, add_to: the list of validation images")
 
     @model_validator(mode="after")
     def _complete(self) -> "ImportSettings":
         """Check that the settings describe either an import or a check of an existing folder. Raise ValueError if they don't."""
         if self.check:
-            if self.from_ or self.to:
-                raise ValueError("--check is for an existing folder: leave out from and to (an import is checked anyway)")
+            if self.from_ or self.to or self.add_to:
+                raise ValueError("--check is for an existing folder: leave out from, to and add_to (an import is checked anyway)")
             return self
         if self.from_ is None:
             raise ValueError(
                 "give --from coco, labelme, masks or another format to import data (or --check DIR to check a folder)"
             )
-        if not self.to:
-            raise ValueError("to is not given: name a new folder by --to")
+        if not (self.to or self.add_to):
+            raise ValueError("to is not given: name a new folder by --to, or one to add the images to by --add_to")
+        if self.to and self.add_to:
+            raise ValueError("to makes a new folder, and add_to adds to one: leave out one of them")
         if not (self.annotations and self.images):
             self._check_inputs(self.from_)
         if self.table and (self.from_ != "masks" or self.classes):

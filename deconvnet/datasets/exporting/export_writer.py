@@ -11,8 +11,8 @@ import numpy as np
 from deconvnet.datasets.exporting import ExportFormat, ExportRules, ImageExport, PredictedImage, fiftyone
 from deconvnet.datasets.exporting.outlines import find_objects, measure_agreement
 from deconvnet.datasets.importing.images import read_input
-from deconvnet.datasets.importing.voc_writer import REJECTS_FILE
 from deconvnet.datasets.thread_map import thread_map
+from deconvnet.datasets.writing.voc_writer import REJECTS_FILE
 from infra.errors import BadInput
 from infra.storage.tables import Reject
 from proposals.image_codec import decode_image, decode_mask, encode_png
@@ -41,17 +41,23 @@ class Prediction:
     class_scores: tuple[float, ...]
 
 
+SPECK = 20
+"""Objects with fewer pixels are hardly worth correcting."""
+
+
 class _Converted(NamedTuple):
     """An image that was converted, and numbers about it.
 
     Attributes:
         export: what the image adds to the export.
         objects: number of its objects.
+        specks: number of its objects that have fewer than `SPECK` pixels.
         agreement: share of the pixels, 0 to 1, that have the same class by mask and by the annotations.
     """
 
     export: ImageExport
     objects: int
+    specks: int
     agreement: float
 
 
@@ -62,6 +68,7 @@ class ExportSummary:
     Attributes:
         images: number of images that were exported.
         objects: number of their objects.
+        specks: number of their objects that have fewer than `SPECK` pixels.
         agreement: share of the pixels, 0 to 1, that have the same class by mask and by the annotations; the mean of the images.
         worst: the smallest such share of an image, and the name of this image; None if no image was exported.
         rejects: a Reject (an input that can't be used, with the reason) for each image that could not be exported.
@@ -69,6 +76,7 @@ class ExportSummary:
 
     images: int = 0
     objects: int = 0
+    specks: int = 0
     agreement: float = 1.0
     worst: tuple[float, str] | None = None
     rejects: list[Reject] = field(default_factory=list)
@@ -82,6 +90,7 @@ class ExportSummary:
         self.worst = min(self.worst or (2.0, ""), (result.agreement, prediction.name))
         self.images += 1
         self.objects += result.objects
+        self.specks += result.specks
 
 
 def write_export(
@@ -185,7 +194,8 @@ def _convert(prediction: Prediction, export_format: ExportFormat, rules: ExportR
     image = PredictedImage(prediction.name, mask, prediction.score, class_scores)
     objects = find_objects(mask, rules)
     export = export_format.convert(image, objects, rules)
-    return _Converted(export, len(objects), measure_agreement(mask, objects, rules))
+    specks = sum(each.region.area < SPECK for each in objects)
+    return _Converted(export, len(objects), specks, measure_agreement(mask, objects, rules))
 
 
 def read_predicted_mask(uri: str, expected: Sequence[str], classes: Sequence[str]) -> np.ndarray:

@@ -11,8 +11,8 @@ from deconvnet.datasets import voc
 from deconvnet.datasets.exporting import ExportFormat, ExportRules, ImageExport, PredictedImage, PredictedObject
 from deconvnet.datasets.exporting.score_table import SCORES, score_table
 from deconvnet.datasets.importing.dataset import image_id_of
-from deconvnet.datasets.importing.voc_writer import CLASSES_FILE
 from deconvnet.datasets.palette import class_palette
+from deconvnet.datasets.writing.voc_writer import CLASSES_FILE
 from infra.errors import BadInput
 from proposals.image_codec import encode_mask
 

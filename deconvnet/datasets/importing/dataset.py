@@ -1,7 +1,7 @@
 """An annotated data set in memory, independent of the format it was read from.
 
 It holds the class names, the list of images, and a function for each image that loads the image and makes its masks. The modules
-of `deconvnet.datasets.formats` make such a data set, and `deconvnet.datasets.importing.voc_writer` writes it to disk.
+of `deconvnet.datasets.formats` make such a data set, and those of `deconvnet.datasets.writing` write it to disk.
 """
 
 import unicodedata
@@ -30,6 +30,9 @@ class ImportRules:
     Attributes:
         classes: names of the classes to import, in the order of their ids, with or without background. If empty, all are
             imported.
+        known: names of the classes of the data set to which the images are added, in the order of their ids. They are imported if
+            `classes` is empty, and then a class of the annotations that is not among them is an error. Not all must occur. Empty
+            if the images are not added to a data set.
         background: name of the class that is the background, if it is not called so. For masks it may also be the mask value of
             that class, or "none" if all classes are objects. None to recognise the background by its name.
         fold_case: True to make one class of names that differ in upper and lower case alone.
@@ -51,6 +54,7 @@ class ImportRules:
     """
 
     classes: tuple[str, ...] = ()
+    known: tuple[str, ...] = ()
     background: str | None = None
     fold_case: bool = False
     small_over_large: bool = True
@@ -204,7 +208,7 @@ class AnnotatedDataset:
 
         Args:
             annotated: class names in the annotations, in the order of their ids; they may repeat.
-            rules: rules that the user chose. `classes`, `others_void`, `background` and `fold_case` apply.
+            rules: rules that the user chose. `classes`, `known`, `others_void`, `background` and `fold_case` apply.
             must_exist: True to refuse if any class of `rules.classes` is missing from the annotations. False to refuse only if
                 all are missing.
 
@@ -212,8 +216,8 @@ class AnnotatedDataset:
             Class id by class name, for all names in `annotated`. Names that are not imported have 255 (void) or 0 (background).
 
         Raises:
-            UserError: if classes of `rules.classes` or `rules.background` are missing, there is no class or more than 254, or a
-                name is empty or unprintable.
+            UserError: if classes of `rules.classes` or `rules.background` are missing, a class is not among `rules.known`, there
+                is no class or more than 254, or a name is empty or unprintable.
         """
         key = folded if rules.fold_case else str
         first: dict[str, str] = {}
@@ -223,11 +227,18 @@ class AnnotatedDataset:
         if asked and asked not in first:
             raise UserError(f"--background {rules.background} is not in the annotations, which have {_some(first.values())}")
         background = {each for each, name in first.items() if each == asked or name.lower() in BACKGROUND_NAMES}
-        requested = {key(name): name for name in rules.classes if name.lower() not in BACKGROUND_NAMES and key(name) != asked}
+        chosen = rules.classes or rules.known
+        requested = {key(name): name for name in chosen if name.lower() not in BACKGROUND_NAMES and key(name) != asked}
         found = {each: name for each, name in first.items() if each not in background}
+        strange = [name for each, name in found.items() if each not in requested]
+        if strange and rules.known and not rules.classes:
+            raise UserError(
+                f"the annotations have the class {_some(strange)}, and the data set has {_some(requested.values())}: rename it in the "
+                "annotations, or leave it out by naming the others in --classes"
+            )
         names = requested or found
         unknown = [name for each, name in names.items() if each not in found]
-        if unknown and (must_exist or len(unknown) == len(names)):
+        if unknown and not rules.known and (must_exist or len(unknown) == len(names)):
             raise UserError(f"--classes: {', '.join(unknown)} is not in the annotations, which have {_some(found.values())}")
         check_class_names(list(names.values()))
         if unknown:

@@ -41,12 +41,15 @@ def draw_val(ids: Collection[str], share: float, seed: int) -> set[str]:
 
     Args:
         ids: ids of all images.
-        share: share of the images to choose, in (0, 1).
+        share: share of the images to choose, in [0, 1).
         seed: seed of the random choice.
 
     Returns:
-        The ids chosen. Of two or more images, at least one is chosen and at least one is not. A single image is not chosen.
+        The ids chosen: none if the share is 0. Otherwise, of two or more images, at least one is chosen and at least one is not.
+        A single image is not chosen.
     """
+    if share == 0:
+        return set()
     hashes = {
         image_id: int.from_bytes(hashlib.sha256(f"{seed}:val:{image_id}".encode()).digest()[:8], "big") / 2**64
         for image_id in ids
@@ -62,6 +65,7 @@ def split_images(
     val_list: Sequence[str] | None = None,
     val_share: float = 0.2,
     seed: int = 0,
+    among: Collection[str] = (),
 ) -> dict[str, str]:
     """Assign each image of a data set to train or val.
 
@@ -74,8 +78,10 @@ def split_images(
             number of images on neither list is added to its `notes`.
         train_list: names or ids of the images of train; None if the user gave no such list.
         val_list: names or ids of the images of val; None if the user gave no such list.
-        val_share: share of the images to choose for val if it is chosen at random, in (0, 1).
+        val_share: share of the images to choose for val if it is chosen at random, in [0, 1).
         seed: seed of the random choice.
+        among: ids of the images of the data set to which these are added. They take part in the random choice, so that few new
+            images are split as they would be if all were imported at once.
 
     Returns:
         "train" or "val" by image id. Images that are left out are missing.
@@ -84,7 +90,7 @@ def split_images(
     if train_list is None and val_list is None and any(entry.split for entry in dataset.entries):
         return {entry.image_id: entry.split or "train" for entry in dataset.entries}
     if train_list is None and val_list is None:
-        drawn = draw_val(ids, val_share, seed)
+        drawn = draw_val({*ids, *among}, val_share, seed)
         return {image_id: "val" if image_id in drawn else "train" for image_id in ids}
     known = {normalise(image_id): image_id for image_id in ids}
     by_stem = {_stem(dataset.source_names[image_id]): image_id for image_id in ids}

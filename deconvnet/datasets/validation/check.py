@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from deconvnet.datasets import voc
-from deconvnet.datasets.importing.voc_writer import IMPORT_FILE
 from deconvnet.datasets.thread_map import thread_map
 from deconvnet.datasets.validation.contact_sheet import SheetCell, draw_contact_sheet, select_images
 from deconvnet.datasets.validation.image_statistics import ImageStatistics, measure_image
 from deconvnet.datasets.validation.report import CheckReport, make_report
+from deconvnet.datasets.writing.voc_writer import IMPORT_FILE
 from infra.storage import exists, join, read_json
 from infra.storage.tables import Reject
 from proposals.edgebox import EdgeBoxOptions

@@ -213,8 +213,8 @@ def _describe_overlaps(usable: Sequence[ImageStatistics], imported: Mapping[str,
     if imported and (found := imported.get("overlaps")):
         images = found.get("images", found.get("photographs", 0))  # the key in files of earlier versions
         sentences.append(
-            f"As annotated, objects overlap in {images:,} images ({_percent(found['share_of_pixels'])} of all pixels); "
-            f"{found['hidden_objects']:,} objects lie wholly under others."
+            f"When the folder was imported, objects overlapped in {images:,} images ({_percent(found['share_of_pixels'])} of all "
+            f"pixels); {found['hidden_objects']:,} objects lay wholly under others."
         )
     return " ".join(sentences)
 

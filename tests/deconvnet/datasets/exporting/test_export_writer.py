@@ -10,7 +10,8 @@ from deconvnet.datasets.exporting.export_writer import write_export
 from deconvnet.datasets.formats import get_format as get_reader
 from deconvnet.datasets.images_table import prepare_images
 from deconvnet.datasets.importing.dataset import AnnotationSource, ImportRules
-from deconvnet.datasets.importing.voc_writer import new_folder, write_voc_layout
+from deconvnet.datasets.writing.new_folder import new_folder
+from deconvnet.datasets.writing.voc_writer import write_voc_layout
 from deconvnet.settings import DataSettings
 from infra.runtime.local_executor import LocalExecutor
 from infra.storage.tables import Reject

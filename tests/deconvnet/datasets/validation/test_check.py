@@ -163,7 +163,7 @@ def test_the_report_of_an_imported_data_set_has_what_the_import_counted(layout, 
     assert "\n* a note\n" in report.text
     assert "\n3 of 60 annotations (5.0 %); rejects.csv lists them" in report.text
     assert [cell.strip() for cell in line_of(report, "| cat   | ").split("|")[1:-1]] == ["cat", "3", "covers no pixel"]
-    assert "objects overlap in 3 images (25.0 % of all pixels); 2 objects lie wholly under others" in report.text
+    assert "objects overlapped in 3 images (25.0 % of all pixels); 2 objects lay wholly under others" in report.text
 
 
 def test_16_bit_masks_are_checked_too(layout):

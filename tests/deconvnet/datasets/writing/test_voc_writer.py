@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotatedImage, Loss
-from deconvnet.datasets.importing.voc_writer import new_folder, write_voc_layout
+from deconvnet.datasets.writing.new_folder import new_folder
+from deconvnet.datasets.writing.voc_writer import write_voc_layout
 from infra.errors import BadInput, UserError
 from infra.storage import read_json
 from infra.storage.lock import Locked

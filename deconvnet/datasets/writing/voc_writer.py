@@ -8,9 +8,9 @@ reasons. import.json has the origin of the data set and the counts of the import
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +20,11 @@ from deconvnet.datasets.palette import VOC_PALETTE
 from deconvnet.datasets.thread_map import thread_map
 from infra import storage
 from infra.errors import BadInput, UserError
-from infra.storage.lock import hold_lock
 from infra.storage.tables import Reject
 from proposals.image_codec import encode_mask
 
 CLASSES_FILE, REJECTS_FILE, IMPORT_FILE = "classes.txt", "rejects.csv", "import.json"
+REJECTS_HEADING = ("what", "id", "file", "reason")
 _LEAST_IMAGES = {"train": 2, "val": 1}
 
 
@@ -78,6 +78,13 @@ class ImportSummary:
         self.remarks.update([result.remark] if result.remark else [])
         self.counts.update(result.counts)
 
+    def reject_rows(self) -> list[tuple[str, str, str, str]]:
+        """Return the rows of rejects.csv (the columns are `REJECTS_HEADING`): first the images, then the annotations."""
+        return [
+            *(("image", reject.image_id, reject.path, reject.reason) for reject in self.rejects),
+            *(("annotation", image_id, uri, str(loss)) for image_id, uri, loss in self.losses),
+        ]
+
     def count_losses(self) -> list[tuple[str, str, int]]:
         """Count the annotations that became void or were left out, by their class and the reason.
 
@@ -86,50 +93,6 @@ class ImportSummary:
         """
         counts = Counter((loss.label, loss.reason) for *_, loss in self.losses)
         return [(*key, count) for key, count in counts.most_common()]
-
-
-def check_new(folder: Path) -> None:
-    """Raise UserError if a folder exists and is not empty, or its path is that of a file."""
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"--to {folder} exists and is not empty: name a new folder, or remove it")
-
-
-@contextmanager
-def new_folder(folder: Path, command: str = "import_data.py") -> Iterator[Path]:
-    """Create a folder that appears only when its content is complete.
-
-    Args:
-        folder: path of the folder to create. An empty folder may exist there.
-        command: name of the command that creates it, for the message to another one that would create the same folder.
-
-    Yields:
-        A temporary folder to fill. It is renamed to `folder` at the end of the `with` block, or deleted if the block raises.
-
-    Raises:
-        UserError: if the folder exists and is not empty, or the disk is full or not writable.
-        Locked: if another command creates the same folder at this time, and so holds its lock (a file beside the folder).
-        Interrupted: if another command has taken over the lock, because this one did not renew it in time.
-    """
-    temporary = folder.with_name(f".{folder.name}.importing")
-    lock_file = folder.with_name(f".{folder.name}.lock")
-    with hold_lock(str(lock_file), command) as lock:
-        try:
-            check_new(folder)
-            storage.remove(str(temporary))
-            temporary.mkdir(parents=True)
-            yield temporary
-            lock.check()
-            if folder.exists():
-                folder.rmdir()
-            temporary.rename(folder)
-        except OSError as error:
-            if user_error := storage.disk_user_error(error, folder.parent):
-                raise user_error from error
-            raise
-        finally:
-            if not lock.lost:
-                storage.remove(str(temporary))
-                lock_file.unlink(missing_ok=True)  # no later import needs it
 
 
 def write_voc_layout(
@@ -143,8 +106,6 @@ def write_voc_layout(
     origin: Mapping[str, Any],
 ) -> ImportSummary:
     """Load the images of a data set, and write them with their masks and lists to a folder in VOC's layout.
-
-    Progress is shown on stderr.
 
     Args:
         dataset: the data set.
@@ -166,8 +127,45 @@ def write_voc_layout(
     if folder:
         for name in (voc.IMAGES_DIR, voc.CLASS_MASKS_DIR):
             (folder / name).mkdir()
+    store = partial(_write_image, folder=folder) if folder else None
+    summary = load_images(
+        dataset, splits, store, max_rejects=max_rejects, max_void=max_void, threads=threads, least=_LEAST_IMAGES
+    )
+    if folder:
+        _write_lists(dataset, summary, folder, origin)
+    return summary
+
+
+def load_images(
+    dataset: AnnotatedDataset,
+    splits: Mapping[str, str],
+    store: Callable[[str, AnnotatedImage], None] | None,
+    *,
+    max_rejects: float,
+    max_void: float,
+    threads: int,
+    least: Mapping[str, int] = {},
+) -> ImportSummary:
+    """Load the images of a data set and make their masks. Progress is shown on stderr.
+
+    Args:
+        dataset: the data set. Remarks about its images are added to its notes.
+        splits: "train" or "val" by image id. Images without a split are not loaded.
+        store: called with the id of each usable image and the image, from several threads. None to load the images only.
+        max_rejects: share of the images that may be unusable, in [0, 1].
+        max_void: share of the annotations that may become void or be left out, in [0, 1].
+        threads: number of threads that load and store images.
+        least: least number of usable images by split.
+
+    Returns:
+        A summary of what was imported and what was not.
+
+    Raises:
+        UserError: if more images or annotations than allowed can't be used, or a split has too few images. By then, images were
+            already given to `store`.
+    """
     entries = [entry for entry in dataset.entries if entry.image_id in splits]
-    summary = ImportSummary({split: [] for split in _LEAST_IMAGES}, list(dataset.rejects), list(dataset.losses))
+    summary = ImportSummary({"train": [], "val": []}, list(dataset.rejects), list(dataset.losses))
     summary.counts["annotations"] += len(dataset.losses)
 
     def import_one(entry: DatasetEntry) -> _Written | Reject:
@@ -175,17 +173,15 @@ def write_voc_layout(
             image = entry.load()
         except BadInput as error:
             return Reject(entry.image_id, entry.uri, STAGE, str(error))
-        if folder:
-            _write_image(entry.image_id, image, folder)
+        if store:
+            store(entry.image_id, image)
         return _measure(image)
 
     for entry, result in zip(entries, thread_map(import_one, entries, threads, "importing", "images"), strict=True):
         summary.add(entry, splits[entry.image_id], result)
-    _check_summary(summary, len(entries) + len(dataset.rejects), max_rejects)
+    _check_summary(summary, len(entries) + len(dataset.rejects), max_rejects, least)
     _check_losses(summary, max_void)
     dataset.notes += [f"{count:,}× an image {remark}" for remark, count in summary.remarks.items()]
-    if folder:
-        _write_lists(dataset, summary, folder, origin)
     return summary
 
 
@@ -217,16 +213,17 @@ def _write_image(image_id: str, image: AnnotatedImage, folder: Path) -> None:
         (folder / voc.OBJECT_MASKS_DIR / f"{image_id}.png").write_bytes(encode_mask(image.object_mask, palette))
 
 
-def _check_summary(summary: ImportSummary, inputs: int, max_rejects: float) -> None:
+def _check_summary(summary: ImportSummary, inputs: int, max_rejects: float, least_images: Mapping[str, int]) -> None:
     """Check that not too many images were rejected, and that each split has enough images.
 
     Args:
         summary: result of the import.
         inputs: number of images that the import tried to use.
         max_rejects: share of these images that may be unusable, in [0, 1].
+        least_images: least number of images by split.
 
     Raises:
-        UserError: if a larger share was rejected, train has fewer than two images, or val has none.
+        UserError: if a larger share was rejected, or a split has too few images.
     """
     why = most_common_reasons([reject.reason for reject in summary.rejects])
     first = f"; the first is {summary.rejects[0].path}" if summary.rejects else ""
@@ -235,7 +232,7 @@ def _check_summary(summary: ImportSummary, inputs: int, max_rejects: float) -> N
             f"{len(summary.rejects):,} of {inputs:,} images can't be used ({why}{first}), and max_rejects allows "
             f"{max_rejects:.0%}: correct them, or raise --max_rejects. Nothing was written"
         )
-    for split, least in _LEAST_IMAGES.items():
+    for split, least in least_images.items():
         if len(summary.splits[split]) < least:
             raise UserError(
                 f"{split} has {len(summary.splits[split])} images, and at least {least} are needed"
@@ -299,10 +296,7 @@ def _write_lists(dataset: AnnotatedDataset, summary: ImportSummary, folder: Path
         (lists / f"{split}.txt").write_text("".join(f"{image_id}\n" for image_id in ids), "utf-8")
     (folder / CLASSES_FILE).write_text("".join(f"{name}\n" for name in dataset.classes), "utf-8")
     with (folder / REJECTS_FILE).open("w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(("what", "id", "file", "reason"))
-        rows.writerows(("image", reject.image_id, reject.path, reject.reason) for reject in summary.rejects)
-        rows.writerows(("annotation", image_id, uri, str(loss)) for image_id, uri, loss in summary.losses)
+        csv.writer(file).writerows([REJECTS_HEADING, *summary.reject_rows()])
     content = {
         **origin,
         "classes": dataset.classes,

@@ -1,0 +1,242 @@
+"""Adding annotated images to a folder in VOC's layout: new images with their masks, and other masks for images that it has.
+
+Images are compared with those of the folder first, and what differs is written to a temporary folder. Only then is the data set
+changed: first masks, then images, then lists, each file in one step. So if this is interrupted, the data set can be used, and
+adding the same images again completes it.
+"""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from deconvnet.datasets import voc
+from deconvnet.datasets.importing.dataset import BACKGROUND, BACKGROUND_NAMES, AnnotatedImage
+from deconvnet.datasets.palette import VOC_PALETTE
+from deconvnet.datasets.writing.voc_writer import REJECTS_FILE, REJECTS_HEADING, ImportSummary
+from infra import storage
+from infra.errors import BadInput, UserError
+from infra.storage.lock import Lock, hold_lock
+from proposals.image_codec import decode_mask, encode_mask
+
+ADDED, REPLACED, UNCHANGED, REFUSED = "added", "replaced", "unchanged", "refused"
+_BOTH = "trainval"
+_TEMPORARY, _LOCK = ".adding", ".adding.lock"
+
+
+class Addition:
+    """The difference between annotated images and a data set on disk.
+
+    Attributes:
+        splits: the list that names each image of the data set, by image id.
+        outcomes: what becomes of each image that was compared, by image id: `ADDED` (the data set does not list it), `REPLACED` (it
+            has other masks), `UNCHANGED`, or `REFUSED` (the data set has another image of this name).
+    """
+
+    def __init__(self, root: Path, train: str = "train", val: str = "val") -> None:
+        """Read the lists of a data set, and list its images.
+
+        Args:
+            root: folder in VOC's layout.
+            train: name of the list of the training images.
+            val: name of the list of the validation images.
+
+        Raises:
+            UserError: if one of the two lists can't be read.
+        """
+        self._root = root
+        self._names = {"train": train, "val": val}
+        self._images = {
+            image_id: root / voc.IMAGES_DIR / f"{image_id}{line.rsplit(' ', 2)[0]}"
+            for image_id, line in voc.list_files(str(root), voc.IMAGES_DIR).items()
+        }
+        others = {path.stem for path in Path(voc.split_path(str(root), train)).parent.glob("*.txt") if path.read_bytes().strip()}
+        self.splits: dict[str, str] = {}
+        for name in (val, train, *sorted(others - {val, train, _BOTH})):
+            for image_id in voc.read_split(str(root), name):
+                self.splits.setdefault(image_id, name)
+        self.outcomes: dict[str, str] = {}
+        self._stale: list[Path] = []
+
+    def compare(self, image_id: str, image: AnnotatedImage, temporary: Path | None) -> None:
+        """Compare an image with that of the data set, and set its outcome. Several threads may call this.
+
+        Args:
+            image_id: id of the image.
+            image: the image with its masks.
+            temporary: folder to which the files are written that the data set does not have. None to write nothing.
+
+        Raises:
+            OSError: if a file can't be read or written.
+        """
+        known = self._images.get(image_id)
+        if known and known.read_bytes() != image.image:
+            self.outcomes[image_id] = REFUSED
+            return
+        class_mask, object_mask = (
+            self._root / folder / f"{image_id}.png" for folder in (voc.CLASS_MASKS_DIR, voc.OBJECT_MASKS_DIR)
+        )
+        files: dict[Path, bytes] = {}
+        stale = False
+        if not _is_same(class_mask, image.class_mask):
+            files[class_mask] = encode_mask(image.class_mask, VOC_PALETTE)
+            stale = image.object_mask is None and object_mask.exists()
+        if image.object_mask is not None and not _is_same(object_mask, image.object_mask):
+            files[object_mask] = encode_mask(image.object_mask, VOC_PALETTE if image.object_mask.itemsize == 1 else None)
+        if not known:
+            files[self._root / voc.IMAGES_DIR / f"{image_id}{image.suffix}"] = image.image
+        if stale:
+            self._stale.append(object_mask)
+        if temporary:
+            for path, content in files.items():
+                storage.write_bytes(str(temporary / path.relative_to(self._root)), content)
+        listed = image_id in self.splits and known
+        self.outcomes[image_id] = ADDED if not listed else REPLACED if files else UNCHANGED
+
+    @property
+    def refused(self) -> list[str]:
+        """Return the sorted ids of the images that were refused."""
+        return sorted(image_id for image_id, outcome in self.outcomes.items() if outcome == REFUSED)
+
+    def describe_kept(self, splits: Mapping[str, str]) -> list[str]:
+        """Describe the images that are in another list than the one that they were to be added to, and stay there.
+
+        Args:
+            splits: "train" or "val" by image id, as the user or the source says.
+
+        Returns:
+            A sentence for each list that has such images.
+        """
+        kept = Counter(
+            self.splits[each] for each, split in splits.items() if self.splits.get(each, self._names[split]) != self._names[split]
+        )
+        return [f"{count:,} images of {name} are given for another split, and stay in {name}" for name, count in kept.items()]
+
+    def check_refused(self) -> None:
+        """Raise UserError if the data set has other images of the same names. The message names all of them."""
+        if self.refused:
+            raise UserError(
+                f"{self._root} has other images with the names of {len(self.refused):,} of these: {', '.join(self.refused)}. Rename the new "
+                "ones, and predict or annotate them again. Nothing was written"
+            )
+
+    def describe(self, splits: Mapping[str, str]) -> str:
+        """Return the number of images by outcome as text, such as "added: 2 (1 train, 1 val); replaced: 0; …".
+
+        Args:
+            splits: "train" or "val" by image id, for images that no list names.
+        """
+        counts = Counter(self.outcomes.values())
+        new = Counter(self._split(each, splits) for each, outcome in self.outcomes.items() if outcome == ADDED)
+        by_split = f" ({', '.join(f'{number:,} {split}' for split, number in new.items())})" if new else ""
+        parts = [f"{ADDED}: {counts[ADDED]:,}{by_split}", f"masks {REPLACED}: {counts[REPLACED]:,}"]
+        return "; ".join([*parts, *(f"{each}: {counts[each]:,}" for each in (UNCHANGED, REFUSED))])
+
+    def _split(self, image_id: str, splits: Mapping[str, str]) -> str:
+        """Return the list that has an image or, if none has it, the one that gets it."""
+        return self.splits.get(image_id) or self._names[splits[image_id]]
+
+    def apply(self, temporary: Path, splits: Mapping[str, str], summary: ImportSummary, lock: Lock) -> None:
+        """Put the compared images into the data set. An image that a list names stays in that list.
+
+        Args:
+            temporary: the folder to which `compare` wrote.
+            splits: "train" or "val" by image id, for images that no list names.
+            summary: what was imported and what was not; the latter is added to rejects.csv.
+            lock: lock of the data set.
+
+        Raises:
+            UserError: if a file can't be written.
+            Interrupted: if the lock is lost.
+        """
+        # An object mask without its class mask would count in the next run as belonging to the class mask that is there.
+        for path in self._stale:
+            storage.remove(str(path))
+        for folder in (voc.OBJECT_MASKS_DIR, voc.CLASS_MASKS_DIR, voc.IMAGES_DIR):
+            for name in storage.list_files(str(temporary / folder)):
+                lock.check()
+                storage.copy_file(str(temporary / folder / name), str(self._root / folder / name))
+        lock.check()
+        self._append_rejects(summary)
+        new = {
+            split: [each for each in self.outcomes if each not in self.splits and splits[each] == split] for split in self._names
+        }
+        for split, ids in new.items():
+            self._append_ids(self._names[split], ids)
+        if Path(voc.split_path(str(self._root), _BOTH)).exists():
+            listed = {
+                *new["train"],
+                *new["val"],
+                *(each for each in self.outcomes if self.splits.get(each) in self._names.values()),
+            }
+            self._append_ids(_BOTH, listed - set(voc.read_split(str(self._root), _BOTH)))
+
+    def _append_ids(self, name: str, ids: Collection[str]) -> None:
+        """Append image ids to a list of the data set, in one step."""
+        path = voc.split_path(str(self._root), name)
+        before = storage.read_bytes(path)
+        if ids:
+            storage.write_bytes(path, b"\n".join([before.rstrip(), *(each.encode() for each in sorted(ids)), b""]))
+
+    def _append_rejects(self, summary: ImportSummary) -> None:
+        """Append what was not imported to rejects.csv, without repeating its rows."""
+        path = self._root / REJECTS_FILE
+        rows = [tuple(row) for row in csv.reader(io.StringIO(path.read_text("utf-8")))] if path.exists() else [REJECTS_HEADING]
+        known = set(rows)
+        if more := [row for row in summary.reject_rows() if row not in known]:
+            text = io.StringIO(newline="")
+            csv.writer(text).writerows([*rows, *more])
+            storage.write_bytes(str(path), text.getvalue().encode())
+
+
+def check_same_classes(found: Collection[str], known: Collection[str], root: Path) -> None:
+    """Raise UserError if classes are not those of a data set, in the same order.
+
+    Args:
+        found: names of the classes of the images to add, background first.
+        known: names of the classes of the data set, background first.
+        root: folder of the data set.
+    """
+    first, *others = known
+    if tuple(found) != (BACKGROUND if first.lower() in BACKGROUND_NAMES else first, *others):
+        raise UserError(
+            f"the annotations have the classes {', '.join(found)}, and {root} has {', '.join(known)}: only annotations of the same "
+            "classes in the same order can be added (--classes names them, for masks also --table)"
+        )
+
+
+@contextmanager
+def temporary_folder(root: Path) -> Iterator[tuple[Path, Lock]]:
+    """Create a temporary folder in a data set for the files to add, and hold the lock of the data set.
+
+    Args:
+        root: folder of the data set.
+
+    Yields:
+        The empty folder, which is deleted at the end, and the lock.
+
+    Raises:
+        UserError: if the disk is full or not writable.
+        Locked: if another import adds images to the data set at this time.
+    """
+    lock_file = root / _LOCK
+    with hold_lock(str(lock_file), "import_data.py") as lock:
+        storage.remove(str(root / _TEMPORARY))
+        try:
+            yield root / _TEMPORARY, lock
+        finally:
+            if not lock.lost:
+                storage.remove(str(root / _TEMPORARY))
+                lock_file.unlink(missing_ok=True)  # no later import needs it
+
+
+def _is_same(path: Path, mask: np.ndarray) -> bool:
+    """Return whether a file holds a mask: the same ids, however they are encoded. False if there is no such file."""
+    try:
+        return np.array_equal(decode_mask(path.read_bytes()), mask)
+    except (FileNotFoundError, BadInput):
+        return False
