@@ -206,22 +206,23 @@ def whole_image_scores(fcn: Network, image: NDArray[np.uint8], *, flip: bool = F
         ValueError: if the image has another dtype or shape.
     """
     check_image(image)
-    if flip:
-        both = whole_image_scores(fcn, image)
-        both += whole_image_scores(fcn, _mirrored(image))[..., ::-1]
-        both /= 2
-        return both
     height, width = image.shape[:2]
     scale = min(1.0, (inf if fcn.input_size is None else fcn.input_size) / max(height, width))
+    # The mirrored image is scaled by itself, because the mirror image of a scaled one may differ from it by rounding.
+    seen = [image, _mirrored(image)] if flip else [image]
     if scale < 1:
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        image = cast(NDArray[np.uint8], cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+        seen = [cast(NDArray[np.uint8], cv2.resize(each, size, interpolation=cv2.INTER_AREA)) for each in seen]
     with _evaluating(fcn):
-        images = torch.from_numpy(np.ascontiguousarray(image)).to(device_of(fcn)).permute(2, 0, 1)[None]
+        images = torch.from_numpy(np.stack(seen)).to(device_of(fcn)).permute(0, 3, 1, 2)
         scores = fcn(fcn.prepare(images)).float()
         if scale < 1:
             scores = F.interpolate(scores, (height, width), mode="bilinear", align_corners=False)
-        return _on_cpu(scores[0])
+        out, *mirrored = (_on_cpu(each) for each in scores)
+    for each in mirrored:
+        out += each[..., ::-1]
+        out /= 2
+    return out
 
 
 def _on_cpu(scores: Tensor) -> Floats:

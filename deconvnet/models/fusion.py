@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from deconvnet.models.fused.products import NeighbourhoodConv2d, WinogradConv2d
 from deconvnet.models.layers import as_convolution_kernel
 from deconvnet.models.network import Network
 from infra.device import fast_bf16
@@ -18,7 +19,8 @@ def for_inference(network: N, *, bf16: bool = True) -> N:
     """Return a copy of a network that computes the same scores faster.
 
     Batch norms are folded into the layers before them. Deconvolutions with stride 1 become convolutions or matrix products. The
-    memory format is channels_last.
+    memory format is channels_last. In float32 on CPUs, convolutions with many channels or huge kernels become matrix products
+    (`fused.products`).
 
     Args:
         network: a network in training or evaluation mode. It is not changed.
@@ -29,6 +31,8 @@ def for_inference(network: N, *, bf16: bool = True) -> N:
         The copy, on the same device and in evaluation mode. It can be neither trained nor saved.
     """
     device = next(network.parameters()).device
+    dtype = torch.bfloat16 if bf16 and fast_bf16(device) else torch.float32
+    as_products = device.type == "cpu" and dtype == torch.float32
     fused = copy.deepcopy(network).eval().requires_grad_(False)
     for unit in fused.modules():
         if isinstance(unit, nn.Sequential) and hasattr(unit, "conv"):  # a module made by `layers.unit`
@@ -37,8 +41,8 @@ def for_inference(network: N, *, bf16: bool = True) -> N:
                 norm = cast(nn.BatchNorm2d, unit.get_submodule("norm"))
                 layer = fuse_conv_bn_eval(cast(nn.Conv2d, layer), norm, transpose=isinstance(layer, nn.ConvTranspose2d))
                 del unit.norm
-            unit.conv = _without_deconvolution(layer)
-    dtype = torch.bfloat16 if bf16 and fast_bf16(device) else torch.float32
+            layer = _without_deconvolution(layer)
+            unit.conv = _as_product(layer) if as_products else layer
     fused.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return fused
 
@@ -60,3 +64,17 @@ def _without_deconvolution(layer: nn.Module) -> nn.Module:
     conv.weight = nn.Parameter(as_convolution_kernel(layer.weight).contiguous(), requires_grad=False)
     conv.bias = layer.bias
     return conv
+
+
+def _as_product(layer: nn.Module) -> nn.Module:
+    """Convert a convolution that matrix products compute faster, in float32 on a CPU.
+
+    Args:
+        layer: any layer.
+
+    Returns:
+        A layer that computes the same, or the layer itself if it would not be faster.
+    """
+    if WinogradConv2d.suits(layer):
+        return WinogradConv2d(cast(nn.Conv2d, layer))
+    return NeighbourhoodConv2d.of(cast(nn.Conv2d, layer)) if NeighbourhoodConv2d.suits(layer) else layer

@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.benchmarks import feeding, inference, steps, training  # noqa: E402  (needs the path above)
+from tests.benchmarks import feeding, inference, serving, steps, training  # noqa: E402  (needs the path above)
 from tests.benchmarks.common import Row, machine  # noqa: E402
 
 
@@ -42,6 +42,7 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
         inference.uncertainty,
         inference.proposals,
         inference.measures,
+        serving.serving,
         pipeline,
     )
 }

@@ -1,1 +1,1 @@
-"""Faster computation of training steps, with the same results as torch's layers up to rounding."""
+"""Faster computation of training steps, and of inference (`products`), with the same results as torch's layers up to rounding."""
