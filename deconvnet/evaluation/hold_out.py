@@ -40,9 +40,9 @@ class HoldOut:
 
     def __str__(self) -> str:
         """Describe the images, and those that are left out, in a phrase."""
-        texts = [f"{len(self.images):,} val images by which both models may be judged"]
-        texts += [f"{self.new:,} are new to the champion and left out"] if self.new else []
-        texts += [f"{self.gone:,} of the champion's are changed or gone"] if self.gone else []
+        texts = [f"val images by which both models may be judged: {len(self.images):,}"]
+        texts += [f"left out, as new to the champion: {self.new:,}"] if self.new else []
+        texts += [f"changed or gone of the champion's: {self.gone:,}"] if self.gone else []
         return "; ".join(texts)
 
 

@@ -128,7 +128,7 @@ class Retraining(Pipeline):
                 results = self.evaluate("val", self.report("champion"), (deconvnet, fcn8s))
                 hold_out = find_hold_out(self.val_images(), read_val_images(deconvnet))
                 storage.write_json(self.report(*HOLD_OUT), asdict(hold_out))
-                logger.info(f"  compared on {hold_out}")
+                logger.info(f"  compared on the {hold_out}")
                 if hold_out.images:
                     inputs, gpu = self.evaluation_inputs("val"), self.settings.compute.gpu
                     files = compare_with_champion(inputs, (deconvnet, fcn8s), hold_out, self.report(), self.executor, gpu)

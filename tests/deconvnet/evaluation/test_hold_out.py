@@ -34,9 +34,9 @@ def test_fewer_than_half_of_the_champion_s_images_are_too_few(images: int, gone:
 @pytest.mark.parametrize(
     ("hold_out", "text"),
     [
-        (HoldOut(["a"], 0, 0), "1 val images by which both models may be judged"),
-        (HoldOut(["a"], 1200, 0), "1 val images by which both models may be judged; 1,200 are new to the champion and left out"),
-        (HoldOut(["a"], 0, 2), "1 val images by which both models may be judged; 2 of the champion's are changed or gone"),
+        (HoldOut(["a"], 0, 0), "val images by which both models may be judged: 1"),
+        (HoldOut(["a"], 1200, 0), "val images by which both models may be judged: 1; left out, as new to the champion: 1,200"),
+        (HoldOut(["a"], 0, 2), "val images by which both models may be judged: 1; changed or gone of the champion's: 2"),
     ],
 )
 def test_what_is_left_out_is_said(hold_out: HoldOut, text: str) -> None:
