@@ -40,6 +40,11 @@ def write(tmp_path) -> Callable[[str, list[Row], int], tables.Commit]:
     return made
 
 
+def test_a_note_is_the_text_that_workspaces_have() -> None:
+    """With another text, all images of a workspace would count as changed, and its stages would run again."""
+    assert note_of_row(row("a", mask=b"m"), "77aa").text == "77aa 7272e9166ea89d2c 54b9d53ef888f1d8 train a"
+
+
 @pytest.mark.parametrize(("before_parts", "parts"), [(1, 3), (3, 2), (6, 1)])
 @pytest.mark.parametrize("order", [1, -1])
 def test_changes_do_not_depend_on_the_parts_or_their_order(write, before_parts: int, parts: int, order: int) -> None:

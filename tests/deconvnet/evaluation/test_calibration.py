@@ -26,7 +26,9 @@ def test_the_error_equals_that_of_a_loop_over_the_pixels(rng: np.random.Generato
     counts = sum(halves)
     assert expected_calibration_error(counts) == pytest.approx(expected, abs=1e-7) and expected > 0.1
     found = calibration_as_dict(counts)
-    assert found["pixels"] == [len(binned.get(k, [])) for k in range(BINS)] and len(found["edges"]) == BINS + 1
+    assert found["pixels"] == [len(binned.get(k, [])) for k in range(BINS)] and found["edges"] == [
+        k / BINS for k in range(BINS + 1)
+    ]
     for k in range(BINS):
         each = binned.get(k)
         assert found["accuracy"][k] == (pytest.approx(np.mean([right for right, _ in each])) if each else None)

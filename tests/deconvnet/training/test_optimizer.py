@@ -34,6 +34,8 @@ def test_the_encoders_parameters_of_every_kind_have_a_factor_of_their_own(networ
     plain, groups = (by_name(network, bias_lr_factor=2.0, encoder_lr_factor=factor) for factor in (1.0, 0.25))
     assert set(plain) == set(groups) == {n for n, _ in network.named_parameters()}
     assert {group["lr_factor"] for group in parameter_groups(network, 0.1)} == {1.0}
+    faster = by_name(network, encoder_lr_factor=2.0)
+    assert {faster[name]["lr_factor"] for name in groups if re.match(r"conv[1-5]\.", name)} == {2.0}
     for name in groups:
         expected = 0.25 if re.match(r"conv[1-5]\.", name) else 1.0
         assert groups[name]["lr_factor"] == expected * plain[name]["lr_factor"], name

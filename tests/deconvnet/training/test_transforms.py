@@ -88,5 +88,13 @@ def test_jitter_scales_up_and_down_and_cuts_off_what_exceeds_the_canvas():
         x, y = transforms.square_canvas(image, mask, 64, transforms.example_rng(0, 0, position), 0.5)
         assert x.shape == (3, 64, 64)
         areas.append(int((y != 255).sum()))
-    assert min(areas) < 40 * 40
+    assert 31 * 31 <= min(areas) < 40 * 40
     assert sum(area == 64 * 64 for area in areas) > 10
+
+
+def test_jitter_scales_by_at_most_its_share():
+    image, mask = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
+    mask[22:42, 22:42] = 1
+    canvases = [transforms.square_canvas(image, mask, 128, transforms.example_rng(0, 0, i), 0.5)[1] for i in range(40)]
+    widths = [int((canvas == 1).any(0).sum()) for canvas in canvases]
+    assert 9 <= min(widths) < 13 and 27 < max(widths) <= 31

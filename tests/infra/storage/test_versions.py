@@ -38,6 +38,7 @@ def test_versions_share_parts_and_each_has_its_rows_in_the_order_of_its_parts(fo
     assert made == {1: 1, 2: 2, 3: 3}
     assert versions(folder) == {0: "abcd", 1: "abcdef", 2: "cdaxef", 3: "ax"} and names(folder) == "ax"
     assert files < set(tables.part_files(folder)) and len(tables.part_files(folder)) == 4
+    assert [tables.read_footer(folder, part.name).num_rows for part in tables.require_commit(folder).parts] == [2]
     for number, rows in versions(folder).items():
         found = DeltaTable(opened(folder).table_uri, version=number, storage_options=opened(folder)._storage_options)
         assert sorted(row["image_id"] for row in found.to_pyarrow_table().to_pylist()) == sorted(rows)
@@ -87,6 +88,8 @@ def test_a_version_without_its_record_or_of_another_schema_counts_as_absent(fold
     assert version is not None
     storage.remove(storage.join(folder, version.facts["record"]))
     assert versions(folder) == {0: "ab", 2: "ef"} and tables.read_commit(tables.at_version(folder, 1)) is None
+    tables.prune(folder, [0, 1])
+    assert versions(folder) == {0: "ab", 2: "ef"}
     monkeypatch.setattr("infra.storage.tables.versions.SCHEMA_VERSION", 99)
     assert tables.read_commit(tables.at_version(folder, 0)) is None
 
