@@ -129,13 +129,14 @@ def fetch(version: Version, tracking_uri: str, target: str) -> None:
             folder = mlflow.artifacts.download_artifacts(
                 artifact_uri=uri, dst_path=local, tracking_uri=tracking_uri, registry_uri=tracking_uri
             )
-            read_options(folder)
+            try:
+                read_options(folder)
+            except UserError:
+                raise UserError(f"{title} was not registered by this project, and no other model can be used") from None
             storage.copy_tree(folder, target)
         except (MlflowException, OSError) as error:
             reason = error_summary(error)
             raise UserError(f"{title} can't be fetched, or was not registered by this project: {reason}") from error
-        except UserError:
-            raise UserError(f"{title} was not registered by this project, and no other model can be used") from None
 
 
 def aliases(tracking_uri: str, name: str) -> dict[str, int]:
