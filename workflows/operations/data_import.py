@@ -186,13 +186,11 @@ def train_command(folder: Path, classes: tuple[str, ...]) -> str:
 def log_options_without_effect(settings: ImportSettings) -> None:
     """Log a note for each option that was given another value than its default, but has no effect on this import or check."""
     what = "check" if settings.check else settings.from_ or ""
+    kinds = {what, "add_to"} if settings.add_to else {what}
     for name, field in ImportSettings.model_fields.items():
         if (value := getattr(settings, name)) == field.default:
             continue
-        formats_of_option = FORMATS_OF_OPTION.get(name, (what,))
-        used = what in formats_of_option or (bool(settings.add_to) and "add_to" in formats_of_option)
-        if what == "check":
-            used = name in OPTIONS_OF_CHECK
+        used = name in OPTIONS_OF_CHECK if settings.check else kinds & {*FORMATS_OF_OPTION.get(name, kinds)}
         if not used:
             logger.info(f"note: {name} {value} has no effect on {'a check' if what == 'check' else what}")
 

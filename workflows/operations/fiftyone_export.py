@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from deconvnet.datasets.exporting.export_writer import read_predicted_mask, write_samples
 from deconvnet.datasets.exporting.fiftyone import PREDICTION, TRUTH, DatasetRules, Sample
-from deconvnet.datasets.importing.images import NameIndex, read_input
+from deconvnet.datasets.importing.images import read_input
 from deconvnet.datasets.importing.train_val_split import read_split_list
 from deconvnet.datasets.writing.new_folder import check_new, new_folder
 from deconvnet.datasets.writing.voc_writer import REJECTS_FILE
@@ -26,7 +26,7 @@ from infra.storage.tables import Reject
 from proposals.image_codec import decode_mask
 from proposals.masks import VOID_ID
 from workflows.operations.data_import import count_threads, local_folder
-from workflows.operations.label_export import check_rejects, find_rows, read_classes, read_commit
+from workflows.operations.label_export import check_rejects, choose_rows, find_rows, read_classes, read_commit
 from workflows.pipelines.workspace import Workspace
 from workflows.settings.export import ExportSettings
 
@@ -168,7 +168,7 @@ def _evaluated(settings: ExportSettings, name: str) -> _Source:
         background=storage.read_json(storage.join(report, "analysis.json"))["segmenter"].get("background", True),
     )
     if settings.only:
-        rows = _only(settings.only, rows, root)
+        rows = choose_rows(rows, read_split_list(settings.only, "only"), root, settings.only, "were not evaluated")
     images = Workspace(root).images
     units: list[Unit] = []
     there: set[str] = set()
@@ -210,25 +210,6 @@ def _read_evaluation(root: str, report: str, settings: ExportSettings) -> dict[s
     if not all(row.get("mask") for row in rows.values()):
         raise UserError(f"{report} was made by an earlier version of this program, which kept no masks: {_AGAIN}")
     return rows
-
-
-def _only(uri: str, rows: Mapping[str, dict[str, Any]], root: str) -> dict[str, dict[str, Any]]:
-    """Return the rows of the images that a list names.
-
-    Args:
-        uri: text file with the ids of images, one a line.
-        rows: rows of all evaluated images by image_id.
-        root: URI of the workspace.
-
-    Raises:
-        UserError: if an image was not evaluated, or the list can't be read.
-    """
-    found, missing, _ = NameIndex(list(rows), root).find_all(read_split_list(uri, "only"))
-    if missing:
-        first, reason = next(iter(missing.items()))
-        raise UserError(f"only {uri}: {len(missing):,} images were not evaluated, the first is {first}: {reason}")
-    chosen = set(found.values())
-    return {image_id: row for image_id, row in rows.items() if image_id in chosen}
 
 
 def _measures_of(row: Mapping[str, Any]) -> tuple[dict[str, float | None], dict[str, dict[str, float | None]]]:

@@ -129,12 +129,7 @@ def find_rows(
     if only:
         names = {row["path"]: name for name, row in rows.items()}
         listed = [names.get(name, name) for name in read_split_list(only, "only")]
-        found, missing, _ = NameIndex(list(rows), commit.extra["input"]).find_all(listed)
-        if missing:
-            name, reason = next(iter(missing.items()))
-            raise UserError(f"only {only}: {len(missing):,} images have no prediction, the first is {name}: {reason}")
-        chosen = set(found.values())
-        rows = {name: row for name, row in rows.items() if name in chosen}
+        rows = choose_rows(rows, listed, commit.extra["input"], only, "have no prediction")
     stamps = {image.name: image.stamp for image in list_image_files(commit.extra["input"], leave_out=source)}
     predictions, rejects = [], []
     for name, row in rows.items():
@@ -144,6 +139,29 @@ def find_rows(
             reason = "was changed after it was predicted" if name in stamps else "is gone"
             rejects.append(Reject(name, row["path"], "export", f"the image {reason}: run predict.py again"))
     return predictions, rejects
+
+
+def choose_rows(
+    rows: Mapping[str, dict[str, Any]], listed: Sequence[str], root: str, only: str, lack: str
+) -> dict[str, dict[str, Any]]:
+    """Return the rows of the images that a list names, in the order of the rows.
+
+    Args:
+        rows: rows by name of the image.
+        listed: names of images.
+        root: folder of the images.
+        only: the file that lists them, for the message.
+        lack: what is wrong with images that have no row, such as "have no prediction".
+
+    Raises:
+        UserError: if an image has no row.
+    """
+    found, missing, _ = NameIndex(list(rows), root).find_all(listed)
+    if missing:
+        first, reason = next(iter(missing.items()))
+        raise UserError(f"only {only}: {len(missing):,} images {lack}, the first is {first}: {reason}")
+    chosen = set(found.values())
+    return {name: row for name, row in rows.items() if name in chosen}
 
 
 def _to_prediction(row: Mapping[str, Any], source: str) -> Prediction:

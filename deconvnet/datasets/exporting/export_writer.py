@@ -190,7 +190,7 @@ def _convert(prediction: Prediction, export_format: ExportFormat, rules: ExportR
         BadInput: if the mask can't be read, or is not the one that the table describes.
     """
     mask = read_predicted_mask(prediction.mask, prediction.classes, rules.classes)
-    class_scores = dict(zip(np.unique(mask).tolist(), prediction.class_scores, strict=True))
+    class_scores = dict(zip(map(rules.classes.index, prediction.classes), prediction.class_scores, strict=True))
     image = PredictedImage(prediction.name, mask, prediction.score, class_scores)
     objects = find_objects(mask, rules)
     export = export_format.convert(image, objects, rules)

@@ -33,32 +33,31 @@ _VERSION = "1.0.0"  # FiftyOne raises data sets of earlier versions to its own, 
 _SHOWN_BY_BROWSERS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 # Attributes of the documents in which FiftyOne keeps groups of measures; a class of this name would break them.
 _RESERVED = frozenset(
-    {
-        *(
-            "STRICT",
-            "clean",
-            "clear_field",
-            "copy",
-            "fancy_repr",
-            "field_names",
-            "field_to_mongo",
-            "field_to_python",
-            "from_dict",
-        ),
-        *(
-            "from_json",
-            "get_field",
-            "get_text_score",
-            "has_field",
-            "id",
-            "iter_fields",
-            "merge",
-            "my_metaclass",
-            "pk",
-            "set_field",
-        ),
-        *("to_dict", "to_json", "to_mongo", "validate"),
-    }
+    [
+        "STRICT",
+        "clean",
+        "clear_field",
+        "copy",
+        "fancy_repr",
+        "field_names",
+        "field_to_mongo",
+        "field_to_python",
+        "from_dict",
+        "from_json",
+        "get_field",
+        "get_text_score",
+        "has_field",
+        "id",
+        "iter_fields",
+        "merge",
+        "my_metaclass",
+        "pk",
+        "set_field",
+        "to_dict",
+        "to_json",
+        "to_mongo",
+        "validate",
+    ]
 )
 
 

@@ -81,16 +81,14 @@ class Addition:
             self._root / folder / f"{image_id}.png" for folder in (voc.CLASS_MASKS_DIR, voc.OBJECT_MASKS_DIR)
         )
         files: dict[Path, bytes] = {}
-        stale = False
         if not _is_same(class_mask, image.class_mask):
             files[class_mask] = encode_mask(image.class_mask, VOC_PALETTE)
-            stale = image.object_mask is None and object_mask.exists()
+            if image.object_mask is None and object_mask.exists():
+                self._stale.append(object_mask)
         if image.object_mask is not None and not _is_same(object_mask, image.object_mask):
             files[object_mask] = encode_mask(image.object_mask, VOC_PALETTE if image.object_mask.itemsize == 1 else None)
         if not known:
             files[self._root / voc.IMAGES_DIR / f"{image_id}{image.suffix}"] = image.image
-        if stale:
-            self._stale.append(object_mask)
         if temporary:
             for path, content in files.items():
                 storage.write_bytes(str(temporary / path.relative_to(self._root)), content)
