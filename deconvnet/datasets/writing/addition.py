@@ -17,10 +17,11 @@ import numpy as np
 from deconvnet.datasets import voc
 from deconvnet.datasets.importing.dataset import BACKGROUND, BACKGROUND_NAMES, AnnotatedImage
 from deconvnet.datasets.palette import VOC_PALETTE
+from deconvnet.datasets.writing.new_folder import locked_folder
 from deconvnet.datasets.writing.voc_writer import REJECTS_FILE, REJECTS_HEADING, ImportSummary
 from infra import storage
 from infra.errors import BadInput, UserError
-from infra.storage.lock import Lock, hold_lock
+from infra.storage.lock import Lock
 from proposals.image_codec import decode_mask, encode_mask
 
 ADDED, REPLACED, UNCHANGED, REFUSED = "added", "replaced", "unchanged", "refused"
@@ -209,27 +210,19 @@ def check_same_classes(found: Collection[str], known: Collection[str], root: Pat
 
 @contextmanager
 def temporary_folder(root: Path) -> Iterator[tuple[Path, Lock]]:
-    """Create a temporary folder in a data set for the files to add, and hold the lock of the data set.
+    """Hold the lock of a data set, and delete the temporary folder for the files to add at the end.
 
     Args:
         root: folder of the data set.
 
     Yields:
-        The empty folder, which is deleted at the end, and the lock.
+        The folder, which does not exist yet, and the lock.
 
     Raises:
-        UserError: if the disk is full or not writable.
         Locked: if another import adds images to the data set at this time.
     """
-    lock_file = root / _LOCK
-    with hold_lock(str(lock_file), "import_data.py") as lock:
-        storage.remove(str(root / _TEMPORARY))
-        try:
-            yield root / _TEMPORARY, lock
-        finally:
-            if not lock.lost:
-                storage.remove(str(root / _TEMPORARY))
-                lock_file.unlink(missing_ok=True)  # no later import needs it
+    with locked_folder(root / _TEMPORARY, root / _LOCK) as lock:
+        yield root / _TEMPORARY, lock
 
 
 def _is_same(path: Path, mask: np.ndarray) -> bool:

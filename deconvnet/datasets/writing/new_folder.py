@@ -6,7 +6,7 @@ from pathlib import Path
 
 from infra import storage
 from infra.errors import UserError
-from infra.storage.lock import hold_lock
+from infra.storage.lock import Lock, hold_lock
 
 
 def check_new(folder: Path) -> None:
@@ -32,21 +32,40 @@ def new_folder(folder: Path, command: str = "import_data.py") -> Iterator[Path]:
         Interrupted: if another command has taken over the lock, because this one did not renew it in time.
     """
     temporary = folder.with_name(f".{folder.name}.importing")
-    lock_file = folder.with_name(f".{folder.name}.lock")
-    with hold_lock(str(lock_file), command) as lock:
-        try:
+    try:
+        with locked_folder(temporary, folder.with_name(f".{folder.name}.lock"), command) as lock:
             check_new(folder)
-            storage.remove(str(temporary))
             temporary.mkdir(parents=True)
             yield temporary
             lock.check()
             if folder.exists():
                 folder.rmdir()
             temporary.rename(folder)
-        except OSError as error:
-            if user_error := storage.disk_user_error(error, folder.parent):
-                raise user_error from error
-            raise
+    except OSError as error:
+        if user_error := storage.disk_user_error(error, folder.parent):
+            raise user_error from error
+        raise
+
+
+@contextmanager
+def locked_folder(temporary: Path, lock_file: Path, command: str = "import_data.py") -> Iterator[Lock]:
+    """Hold a lock, and delete a temporary folder at the start (if a killed run left it) and at the end, and then the lock's file.
+
+    Args:
+        temporary: path of the folder.
+        lock_file: file of the lock.
+        command: name of the command that holds the lock, for the message to another one.
+
+    Yields:
+        The lock.
+
+    Raises:
+        Locked: if another command holds the lock.
+    """
+    with hold_lock(str(lock_file), command) as lock:
+        try:
+            storage.remove(str(temporary))
+            yield lock
         finally:
             if not lock.lost:
                 storage.remove(str(temporary))

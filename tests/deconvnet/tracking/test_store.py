@@ -178,3 +178,14 @@ def test_artifacts_that_a_user_keeps_elsewhere_are_left_there(tmp_path, make_sto
 def test_mlflows_errors_are_quoted_without_secrets(begin: str, uri: str) -> None:
     said = store.error_summary(ValueError(f"{begin}{uri} refused it\nTraceback"))
     assert "secret" not in said and said.startswith(begin) and said.endswith(" refused it")
+
+
+def test_a_full_disk_is_not_taken_for_a_model_of_another_program(tmp_path, monkeypatch) -> None:
+    def full(folder: str, target: str) -> None:
+        raise UserError(f"the disk of {target} is full")
+
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", lambda **_: str(tmp_path))
+    monkeypatch.setattr(registry, "read_options", lambda folder: {})
+    monkeypatch.setattr(registry.storage, "copy_tree", full)
+    with pytest.raises(UserError, match=r"^the disk of /there is full$"):
+        registry.fetch(registry.Version("shapes", "1", "0", "models:/m-1"), "sqlite:///x.db", "/there")
