@@ -6,7 +6,8 @@ nor on the number of workers.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -137,11 +138,11 @@ class Executor(ABC):
             Interrupted: after an item, if the run was asked to stop.
         """
 
-    def _until_stopped(self, done: Iterator[Item], total: int, title: str, unit: str) -> Iterator[Item]:
+    def _until_stopped(self, done: Generator[Item], total: int, title: str, unit: str) -> Iterator[Item]:
         """Yield results unchanged, show the progress, and stop early if the run was asked to stop.
 
         Args:
-            done: the results of units of work.
+            done: the results of units of work. It is closed at the end, so that the work that is left is given up.
             total: number of results to expect.
             title: name of the work, shown with the progress.
             unit: plural noun for the units, shown with the progress, such as "parts" or "images".
@@ -152,9 +153,10 @@ class Executor(ABC):
         Raises:
             Interrupted: after a result, if the run was asked to stop.
         """
-        for item in progress(done, total, title, unit):
-            yield item
-            self._check_stop(f"{title}: stopped")
+        with closing(done):
+            for item in progress(done, total, title, unit):
+                yield item
+                self._check_stop(f"{title}: stopped")
 
     def _check_stop(self, message: str) -> None:
         """Raise Interrupted if the run was asked to stop.

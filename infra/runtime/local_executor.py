@@ -5,7 +5,7 @@ Ordinary units run in a pool of processes. Units that share something costly to 
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor as Pool
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -112,7 +112,7 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _one_by_one(units: Mapping[int, Any], work: Work[Result]) -> Iterator[tuple[int, Result]]:
+def _one_by_one(units: Mapping[int, Any], work: Work[Result]) -> Generator[tuple[int, Result]]:
     """Do all units of work in this thread, in order.
 
     Args:
@@ -126,7 +126,7 @@ def _one_by_one(units: Mapping[int, Any], work: Work[Result]) -> Iterator[tuple[
         yield index, work(index, item)
 
 
-def _in_pool(pool: Pool, units: Mapping[int, Any], work: Work[Result]) -> Iterator[tuple[int, Result]]:
+def _in_pool(pool: Pool, units: Mapping[int, Any], work: Work[Result]) -> Generator[tuple[int, Result]]:
     """Do all units of work in a pool. If the caller stops iterating early, units that have not begun are cancelled.
 
     Args:

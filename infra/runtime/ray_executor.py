@@ -1,8 +1,8 @@
 """An executor that runs the units of work of a job on a Ray cluster, as tasks or in actors of Ray Data."""
 
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any, Self
 
@@ -166,8 +166,8 @@ def _dataset(units: Mapping[int, Any], nodes: Mapping[str, str]) -> Any:
     return dataset
 
 
-def _results(done: Any) -> Iterator[tuple[int, Any]]:
-    """Run a Ray Data job, and yield the unpickled results of its units of work.
+def _results(done: Any) -> Generator[tuple[int, Any]]:
+    """Run a Ray Data job, and yield the unpickled results of its units of work. The job ends with the iteration.
 
     Args:
         done: Ray dataset, not yet computed, with one row for each unit of work. "index" is the index of the unit. "result" is
@@ -179,11 +179,12 @@ def _results(done: Any) -> Iterator[tuple[int, Any]]:
     Raises:
         UserError: if a unit raised UserError.
     """
-    for row in done.iter_rows():
-        result = pickle.loads(row["result"])
-        if isinstance(result, UserError):
-            raise result
-        yield row["index"], result
+    with closing(iter(done.iter_rows())) as rows:  # an error that someone keeps would keep the iterator, and with it the actors
+        for row in rows:
+            result = pickle.loads(row["result"])
+            if isinstance(result, UserError):
+                raise result
+            yield row["index"], result
 
 
 def _items(work: Callable[[], Iterable[Item]]) -> Iterator[Item]:

@@ -22,6 +22,7 @@ from deconvnet.tracking.mlflow_runs import MlflowTracker
 from infra.deploy.local.process import free_port
 from tests.conftest import ROOT
 from tests.deconvnet.ensembles import register_ensemble, save_networks
+from tests.waiting import wait_until
 from tests.workflows.bad_clients import MIB, send_half
 from tests.workflows.test_serve import PHOTO, started, wait_for
 from workflows import promote, serve
@@ -111,15 +112,6 @@ class Clients:
     def models(self, begin: float, end: float) -> set[tuple[int, str]]:
         """Statuses and versions of the answers to requests that were sent in an interval."""
         return {(status, model) for mine in self.answers for asked, status, model in mine if begin < asked < end}
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 300) -> float:
-    """Wait for a condition, and return when it was found to hold."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return time.monotonic()
 
 
 def test_fifty_clients_see_no_error_and_no_old_answer_while_the_champion_changes_and_is_taken_back(server: Server) -> None:

@@ -1,5 +1,6 @@
 """Both executors do every unit once, by workers made once; a user error, no room and a deadly unit become messages."""
 
+import gc
 import os
 import pkgutil
 import time
@@ -15,6 +16,7 @@ from infra.runtime.executor import Actors, Executor
 from infra.runtime.local_executor import LocalExecutor
 from infra.runtime.ray_executor import RayExecutor
 from infra.settings import ClusterSettings
+from tests.waiting import wait_until
 
 WORDS = {"title": "counting", "unit": "numbers"}
 ON_RAY = (pytest.mark.ray, pytest.mark.xdist_group("ray"))  # they ask for the session's Ray only when they run
@@ -125,6 +127,37 @@ def test_it_stops_after_a_result_once_told_to(name: str, request: pytest.Fixture
         next(results)
         with pytest.raises(Interrupted, match="the same command resumes it"):
             next(results)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("stop", [False, True])
+def test_actors_end_with_a_job_that_fails_or_stops_even_if_the_error_is_kept(
+    ray_session: None, tmp_path: Path, stop: bool
+) -> None:
+    """As a notebook keeps it, or the frame that raised it until the garbage is collected."""
+    import ray
+
+    executor = RayExecutor(ClusterSettings(), lambda: stop)
+    all_cpus = ray.cluster_resources()["CPU"]
+    gc.disable()
+    try:
+        with pytest.raises((UserError, Interrupted)) as kept:
+            list(executor.map_actors({0: 3, 1: 3, 2: 7}, partial(squares, tmp_path / "log", -1, 7), Actors(most=1), **WORDS))
+        wait_until(lambda: ray.available_resources().get("CPU") == all_cpus, seconds=60)
+        assert isinstance(kept.value, Interrupted if stop else UserError)
+    finally:
+        gc.enable()
+
+
+def test_units_that_have_not_begun_in_a_pool_are_given_up_at_a_stop_even_if_the_error_is_kept(tmp_path: Path) -> None:
+    files = {index: tmp_path / str(index) for index in range(20)}
+    with LocalExecutor(2, lambda: True) as executor:
+        with pytest.raises(Interrupted) as kept:
+            list(executor.map(files, slow, title="sleeping"))
+        with LocalExecutor(2) as other:  # takes longer than the units of the first that have begun
+            dict(other.map({index: tmp_path / f"other {index}" for index in range(6)}, slow, title="sleeping"))
+        assert sum(file.exists() for file in files.values()) < 10
+        assert isinstance(kept.value, Interrupted)
 
 
 def test_units_that_have_begun_in_a_pool_are_finished_at_a_stop(tmp_path: Path) -> None:
