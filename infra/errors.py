@@ -45,3 +45,21 @@ def find_user_error(error: BaseException) -> UserError | None:
         further = (getattr(cause, "cause", None), cause.__cause__)
         causes += [c for c in further if isinstance(c, BaseException) and id(c) not in seen]
     return None
+
+
+def forget_frames(error: BaseException) -> None:
+    """Forget the frames (calls of functions) in which an error, and those before it, were raised.
+
+    Frames keep what their variables refer to, such as processes, for as long as someone keeps the error, and often longer, until
+    Python collects its garbage.
+
+    Args:
+        error: an exception that was caught. Frames that it passes after this call are in its traceback again.
+    """
+    errors, seen = [error], set()
+    while errors:
+        each = errors.pop()
+        if id(each) not in seen:
+            seen.add(id(each))
+            each.__traceback__ = None
+            errors += [before for before in (each.__cause__, each.__context__) if before is not None]

@@ -1,10 +1,13 @@
 """What all tests share: a real Ray, the sample images, random numbers; and how tests are divided among processes."""
 
+import logging
 import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -79,8 +82,22 @@ def ray_session() -> Iterator[None]:
         log_to_driver=False,
         logging_level="warning",
     )
+    make_record = logging.getLogRecordFactory()
+    logging.setLogRecordFactory(partial(_record_without_frames, make_record))
     yield
+    logging.setLogRecordFactory(make_record)
     ray.shutdown()
+
+
+def _record_without_frames(make: Callable[..., logging.LogRecord], *args: Any, **options: Any) -> logging.LogRecord:
+    """Make a record of the log with the text of its error alone.
+
+    pytest keeps the records of a test, and the frames of an error keep the actors of the job that failed, which take CPUs.
+    """
+    record = make(*args, **options)
+    if record.exc_info:
+        record.exc_text, record.exc_info = logging.Formatter().formatException(record.exc_info), None
+    return record
 
 
 @pytest.fixture(scope="module")

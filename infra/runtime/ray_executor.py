@@ -1,12 +1,13 @@
 """An executor that runs the units of work of a job on a Ray cluster, as tasks or in actors of Ray Data."""
 
+import gc
 import pickle
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any, Self
 
-from infra.errors import UserError, find_user_error
+from infra.errors import UserError, find_user_error, forget_frames
 from infra.live_metrics import RayMetrics
 from infra.runtime import cluster
 from infra.runtime.executor import Actors, Executor, Item, Result, Work
@@ -179,12 +180,18 @@ def _results(done: Any) -> Generator[tuple[int, Any]]:
     Raises:
         UserError: if a unit raised UserError.
     """
-    with closing(iter(done.iter_rows())) as rows:  # an error that someone keeps would keep the iterator, and with it the actors
-        for row in rows:
-            result = pickle.loads(row["result"])
-            if isinstance(result, UserError):
-                raise result
-            yield row["index"], result
+    with closing(iter(done.iter_rows())) as rows:
+        try:
+            for row in rows:
+                result = pickle.loads(row["result"])
+                if isinstance(result, UserError):
+                    raise result
+                yield row["index"], result
+        except Exception as error:
+            # An actor takes its CPUs as long as something refers to it, as frames do in which Ray Data has raised an error.
+            forget_frames(error)
+            gc.collect()
+            raise
 
 
 def _items(work: Callable[[], Iterable[Item]]) -> Iterator[Item]:

@@ -1,6 +1,11 @@
-"""find_user_error finds a UserError behind other errors."""
+"""A UserError is found behind other errors, and errors forget their frames."""
 
-from infra.errors import UserError, find_user_error
+import gc
+import weakref
+
+import pytest
+
+from infra.errors import UserError, find_user_error, forget_frames
 
 
 def wrapped(cause: BaseException, by: str) -> RuntimeError:
@@ -27,3 +32,41 @@ def test_both_kinds_of_cause_are_followed():
     error = wrapped(ValueError("the wrong one"), "cause")
     error.__cause__ = UserError("the right one")
     assert str(find_user_error(error)) == "the right one"
+
+
+class Process:
+    """Something that a variable refers to."""
+
+
+def start(alive: weakref.WeakSet[Process]) -> None:
+    process = Process()
+    alive.add(process)
+    raise OSError("started in vain")
+
+
+def test_an_error_that_forgets_its_frames_keeps_nothing_alive_nor_do_those_before_it() -> None:
+    alive: weakref.WeakSet[Process] = weakref.WeakSet()
+
+    def fail() -> None:
+        process = Process()
+        alive.add(process)
+        try:
+            start(alive)
+        except OSError as first:
+            try:
+                start(alive)
+            except OSError:  # the context of the next error, which has a cause as well
+                raise ValueError("failed") from first
+
+    gc.disable()
+    try:
+        with pytest.raises(ValueError, match=r"^failed$") as caught:
+            fail()
+        error = caught.value
+        del caught
+        assert len(alive) == 3
+        forget_frames(error)
+        assert len(alive) == 0
+        assert str(error.__cause__) == "started in vain"
+    finally:
+        gc.enable()

@@ -86,6 +86,15 @@ def slow(index: int, file: Path) -> None:
     file.write_text("finished")
 
 
+def napping(threads: int) -> Callable[[int, int], None]:
+    def work(index: int, unit: int) -> None:
+        if unit == 99:
+            os._exit(1)
+        time.sleep(0.3)
+
+    return work
+
+
 def test_every_unit_is_done_and_user_errors_are_raised(any_executor: Executor) -> None:
     assert dict(any_executor.map({3: 1, 5: 2}, doubled, title="doubling")) == {3: 32, 5: 54}
     assert list(any_executor.map({}, doubled, title="doubling")) == []
@@ -130,21 +139,25 @@ def test_it_stops_after_a_result_once_told_to(name: str, request: pytest.Fixture
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("stop", [False, True])
-def test_actors_end_with_a_job_that_fails_or_stops_even_if_the_error_is_kept(
-    ray_session: None, tmp_path: Path, stop: bool
+@pytest.mark.parametrize(
+    ("units", "stop", "message"),
+    [([0] * 200, True, "the same command resumes it"), ([99], False, "its processes died")],
+    ids=["a stop", "dead actors"],
+)
+def test_the_actors_of_a_job_that_ends_early_free_their_cpus_even_if_the_error_is_kept(
+    ray_session: None, units: list[int], stop: bool, message: str
 ) -> None:
-    """As a notebook keeps it, or the frame that raised it until the garbage is collected."""
+    """As a notebook keeps it. An error that is not kept still has its frames until the garbage is collected."""
     import ray
 
     executor = RayExecutor(ClusterSettings(), lambda: stop)
     all_cpus = ray.cluster_resources()["CPU"]
     gc.disable()
     try:
-        with pytest.raises((UserError, Interrupted)) as kept:
-            list(executor.map_actors({0: 3, 1: 3, 2: 7}, partial(squares, tmp_path / "log", -1, 7), Actors(most=1), **WORDS))
-        wait_until(lambda: ray.available_resources().get("CPU") == all_cpus, seconds=60)
-        assert isinstance(kept.value, Interrupted if stop else UserError)
+        with pytest.raises((UserError, Interrupted), match=message) as kept:
+            list(executor.map_actors(dict(enumerate(units)), napping, Actors(most=1, retries=1), **WORDS))
+        wait_until(lambda: ray.available_resources().get("CPU") == all_cpus, seconds=20)
+        del kept
     finally:
         gc.enable()
 
