@@ -42,7 +42,8 @@ Ray's default of 2 s would delay every report.
 PREEMPTION_POLL_SECONDS = 1.0
 """Seconds between two looks for nodes that will be taken away. Ray's default of 5 s would waste a part of a short notice."""
 PLACEMENT_SECONDS = 20
-"""Longest wait in seconds for promised resources, if the number of workers may change. Then Ray counts the nodes again."""
+"""Seconds after which Ray Train gives up a request for the workers' CPUs and GPUs, reports it, and makes another request."""
+_STOPPED = "interrupted while waiting for room for the workers: the same command resumes from the last checkpoint"
 COLLECTIVE_SECONDS = 600
 """Longest time in seconds that a worker waits for the others in a collective operation. Writing a checkpoint takes less."""
 
@@ -80,7 +81,7 @@ def train_on_ray(
     job.check(compute.workers, compute.min_workers)
     check_resources(compute, cluster)
     plan, dev = job.batch_plan(compute.workers), job.dev_examples()
-    _set_ray_train_variables(compute)
+    _set_ray_train_variables()
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # a queue on another node could die with that node
     queue = ray.remote(ReportQueue).options(num_cpus=0, label_selector=here).remote()
     trainer = _ray_trainer(job, plan, dev, queue, cluster.selector("training_nodes"), callbacks)
@@ -109,13 +110,11 @@ def check_resources(compute: ComputeSettings, cluster: ClusterSettings) -> None:
     Raises:
         UserError: if this cluster can never have the resources.
     """
-    workers = compute.workers if compute.min_workers is None else compute.min_workers
     fits = actor_slots(cluster.selector("training_nodes"), compute.cpus_per_worker, 1 if compute.gpu else 0)
-    if fits >= workers:
+    if fits >= _fewest_workers(compute):
         return
     check_nodes(cluster, "training_nodes")
-    each = f"{compute.cpus_per_worker} CPU{'s' * (compute.cpus_per_worker > 1)}" + (" and a GPU" if compute.gpu else "")
-    what = f"room for {workers} training workers of {each} each (Ray has it for {fits})"
+    what = f"{_needed_room(compute)} (Ray has it for {fits})"
     if not can_autoscale(cluster) and len(live_nodes()) == 1:
         raise UserError(
             f"compute requests {what}: lower compute.workers or compute.cpus_per_worker"
@@ -124,22 +123,29 @@ def check_resources(compute: ComputeSettings, cluster: ClusterSettings) -> None:
     logger.info(f"  waiting for {what}")
 
 
-def _set_ray_train_variables(compute: ComputeSettings) -> None:
+def _fewest_workers(compute: ComputeSettings) -> int:
+    """Return the smallest number of workers with which a training may run."""
+    return compute.workers if compute.min_workers is None else compute.min_workers
+
+
+def _needed_room(compute: ComputeSettings) -> str:
+    """Describe the resources that a training needs to run, for a message: "room for 2 training workers of 1 CPU each"."""
+    each = f"{compute.cpus_per_worker} CPU{'s' * (compute.cpus_per_worker > 1)}" + (" and a GPU" if compute.gpu else "")
+    workers = _fewest_workers(compute)
+    return f"room for {workers} training workers of {each} each" if workers > 1 else f"room for a training worker of {each}"
+
+
+def _set_ray_train_variables() -> None:
     """Set environment variables that configure Ray Train. Variables that the user has set stay as they are.
 
     The variables set how often Ray Train checks its workers, and looks for nodes that will be preempted (taken away soon). If
-    Ray has a single node, they switch that look off. If the number of workers may change, they also set how long Ray Train waits
-    for promised resources.
-
-    Args:
-        compute: settings of the training processes.
+    Ray has a single node, they switch that look off. They also set how long Ray Train waits for resources until it reports.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", str(PREEMPTION_POLL_SECONDS))
     if len(ray.nodes()) == 1:  # if this node is preempted, the driver ends with it
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    if compute.min_workers is not None:
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACEMENT_SECONDS))
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACEMENT_SECONDS))
 
 
 def _ray_trainer(
@@ -235,15 +241,18 @@ class _Run:
             thread.start()
             while thread.is_alive():
                 if (caught or should_stop()) and not requested:
-                    logger.info("  stopping: the workers finish their step and leave a checkpoint (again to stop at once)")
+                    if self._workers != 0:
+                        logger.info("  stopping: the workers finish their step and leave a checkpoint (again to stop at once)")
                     self._queue.request_stop.remote()
                     requested = True
                 if requested and self._workers == 0:
-                    raise Interrupted("interrupted while waiting for nodes: the same command resumes from the last checkpoint")
+                    raise Interrupted(_STOPPED)
                 self._log_messages()
                 thread.join(POLL_SECONDS)
             self._log_messages()
         if self._error is not None:
+            if isinstance(getattr(self._error, "controller_failure", None), Interrupted):
+                raise Interrupted(_STOPPED) from self._error
             raise _user_error(self._error, self._job.checkpoints_uri) from self._error
         return self._value
 
@@ -269,10 +278,22 @@ class _Run:
             elif "leaving" in message:
                 logger.info(f"  a node will be taken away in {message['leaving']:.0f} s: a checkpoint was saved")
             elif "workers" in message:
-                self._workers = message["workers"]
-                logger.info(f"  workers: {self._workers if self._workers else 'none yet; waiting for nodes to train on'}")
+                self._log_workers(message["workers"])
             else:
                 logger.info(f"  {progress_line(message, self._total_steps)}")
+
+    def _log_workers(self, workers: int) -> None:
+        """Log the number of workers if it has changed. A number that cannot change is logged only after a wait.
+
+        Args:
+            workers: number of workers that run now; 0 while there is no room for them.
+        """
+        compute = self._job.compute
+        before, self._workers = self._workers, workers
+        if workers == 0 != before:
+            logger.info(f"  workers: none yet; waiting for {_needed_room(compute)} that no other work takes")
+        elif workers not in (0, before) and (compute.min_workers is not None or before is not None):
+            logger.info(f"  workers: {workers}")
 
 
 def _user_error(error: BaseException, checkpoints_uri: str) -> BaseException:

@@ -20,16 +20,18 @@ from ray._private.services import canonicalize_bootstrap_address
 from ray._private.state import available_resources_per_node, state
 from ray.data._internal.cluster_autoscaler.default_cluster_autoscaler_v2 import _NodeResourceSpec
 from ray.data._internal.execution.execution_callback import ExecutionCallback
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import DEFAULT_PREEMPTION_DEADLINE_S
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2._internal.execution.controller.state import ReschedulingState
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
 from ray.train.v2._internal.util import time_monotonic
 
+from infra.errors import Interrupted
 from infra.runtime.cluster import live_nodes
 
 GROW_SECONDS = 60.0
@@ -172,28 +174,46 @@ class Elastic(ElasticScalingPolicy):
         return {node: resources for node, resources in available_resources_per_node().items() if node in nodes}
 
 
-class RestartOnFailedStart(WorkerGroupCallback):
-    """A Ray Train callback that makes Ray start the training workers again if one of them dies during their start.
+class StartGuard(WorkerGroupCallback):
+    """A Ray Train callback for the start of the training workers. It ends a wait on request, and works around faults of Ray.
 
-    It works around two faults of Ray (ray/train/v2/_internal/execution/worker_group/worker_group.py, `_start_impl`). First, Ray
-    does not release the resources of the other workers, so new workers never find room. Second, Ray gives up the training if
-    another worker's error, such as a lost connection, arrives before the error of the dead worker.
+    Ray waits for room for the workers, for ever if other work takes the CPUs. The driver (the process that started the training)
+    is told that it waits. If the driver asks for a stop, or is gone, the wait ends.
+
+    Two faults are in ray/train/v2/_internal/execution/worker_group/worker_group.py, `_start_impl`. First, if a worker dies during
+    its start, Ray does not release the resources of the others, so new workers never find room. Second, Ray gives up the training
+    if another worker's error, such as a lost connection, arrives before the error of the dead worker.
 
     This callback must be the first in the list of callbacks.
     """
 
-    _group: Any = None
+    def __init__(self, queue: Any, report: bool) -> None:
+        """Store where messages go.
+
+        Args:
+            queue: handle of the `ReportQueue` actor, which passes messages and the stop request between the driver and the run.
+            report: whether to send the message {"workers": N} when workers have started, and {"workers": 0} while there is no
+                room for them. False if the scaling policy does this.
+        """
+        self._queue, self._report = queue, report
+        self._count = 0
+        self._group: Any = None
 
     @contextmanager
     def on_worker_group_start(self) -> Iterator[None]:
-        """Release the resources of the workers if their start fails. Ray Train starts them inside this context manager.
+        """Watch a start of the workers, which takes place inside this context manager. Ray Train calls this.
 
         Raises:
             WorkerGroupError: if an error in a worker made the start fail. Ray then starts the workers again.
+            Interrupted: if the driver asked for a stop, or is gone. This ends the training.
         """
         self._group = None
         try:
             yield
+        except WorkerGroupStartupTimeoutError:
+            self._send(0)
+            self._check_stop()
+            raise
         except Exception as error:
             if self._group is not None:
                 self._group.shutdown()
@@ -201,13 +221,40 @@ class RestartOnFailedStart(WorkerGroupCallback):
                 raise WorkerGroupError("the workers did not start", {0: error}) from error
             raise
 
+    def before_worker_group_start(self, worker_group_context: Any) -> None:
+        """Remember the number of workers. Ray Train calls this before it looks for room for them.
+
+        Args:
+            worker_group_context: Ray's object with the number of workers.
+        """
+        self._count = worker_group_context.num_workers
+
     def after_worker_group_start(self, worker_group: Any) -> None:
         """Remember the group of workers. Ray Train calls this when their processes run, before they connect to each other.
 
         Args:
             worker_group: Ray's object for the group of workers.
+
+        Raises:
+            Interrupted: if the driver asked for a stop, or is gone. This ends the training.
         """
         self._group = worker_group
+        self._check_stop()
+        self._send(self._count)
+
+    def _send(self, workers: int) -> None:
+        """Tell the driver how many workers run, if that is this callback's task."""
+        if self._report:
+            self._queue.put.remote({"workers": workers})
+
+    def _check_stop(self) -> None:
+        """Raise Interrupted if the driver asked for a stop, or its queue has ended with it."""
+        try:
+            stop = ray.get(self._queue.stop_requested.remote())
+        except RayActorError:
+            stop = True
+        if stop:
+            raise Interrupted("stopped before the workers ran")
 
 
 @contextmanager
@@ -295,6 +342,7 @@ class ElasticTrainer(ray.train.torch.TorchTrainer):
         return super()._initialize_and_run_controller(**options)
 
     def _create_default_callbacks(self) -> list[Any]:
-        """Return the training's callbacks: first a `RestartOnFailedStart`, then Ray's own without its placement group cleaner."""
+        """Return the training's callbacks: first a `StartGuard`, then Ray's own without its placement group cleaner."""
         usual = super()._create_default_callbacks()
-        return [RestartOnFailedStart(), *(c for c in usual if not isinstance(c, PlacementGroupCleanerCallback))]
+        guard = StartGuard(self._queue, report=not self.scaling_config.elasticity_enabled)
+        return [guard, *(c for c in usual if not isinstance(c, PlacementGroupCleanerCallback))]

@@ -24,9 +24,11 @@ from deconvnet.training.job import TrainingJob
 from deconvnet.training.local_trainer import train_locally
 from deconvnet.training.ray_trainer import check_resources, train_on_ray
 from infra.errors import Interrupted, UserError
+from infra.runtime.report_queue import ReportQueue
 from infra.settings import ClusterSettings
 from tests.conftest import ROOT
 from tests.deconvnet.training_tables import SIZE, examples_table, images_table
+from tests.waiting import wait_until
 
 CLASSES = ("background", "red", "green")
 WHILE_WRITTEN = 2
@@ -80,7 +82,7 @@ def test_a_batch_that_can_t_be_shared_is_refused_before_ray_is_used(tmp_path: Pa
 def test_more_resources_than_ray_has_are_refused(tmp_path: Path, ray_session, logged):
     with pytest.raises(UserError, match=r"room for 8 training workers of 1 CPU each \(Ray has it for 2\): lower compute.workers"):
         train_on_ray(job(tmp_path, compute=ComputeSettings(workers=8)))
-    with pytest.raises(UserError, match=r"of 1 CPU and a GPU each \(Ray has it for 0\).*compute.gpu to false"):
+    with pytest.raises(UserError, match=r"room for a training worker of 1 CPU and a GPU \(Ray has it for 0\).*compute.gpu to false"):
         train_on_ray(job(tmp_path, compute=ComputeSettings(gpu=True)))
     with pytest.raises(UserError, match=r"room for 3 training workers"):
         check_resources(ComputeSettings(workers=8, min_workers=3), ClusterSettings())
@@ -140,6 +142,31 @@ def test_two_workers_on_ray_resume_a_local_run_and_are_resumed_by_one_with_the_l
     assert meta["extra"]["stage"] == "stage1"
     for name, value in undisturbed.state_dict().items():  # rounding grows in 30 steps, most of all in the variances of few pixels
         assert torch.allclose(kept.state_dict()[name].float(), value.float(), rtol=0.1, atol=0.05), name
+
+
+@pytest.mark.ray
+def test_a_training_says_that_it_waits_for_cpus_that_other_work_takes_and_ends_when_asked_to(
+    tmp_path: Path, ray_session, logged, monkeypatch: pytest.MonkeyPatch
+):
+    """The controller of the training ends with it, or it would begin when the CPUs are free."""
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
+    examples_table(f"{tmp_path}/examples", 60)
+    other = ray.remote(ReportQueue).options(num_cpus=1).remote()
+    waits = "  workers: none yet; waiting for room for 2 training workers of 1 CPU each that no other work takes"
+    with pytest.raises(Interrupted, match="while waiting for room for the workers: the same command resumes"):
+        train_on_ray(job(tmp_path, compute=ComputeSettings(workers=2)), should_stop=lambda: waits in logged.messages)
+    assert logged.messages.count(waits) == 1 and not any("stopping" in message for message in logged.messages)
+    wait_until(lambda: not controllers(), seconds=60)
+    ray.kill(other)
+
+
+def controllers() -> list[psutil.Process]:
+    """The controllers of Ray Train that belong to the session's Ray."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # it has just ended
+            found += [process] if "TrainController" in " ".join(process.cmdline()) else []
+    return found
 
 
 class Driver:

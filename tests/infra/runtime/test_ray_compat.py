@@ -25,7 +25,7 @@ from ray.train.v2._internal.execution.callback import ControllerCallback, Worker
 from ray.train.v2._internal.execution.controller.state import ReschedulingState
 from ray.train.v2._internal.execution.preemption import PreemptionContext, PreemptionWatcher
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision, ScalingPolicy
-from ray.train.v2._internal.execution.worker_group import WorkerGroup, WorkerGroupState, WorkerStatus
+from ray.train.v2._internal.execution.worker_group import WorkerGroup, WorkerGroupContext, WorkerGroupState, WorkerStatus
 from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
 from ray.train.v2.api import data_parallel_trainer
 
@@ -144,8 +144,10 @@ def test_the_trainer_makes_its_policy_and_callbacks_where_we_replace_them() -> N
 def test_the_trainer_s_callbacks_are_ours_and_ray_s_without_the_cleaner(monkeypatch: pytest.MonkeyPatch) -> None:
     cleaner, other = PlacementGroupCleanerCallback(), object()
     monkeypatch.setattr(data_parallel_trainer.DataParallelTrainer, "_create_default_callbacks", lambda self: [cleaner, other])
-    made = ray_compat.ElasticTrainer._create_default_callbacks(object.__new__(ray_compat.ElasticTrainer))
-    assert isinstance(made[0], ray_compat.RestartOnFailedStart) and made[1:] == [other]
+    trainer = object.__new__(ray_compat.ElasticTrainer)
+    trainer._queue, trainer.scaling_config = None, ray.train.ScalingConfig()
+    made = ray_compat.ElasticTrainer._create_default_callbacks(trainer)
+    assert isinstance(made[0], ray_compat.StartGuard) and made[1:] == [other]
 
 
 def test_the_scaling_policy_has_what_ours_overrides_and_calls() -> None:
@@ -175,8 +177,10 @@ def test_a_worker_keeps_the_notice_of_a_preemption_where_it_is_read(monkeypatch:
 
 
 def test_worker_group_callbacks_are_called_where_a_start_can_fail() -> None:
-    for name in ("on_worker_group_start", "after_worker_group_start"):
-        assert parameters(getattr(ray_compat.RestartOnFailedStart, name)) == parameters(getattr(WorkerGroupCallback, name)), name
+    for name in ("on_worker_group_start", "before_worker_group_start", "after_worker_group_start"):
+        assert parameters(getattr(ray_compat.StartGuard, name)) == parameters(getattr(WorkerGroupCallback, name)), name
+    assert "num_workers" in parameters(WorkerGroupContext)
+    assert "raise WorkerGroupStartupTimeoutError(" in inspect.getsource(WorkerGroup._start_impl)
     assert callable(WorkerGroup.shutdown)
     assert parameters(ray.train.WorkerGroupError)[:2] == ["error_message", "worker_failures"]
 
