@@ -26,8 +26,9 @@ WEIGHTS_PER_TILE = 2**9
 """… but at least as many tiles as this is contained in the weights, because these are read once for all tiles together …"""
 MOST_TILES = 16 * ROWS
 """… up to this."""
-KEPT = 2**24
-"""Most transformed numbers that are kept for the gradient of the weights, about (64 MB of float32)."""
+KEPT, KEPT_PER_WEIGHT = 2**19, 2**5
+"""Least number of transformed numbers that are kept at a time for the gradient of the weights, and least for each input · output,
+because the sums are read and written once for all of them."""
 BLOCK = (128, 2 * PANEL)
 """Most outputs and inputs of a block of weights whose gradient is computed at a time."""
 
@@ -115,8 +116,8 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     """
     outputs, inputs, tiles = grad.shape[1], x.shape[1], _tiles(x)
     dtype = DTYPES[x.dtype]
-    numbers = 36 * (outputs + inputs + 2 * WIDTH)
-    most = -(-tiles // max(1, -(-tiles * numbers // KEPT)))
+    numbers, most_numbers = 36 * (outputs + inputs + 2 * WIDTH), max(KEPT, KEPT_PER_WEIGHT * outputs * inputs)
+    most = -(-tiles // max(1, -(-tiles * numbers // most_numbers)))
     kept = [x.new_empty(36, most, channels + WIDTH) for channels in (outputs, inputs)]
     some = _block(outputs, inputs)
     blocks = -(-outputs // some[0]) * -(-inputs // some[1])
