@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from deconvnet.models.fused.available import use_fused
 from deconvnet.models.fused.products import NeighbourhoodConv2d, WinogradConv2d
 from deconvnet.models.layers import as_convolution_kernel
 from deconvnet.models.network import Network
@@ -19,8 +20,8 @@ def for_inference(network: N, *, bf16: bool = True) -> N:
     """Return a copy of a network that computes the same scores faster.
 
     Batch norms are folded into the layers before them. Deconvolutions with stride 1 become convolutions or matrix products. The
-    memory format is channels_last. In float32 on CPUs, convolutions with many channels or huge kernels become matrix products
-    (`fused.products`).
+    memory format is channels_last. In float32 on CPUs, 3×3 convolutions and those with huge kernels are computed otherwise
+    (`fused.products`), the former together with ReLU, if numba can compile.
 
     Args:
         network: a network in training or evaluation mode. It is not changed.
@@ -43,6 +44,8 @@ def for_inference(network: N, *, bf16: bool = True) -> N:
                 del unit.norm
             layer = _without_deconvolution(layer)
             unit.conv = _as_product(layer) if as_products else layer
+            if isinstance(unit.conv, WinogradConv2d):
+                del unit.relu
     fused.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return fused
 
@@ -67,14 +70,15 @@ def _without_deconvolution(layer: nn.Module) -> nn.Module:
 
 
 def _as_product(layer: nn.Module) -> nn.Module:
-    """Convert a convolution that matrix products compute faster, in float32 on a CPU.
+    """Convert a convolution that can be computed faster, in float32 on a CPU.
 
     Args:
-        layer: any layer.
+        layer: any layer that ReLU follows.
 
     Returns:
-        A layer that computes the same, or the layer itself if it would not be faster.
+        A `WinogradConv2d`, which computes the layer and ReLU; or another layer that computes the same as the given one; or that
+        itself.
     """
-    if WinogradConv2d.suits(layer):
-        return WinogradConv2d(cast(nn.Conv2d, layer))
+    if WinogradConv2d.suits(layer) and use_fused(torch.device("cpu")):
+        return WinogradConv2d(cast(nn.Conv2d, layer), relu=True)
     return NeighbourhoodConv2d.of(cast(nn.Conv2d, layer)) if NeighbourhoodConv2d.suits(layer) else layer

@@ -33,6 +33,7 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     for benchmark in (
         training.loop,
         steps.steps,
+        steps.winograd,
         feeding.feeding,
         feeding.launches,
         feeding.inputs,

@@ -1,26 +1,31 @@
-"""Training steps as `Trainer` does them, against the same steps with torch's own layers, loss, SGD and memory."""
+"""Training steps as `Trainer` does them, against the same steps with torch's own layers, loss, SGD and memory; and parts of that."""
 
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from unittest import mock
 
 import numpy as np
 import torch
+import yaml
 from torch import nn
 
 from deconvnet import DeconvNet, FCN8s
+from deconvnet.models.architectures import DECONVNET, FCN8S
+from deconvnet.models.factory import build_network
 from deconvnet.models.fused import loss
 from deconvnet.models.layers import MatrixConv2d, MatrixDeconv2d
 from deconvnet.models.network import Network
-from deconvnet.settings import StageSettings
+from deconvnet.settings import ModelSettings, StageSettings
 from deconvnet.training import optimizer, trainer
 from deconvnet.training.trainer import Trainer
 from infra.device import convolutions_of_fixed_sizes, fast_bf16
 from infra.memory import freed_memory_is_kept
 from tests.benchmarks.common import Row
+from tests.benchmarks.serving import CONFIG
 
 CLASSES = 21
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -56,6 +61,33 @@ def steps(rounds: int = 5, each: int = 3) -> list[Row]:
     return rows
 
 
+def winograd(rounds: int = 5) -> list[Row]:
+    """Time steps of `voc_sample_cpu.yaml`, in float32 on CPUs, against the same with torch's 3×3 convolutions, in turns."""
+    from deconvnet.models.fused.cpu import convolution
+    from deconvnet.models.fused.cpu.winograd import DTYPES
+
+    config = yaml.safe_load(CONFIG.read_text())
+    torch.set_num_threads(config["compute"]["threads"])
+    model = ModelSettings(**{**config["model"], "vgg16": None})
+    rows: list[Row] = []
+    for kind, stage, size in ((DECONVNET, "stage1", model.input_size), (FCN8S, "fcn8s", model.fcn_input_size)):
+        given = config["train"][stage]
+        settings = StageSettings(batch=given["batch"], freeze=given["freeze"], max_steps=1, bn_batches=0, schedule="constant")
+        work = _Steps(partial(build_network, kind, model, CLASSES), given["batch"], size, False, settings)
+        taken: list[list[float]] = [[], []]
+        for _ in range(rounds):
+            for dtypes, seconds in zip((DTYPES, {}), taken, strict=True):
+                with mock.patch.object(convolution.winograd, "DTYPES", dtypes):
+                    seconds += work.run(1)
+        ratios = [b / a for a, b in zip(*taken, strict=True)]
+        ours, plain = (statistics.median(seconds) for seconds in taken)
+        rows.append(
+            (f"training step of `{CONFIG.name}` in float32, {kind.name}, batch {given['batch']} of {size} px", f"{ours:.2f} s")
+        )
+        rows.append(("  against torch's 3×3 convolutions", f"{plain / ours:.2f}× ({min(ratios):.2f}–{max(ratios):.2f})"))
+    return rows
+
+
 @contextmanager
 def _plain() -> Iterator[None]:
     """In this block trainers, optimisers and losses are made of torch's operations."""
@@ -80,7 +112,9 @@ class _Same:
 class _Steps:
     """Training steps of a network on one batch of noise."""
 
-    def __init__(self, make: Callable[[], Network], batch: int, size: int, plain: bool) -> None:
+    def __init__(
+        self, make: Callable[[], Network], batch: int, size: int, plain: bool, settings: StageSettings | None = None
+    ) -> None:
         rng = np.random.default_rng(0)
         self.images = torch.from_numpy(rng.integers(0, 256, (batch, 3, size, size)).astype(np.uint8))
         self.masks = torch.from_numpy(rng.integers(0, CLASSES, (batch, size, size)).astype(np.uint8))
@@ -92,9 +126,10 @@ class _Steps:
                 for ours, theirs in ((MatrixConv2d, nn.Conv2d), (MatrixDeconv2d, nn.ConvTranspose2d)):
                     if type(layer) is ours:
                         layer.__class__ = theirs
-        settings = StageSettings(batch=batch, max_steps=1, bn_batches=0, schedule="constant", log_every=10**6)
+        bf16 = fast_bf16(DEVICE) and settings is None
+        settings = settings or StageSettings(batch=batch, max_steps=1, bn_batches=0, schedule="constant", log_every=10**6)
         with _plain() if plain else nullcontext():
-            self.trainer = Trainer(network, settings, _Same(), seed=0, device=DEVICE, bf16=fast_bf16(DEVICE))
+            self.trainer = Trainer(network, settings, _Same(), seed=0, device=DEVICE, bf16=bf16)
         network.train()
 
     def run(self, count: int) -> list[float]:

@@ -10,10 +10,10 @@ logger = logging.getLogger(__name__)
 
 
 def use_fused(device: torch.device) -> bool:
-    """Return whether training on a device should use the fused operations of this package.
+    """Return whether networks on a device should use the fused operations of this package.
 
     Args:
-        device: the device that the network is trained on.
+        device: the device that the network is on.
     """
     if device.type == "cuda":
         return _triton_works()
@@ -26,7 +26,7 @@ def _can_compile() -> bool:
     try:
         importlib.import_module("deconvnet.models.fused.cpu.sgd")
     except (ImportError, RuntimeError, OSError) as error:  # no numba, or no folder where it can write its cache
-        logger.warning(f"  training takes longer than it could, because numba can't compile: {error}")
+        logger.warning(f"  networks take longer than they could, because numba can't compile: {error}")
         return False
     return True
 

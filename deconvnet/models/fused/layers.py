@@ -63,6 +63,11 @@ def _frozen_unit(conv: nn.Conv2d, norm: nn.BatchNorm2d, input: Tensor) -> Tensor
     with torch.no_grad():
         mean, var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
         weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, mean, var, norm.eps, norm.weight, norm.bias)
+    recorded = torch.is_grad_enabled() and input.requires_grad  # true if a layer before is trained
+    if input.device.type == "cpu" and supports(conv) and not recorded:
+        from deconvnet.models.fused.cpu.convolution import convolve_relu
+
+        return convolve_relu(input, weight, bias, cast(tuple[int, int], conv.padding))
     return F.relu(F.conv2d(input, weight, bias, padding=conv.padding), inplace=True)
 
 

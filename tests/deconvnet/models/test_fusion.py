@@ -55,7 +55,8 @@ def test_scores_are_the_same_without_batch_norm(network, images):
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())  # the original is unchanged
     assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
     expected = scores(network.eval(), images)
-    torch.testing.assert_close(scores(fused, images), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    # Winograd's convolutions differ by about 1e-5 of the largest value, and that grows over the layers.
+    torch.testing.assert_close(scores(fused, images), expected, rtol=1e-3, atol=5e-4 * float(expected.abs().max()))
 
 
 @pytest.mark.skipif(not fast_bf16("cpu"), reason="this CPU has no AVX-512 BF16, where nothing is computed in bfloat16")

@@ -1,7 +1,8 @@
 """Convolutions and 3×3 deconvolutions without bias, with the algorithm that is fastest on CPUs for each of their gradients.
 
 oneDNN computes most of them. But where there are few pixels, most of its time goes to rearranging weights and gradients, and matrix
-products are several times as fast. A deconvolution is the gradient of a convolution by its input, so it needs no flipped weights.
+products are several times as fast. With more pixels, Winograd's method needs fewer multiplications for 3×3 kernels, where these are
+in float32. A deconvolution is the gradient of a convolution by its input, so it needs no flipped weights.
 """
 
 from typing import Any, cast
@@ -10,10 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deconvnet.models.fused.cpu import winograd
 from deconvnet.models.layers import Deconv3x3
 
 FEW_PIXELS, FEWER_PIXELS = 1024, 512
 """Up to how many pixels, over all examples, the gradient of the weights is a matrix product, and the other results too."""
+LEAST_CHANNELS, LEAST_WORK, LEAST_WEIGHTS = 32, 2**25, 2**14
+"""From how many input and output channels, pixels · inputs · outputs, and, for the gradient of the weights, inputs · outputs
+Winograd's method was measured to be faster."""
 
 
 def convolve(layer: nn.Module, x: Tensor) -> Tensor:
@@ -32,6 +37,44 @@ def convolve(layer: nn.Module, x: Tensor) -> Tensor:
     if isinstance(layer, Deconv3x3):
         return cast(Tensor, _Deconvolution.apply(x, weight))
     return cast(Tensor, _Convolution.apply(x, weight, cast(nn.Conv2d, layer).padding))
+
+
+def convolve_relu(x: Tensor, weight: Tensor, bias: Tensor, padding: tuple[int, ...]) -> Tensor:
+    """Compute a convolution and ReLU without recording them for autograd.
+
+    Args:
+        x: tensor of shape (N, C, H, W) on the CPU.
+        weight: kernel (C', C, height, width).
+        bias: tensor of shape (C',).
+        padding: padding of height and width.
+
+    Returns:
+        Tensor of shape (N, C', H', W').
+    """
+    if _winograd_suits(x, weight, padding) and not torch.is_autocast_enabled("cpu"):
+        finish = torch.stack([bias, torch.zeros_like(bias)])
+        return winograd.convolve(x, winograd.transformed_weights(weight), len(weight), finish)
+    return F.relu(F.conv2d(x, weight, bias, padding=padding), inplace=True)
+
+
+def _winograd_suits(x: Tensor, kernel: Tensor, padding: tuple[int, ...]) -> bool:
+    """Return whether Winograd's method computes a convolution, and the gradient of its input, faster.
+
+    Args:
+        x: the input, or the result.
+        kernel: the kernel (C', C, height, width).
+        padding: padding of height and width.
+    """
+    pixels, least = x.numel() // x.shape[1], min(kernel.shape[:2])
+    return (
+        (*kernel.shape[2:], *padding) == (3, 3, 1, 1)
+        and kernel.dtype == x.dtype
+        and x.dtype in winograd.DTYPES
+        and all(winograd.divides(channels) for channels in kernel.shape[:2])
+        and least >= LEAST_CHANNELS
+        and pixels > FEW_PIXELS
+        and pixels * kernel.shape[0] * kernel.shape[1] >= LEAST_WORK
+    )
 
 
 def _gradients(
@@ -81,6 +124,8 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, padding: tuple[int
         weight: the kernel (C', C, height, width), of the same dtype.
         padding: padding of height and width.
     """
+    if _winograd_suits(x, weight, padding) and weight.shape[0] * weight.shape[1] >= LEAST_WEIGHTS:
+        return winograd.weight_gradient(grad, x)
     if grad.numel() // grad.shape[1] > FEW_PIXELS:
         return _gradients(grad, x, weight, padding, [False, True, False])[1]
     outputs, inputs, *kernel = weight.shape
@@ -98,6 +143,8 @@ class _Convolution(torch.autograd.Function):
         ctx.save_for_backward(x, kernel)
         ctx.padding, ctx.dtype = padding, weight.dtype
         outputs, _, *size = weight.shape
+        if _winograd_suits(x, kernel, padding):
+            return winograd.convolve(x, winograd.transformed_weights(kernel), outputs)
         height, width = (s + 2 * p - k + 1 for s, p, k in zip(x.shape[2:], padding, size, strict=True))
         if len(x) * height * width > FEWER_PIXELS:
             return torch.conv2d(x, kernel, None, padding=padding)
@@ -111,12 +158,12 @@ class _Convolution(torch.autograd.Function):
         grad = grads[0].contiguous(memory_format=torch.channels_last)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            few = grad.numel() // grad.shape[1] <= FEWER_PIXELS
-            grad_x = (
-                _input_gradient(grad, x, kernel, ctx.padding)
-                if few
-                else _gradients(grad, x, kernel, ctx.padding, [True, False, False])[0]
-            )
+            if _winograd_suits(x, kernel, ctx.padding):
+                grad_x = winograd.convolve(grad, winograd.transformed_weights(kernel, turned=True), x.shape[1])
+            elif grad.numel() // grad.shape[1] <= FEWER_PIXELS:
+                grad_x = _input_gradient(grad, x, kernel, ctx.padding)
+            else:
+                grad_x = _gradients(grad, x, kernel, ctx.padding, [True, False, False])[0]
         return grad_x, _weight_gradient(grad, x, kernel, ctx.padding).to(ctx.dtype), None
 
 
@@ -142,6 +189,8 @@ class _Deconvolution(torch.autograd.Function):
         kernel = weight.to(x.dtype)
         ctx.save_for_backward(x, kernel)
         ctx.dtype = weight.dtype
+        if _winograd_suits(x, kernel, (1, 1)):
+            return winograd.convolve(x, winograd.transformed_weights(kernel, turned=True), weight.shape[1])
         shape = (len(x), weight.shape[1], *x.shape[2:])
         like = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
         return _gradients(x, like, kernel, (1, 1), [True, False, False])[0]
@@ -151,5 +200,10 @@ class _Deconvolution(torch.autograd.Function):
         """Compute the gradients of `x` and `weight` (arguments of `forward`)."""
         x, kernel = ctx.saved_tensors
         grad = grads[0].contiguous(memory_format=torch.channels_last)
-        grad_x = torch.conv2d(grad, kernel, None, padding=1) if ctx.needs_input_grad[0] else None
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            if _winograd_suits(grad, kernel, (1, 1)):
+                grad_x = winograd.convolve(grad, winograd.transformed_weights(kernel), len(kernel))
+            else:
+                grad_x = torch.conv2d(grad, kernel, None, padding=1)
         return grad_x, _weight_gradient(x, grad, kernel, (1, 1)).to(ctx.dtype)

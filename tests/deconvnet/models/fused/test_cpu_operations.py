@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from deconvnet.models.fused.cpu import parallel
+from deconvnet.models.fused.cpu import convolution, parallel, winograd
 from deconvnet.models.fused.cpu.convolution import convolve
 from deconvnet.models.fused.cpu.cross_entropy import cross_entropy
 from deconvnet.models.fused.cpu.norm_kernels import norm_kernels
@@ -46,12 +46,20 @@ CONVOLUTIONS = {
     "many pixels": (lambda: nn.Conv2d(8, 16, 3, padding=1), (4, 8, 18, 19)),
     "deconvolution, few pixels": (lambda: Deconv3x3(8, 16), (2, 8, 6, 5)),
     "deconvolution, many pixels": (lambda: Deconv3x3(8, 16), (4, 8, 18, 19)),
+    "by Winograd's method": (lambda: nn.Conv2d(16, 48, 3, padding=1), (3, 16, 18, 21)),
+    "deconvolution by Winograd's method": (lambda: Deconv3x3(48, 16), (3, 48, 18, 21)),
 }
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("case", CONVOLUTIONS)
-def test_convolutions(case, dtype):
+def test_convolutions(case, dtype, monkeypatch):
+    used = []
+    for name in ("convolve", "weight_gradient"):
+        original = getattr(winograd, name)
+        monkeypatch.setattr(winograd, name, lambda *a, f=original: used.append(f.__name__) or f(*a))
+    for limit in ("LEAST_CHANNELS", "LEAST_WORK", "LEAST_WEIGHTS"):
+        monkeypatch.setattr(convolution, limit, 0)
     make, shape = CONVOLUTIONS[case]
     layer = make().to(memory_format=torch.channels_last)
     layer = layer.double() if dtype == torch.float64 else layer
@@ -61,21 +69,49 @@ def test_convolutions(case, dtype):
         found, expected = convolve(layer, a), layer(b) - layer.bias.view(-1, 1, 1)
     gradient = torch.randn(found.shape).to(dtype)
     assert supports(layer) and found.dtype == dtype
-    tolerance = TOLERANCE.get(dtype, 1e-12)
+    by_winograd = "Winograd" in case and dtype != torch.bfloat16
+    tolerance = (3 if by_winograd else 1) * TOLERANCE.get(dtype, 1e-12)
     close(found, expected, tolerance)
     results = [torch.autograd.grad(y.to(dtype), [inputs, layer.weight], gradient) for y, inputs in ((found, a), (expected, b))]
     for ours, theirs in zip(*results, strict=True):
         assert ours.dtype == theirs.dtype
         close(ours, theirs, tolerance)
     assert results[0][1].stride() == layer.weight.stride()
+    assert used == (["convolve", "convolve", "weight_gradient"] if by_winograd else [])
 
 
-@pytest.mark.parametrize("make", [CONVOLUTIONS[case][0] for case in ("few pixels", "deconvolution, few pixels")])
-def test_gradients_of_convolutions(make):
+@pytest.mark.parametrize("case", [case for case in CONVOLUTIONS if "few pixels" in case or "Winograd" in case])
+def test_gradients_of_convolutions(case, monkeypatch):
+    make, (_, channels, *_) = CONVOLUTIONS[case]
+    if "Winograd" in case:
+        for limit in ("FEW_PIXELS", "LEAST_CHANNELS", "LEAST_WORK", "LEAST_WEIGHTS"):
+            monkeypatch.setattr(convolution, limit, 0)
     layer = make().double()
     assert torch.autograd.gradcheck(
-        lambda x: convolve(layer, x), torch.randn(1, 8, 3, 2, dtype=torch.float64, requires_grad=True)
+        lambda x: convolve(layer, x), torch.randn(1, channels, 3, 2, dtype=torch.float64, requires_grad=True), fast_mode=True
     )
+
+
+def test_winograds_method_gives_the_same_bits_with_any_number_of_threads_and_tiles_at_a_time(monkeypatch):
+    x, grad, kernel = torch.randn(5, 48, 13, 10), torch.randn(5, 80, 13, 10), torch.randn(80, 48, 3, 3)
+
+    def compute():
+        weights = [winograd.transformed_weights(kernel, turned) for turned in (False, True)]
+        return winograd.convolve(x, weights[0], 80), winograd.convolve(grad, weights[1], 48), winograd.weight_gradient(grad, x)
+
+    expected = compute()
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        monkeypatch.setattr(winograd, "NUMBERS", 1)
+        assert all(torch.equal(a, b) for a, b in zip(compute(), expected, strict=True))
+    monkeypatch.setattr(winograd, "KEPT", 36 * 160 * 7)  # not all tiles are kept for the weights' gradient
+    monkeypatch.setattr(winograd, "KEPT_PER_WEIGHT", 0)
+    close(compute()[2], expected[2], 1e-5)
+
+
+def test_winograds_method_of_no_images():
+    weights = winograd.transformed_weights(torch.randn(32, 16, 3, 3))
+    assert winograd.convolve(torch.randn(0, 16, 8, 8), weights, 32).shape == (0, 32, 8, 8)
 
 
 def test_other_convolutions_are_left_to_torch():

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from deconvnet import DeconvNet, FCN8s
+from deconvnet.models.fused.cpu import convolution
 from deconvnet.models.fused.layers import FusedMaxPool2d, FusedUnit, FusedUnpool, use_fused_layers
 from deconvnet.models.fusion import for_inference
 from deconvnet.models.sync_batchnorm import convert_sync
@@ -54,7 +55,9 @@ def assert_alike(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 
 @pytest.mark.parametrize("frozen", [(), ("conv1", "conv2")])
 @pytest.mark.parametrize("kind", KINDS)
-def test_scores_gradients_and_statistics_are_those_of_torchs_layers(kind, frozen):
+def test_scores_gradients_and_statistics_are_those_of_torchs_layers(kind, frozen, monkeypatch):
+    for limit in ("LEAST_CHANNELS", "LEAST_WORK", "LEAST_WEIGHTS"):  # so that narrow layers are computed by Winograd's method
+        monkeypatch.setattr(convolution, limit, 0)
     plain = network(kind)
     plain.freeze(frozen)
     plain.train()
@@ -64,6 +67,17 @@ def test_scores_gradients_and_statistics_are_those_of_torchs_layers(kind, frozen
     assert fused.state_dict().keys() == plain.state_dict().keys()
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(fused.state_dict()[name], value, rtol=1e-6, atol=1e-6)
+
+
+def test_gradients_pass_through_frozen_layers_to_trained_ones(monkeypatch):
+    for limit in ("LEAST_CHANNELS", "LEAST_WORK"):
+        monkeypatch.setattr(convolution, limit, 0)
+    plain = network("fcn8s")
+    plain.freeze(("conv2",))
+    plain.train()
+    fused = copy.deepcopy(plain)
+    use_fused_layers(fused)
+    assert_alike(gradients(fused, images()), gradients(plain, images()))
 
 
 def test_all_layers_are_converted_once():

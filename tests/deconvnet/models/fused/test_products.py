@@ -3,11 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from deconvnet import FCN8s
 from deconvnet.models import fusion
 from deconvnet.models.fused import products
+from deconvnet.models.fused.cpu.winograd_code import WIDTH
 from deconvnet.models.fused.products import NeighbourhoodConv2d, WinogradConv2d
 from deconvnet.models.fusion import for_inference
 
@@ -16,23 +17,35 @@ def weights(*size):
     return torch.randn(*size, generator=torch.Generator().manual_seed(sum(size)))
 
 
-@pytest.fixture
-def conv():
-    layer = nn.Conv2d(5, 7, 3, padding=1)
-    layer.weight.data, layer.bias.data = weights(7, 5, 3, 3), weights(7)
-    return layer.requires_grad_(False)
-
-
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("inputs, outputs", [(32, 64), (16, 48)])
 @pytest.mark.parametrize("height, width", [(12, 8), (9, 6), (1, 3), (5, 18)])
-@pytest.mark.parametrize("tiles", [1, 8, 256])
-def test_winograds_convolution_gives_torchs_values(conv, monkeypatch, height, width, tiles):
-    monkeypatch.setattr(products, "_TILES", tiles)  # three images in one step, or in two or three
-    x = weights(3, 5, height, width)
+def test_winograds_convolution_gives_torchs_values(inputs, outputs, height, width, relu):
+    conv = nn.Conv2d(inputs, outputs, 3, padding=1).requires_grad_(False)
+    conv.weight.data, conv.bias.data = weights(outputs, inputs, 3, 3), weights(outputs)
+    x = weights(3, inputs, height, width)
     expected = F.conv2d(x.double(), conv.weight.double(), conv.bias.double(), padding=1)
+    expected = F.relu(expected) if relu else expected
     for given in (x, x.contiguous(memory_format=torch.channels_last)):
-        found = WinogradConv2d(conv)(given)
+        found = WinogradConv2d(conv, relu)(given)
         assert found.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
+
+
+def test_a_converted_convolution_has_no_values_from_memory_beside_the_image(monkeypatch):
+    """What lies in memory that was used before is often NaN or huge; only what belongs to an image may change its result."""
+    conv = nn.Conv2d(16, 48, 3, padding=1).requires_grad_(False)
+    images = torch.full((3, 16, 7, 6), torch.nan)
+    images[1] = weights(16, 7, 6)
+    monkeypatch.setattr(Tensor, "new_empty", lambda self, *shape: torch.full(shape, torch.nan, dtype=self.dtype))
+    found = WinogradConv2d(conv)(images)
+    assert found[[0, 2]].isnan().all()
+    torch.testing.assert_close(found[1:2], conv(images[1:2]), rtol=1e-5, atol=1e-5)
+
+
+def test_a_network_with_too_many_channels_for_its_weights_is_refused():
+    with pytest.raises(ValueError, match="don't fit 32 and 48 channels"):
+        WinogradConv2d(nn.Conv2d(16, 48, 3, padding=1))(weights(1, 32, 4, 4))
 
 
 @pytest.mark.parametrize("padding", [(3, 3), (0, 2)])
@@ -47,9 +60,10 @@ def test_a_convolution_by_neighbourhoods_gives_torchs_values(monkeypatch, paddin
 
 def test_a_layer_that_would_not_become_faster_or_would_differ_is_kept():
     with torch.device("meta"):
-        vgg = nn.Conv2d(128, 256, 3, padding=1)
+        vgg = nn.Conv2d(WIDTH, 3 * WIDTH, 3, padding=1)
         others = [
-            nn.Conv2d(64, 256, 3, padding=1),  # too few channels
+            nn.Conv2d(3, 64, 3, padding=1),
+            nn.Conv2d(64, 24, 3, padding=1),
             nn.Conv2d(128, 256, 3),
             nn.Conv2d(128, 256, 3, padding=2, dilation=2),
             nn.Conv2d(128, 256, 3, padding=1, stride=2),
@@ -66,8 +80,7 @@ def test_a_layer_that_would_not_become_faster_or_would_differ_is_kept():
 
 
 def test_a_network_whose_layers_are_replaced_has_the_same_scores(monkeypatch):
-    """The limits are lowered, so that a narrow network has such layers."""
-    monkeypatch.setattr(products, "_MIN_WEIGHTS", 16 * 32)
+    """The limit is lowered, so that a narrow network has such layers."""
     monkeypatch.setattr(products, "_HUGE", 1)
     torch.manual_seed(0)
     network = FCN8s(5, 0.125, batch_norm=True).eval()
@@ -83,8 +96,14 @@ def test_a_network_whose_layers_are_replaced_has_the_same_scores(monkeypatch):
 
 
 def test_layers_are_not_replaced_where_bfloat16_is_fast(monkeypatch):
-    monkeypatch.setattr(products, "_MIN_WEIGHTS", 1)
     monkeypatch.setattr(products, "_HUGE", 1)
     monkeypatch.setattr(fusion, "fast_bf16", lambda device: True)
-    converted = for_inference(FCN8s(3, 0.05))
+    converted = for_inference(FCN8s(3, 0.25))
     assert not any(isinstance(module, WinogradConv2d | NeighbourhoodConv2d) for module in converted.modules())
+
+
+def test_without_numba_3x3_convolutions_are_torchs(monkeypatch):
+    monkeypatch.setattr(fusion, "use_fused", lambda device: False)
+    converted = for_inference(FCN8s(3, 0.25), bf16=False)
+    assert not any(isinstance(module, WinogradConv2d) for module in converted.modules())
+    assert sum(isinstance(module, nn.ReLU) for module in converted.modules()) == 15
