@@ -109,11 +109,10 @@ class Settings(PipelineSettings):
                 f"segment.proposals {self.segment.proposals} is more than proposals.max_boxes {self.proposals.max_boxes}: "
                 "lower the first or raise the second"
             )
-        if self.segment.early_exit is not None and self.proposals.kind == "windows":
-            raise ValueError(
-                "segment.early_exit has no effect with proposals.kind windows, of which all are used: leave it empty"
-            )
-        if self.segment.early_exit is not None and self.proposals.kind == "edgebox" and not self.data.has_background:
+        kind = self.proposals.kind if self.segment.early_exit is not None else None
+        if kind == "windows":
+            raise ValueError("segment.early_exit has no effect with proposals.kind windows: leave it empty, as all are used")
+        if kind == "edgebox" and not self.data.has_background:
             raise ValueError(
                 "segment.early_exit would leave parts of images without boxes, and there is no background for them "
                 "(data.background none): leave it empty, or let windows cover the images by proposals.kind both"
