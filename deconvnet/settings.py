@@ -297,6 +297,13 @@ class SegmentSettings(Section):
     fcn_weight: float = Field(0.5, ge=0, le=1, description="weight of FCN-8s in the mean; DeconvNet has the rest (paper: 0.5)")
     flip: bool = Field(False, description="also segment the mirrored image, and average the scores; takes twice the time")
     batch: PositiveInt = Field(50, description="number of boxes that go through DeconvNet at once")
+    early_exit: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="leave out an image's remaining boxes as soon as ten change DeconvNet's class in at most this share of the pixels "
+        "(all windows, or at least twenty boxes, are used); saves time on CPUs; empty: all boxes are used",
+    )
     bf16: bool = Field(True, description="compute in bfloat16 where the device is fast at it")
     max_side: int = Field(
         1024,
@@ -325,26 +332,3 @@ class RetrainSettings(Section):
     lock_minutes: PositiveInt = Field(
         15, description="minutes without a sign of life after which another run may take over the lock of the workspace"
     )
-
-
-class StoreSettings(Section):
-    """The MLflow store (tracking server and model registry) that holds the model."""
-
-    uri: str | None = Field(
-        None, description="tracking server, if MLFLOW_TRACKING_URI names none; empty: SQLite in the workspace"
-    )
-
-
-class TrackingSettings(StoreSettings):
-    """Experiment tracking and the model registry (MLflow).
-
-    This is the section `tracking` of the settings files. Each field is explained by its description.
-    """
-
-    enabled: bool = Field(True, description="log runs to MLflow; false: nothing is logged or registered, MLflow is not needed")
-    experiment: str = Field("deconvnet", min_length=1, description="experiment that the runs belong to")
-    model_name: str = Field(
-        "edeconvnet", min_length=1, description="name of the registered model; on a shared MLflow, one for each workspace"
-    )
-    register_model: bool = Field(True, description="register the ensemble at the end of the pipeline")
-    system_metrics: bool = Field(True, description="log the load of the driver's machine: CPU, memory, disk, network, GPUs")

@@ -200,6 +200,7 @@ class _PartWriter:
             "classes": [self.classes[int(i)] for i in present],
             "shares": (counts[present] / mask.size).tolist(),
             **prediction.uncertainty.columns(),
+            "boxes": prediction.boxes,
             "fingerprint": fingerprint(prediction.image),
             "mask": task.mask_path,
             "confidence_map": task.map_path if task.has_map else None,

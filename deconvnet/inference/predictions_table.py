@@ -24,7 +24,7 @@ from infra.runtime.stages import digest
 from infra.storage import tables
 from infra.storage.guarded import LockGuard
 
-VERSION = 2
+VERSION = 3
 """Version of the prediction code (`OutputState.code_version`).
 
 Raise it when the same images and model would give other predictions, or rows with other columns.
@@ -56,6 +56,7 @@ PREDICTIONS = pa.schema(
         pa.field("class_entropy", pa.list_(pa.float32()), nullable=False),
         pa.field("class_disagreement", pa.list_(pa.float32()), nullable=False),
         pa.field("class_boundary_doubt", pa.list_(pa.float32()), nullable=False),  # null for a class without a boundary
+        pa.field("boxes", pa.int32(), nullable=False),  # number of boxes, windows included, that DeconvNet segmented
         pa.field("fingerprint", pa.string(), nullable=False),  # similar images have similar ones, see `fingerprint`
         pa.field("mask", pa.string(), nullable=False),  # path relative to the output
         pa.field("confidence_map", pa.string()),  # path relative to the output; null without confidence map

@@ -63,6 +63,7 @@ class PredictorOptions:
         fcn_weight: weight of FCN-8s in the ensemble "mean", 0 to 1.
         flip: whether both networks also see the mirrored image, and their scores are averaged. It takes twice the time.
         batch: number of boxes in one forward pass.
+        early_exit: boxes end as soon as ten change the class in at most this share of the pixels, see `segment_instances`.
         bf16: whether the networks compute in bfloat16 on devices that are fast at it, instead of float32.
         max_side: upper limit of the longer side of an image, in pixels. A larger image is scaled down to it, and its masks are
             scaled back up. `min_side` and the widths (sigmas) of the CRF's Gaussians then refer to pixels of the smaller image.
@@ -81,6 +82,7 @@ class PredictorOptions:
     fcn_weight: float = 0.5
     flip: bool = False
     batch: int = 50
+    early_exit: float | None = None
     bf16: bool = True
     max_side: int = 1024
     crf: Mapping[str, Any] = field(default_factory=dict)
@@ -127,11 +129,13 @@ class Segmentation:
         mask: class ids, uint8 (H, W).
         confidence_map: probability of each pixel's class before the CRF, uint8 (H, W); 255 is 1.
         uncertainty: measures of the image and of each predicted class. If the image was scaled down, they are of the smaller one.
+        boxes: number of boxes, windows included, that DeconvNet segmented.
     """
 
     mask: Mask
     confidence_map: NDArray[np.uint8]
     uncertainty: Uncertainty
+    boxes: int
 
 
 class Predictor:
@@ -247,6 +251,7 @@ class Predictor:
                 aggregation=o.aggregation,
                 flip=o.flip,
                 batch=o.batch,
+                early_exit=o.early_exit,
                 on_box=on_box,
             )
         return fcn, deconvnet
@@ -281,24 +286,31 @@ class Predictor:
 
         Returns:
             Three dicts: the masks by result name, as `masks` returns them; DeconvNet's masks by number of boxes, in ascending order
-            (if there are fewer boxes, the mask from all of them); the class probabilities by result name, as `probabilities` returns
-            them.
+            (if fewer boxes are used, the mask from these); the class probabilities by result name, as `probabilities` returns them.
 
         Raises:
             ValueError: if a name is not in `RESULTS`, the image has another dtype or shape, or `boxes` does not hold valid boxes.
         """
         size = image.shape[:2]
         after: dict[int, Mask] = {}
+        last: Tensor | None = None
+
+        def mask_of(canvas: Tensor) -> Mask:
+            # torch's `max` is four times as fast as `argmax` here and resolves ties in the same way.
+            return resize_nearest(canvas.max(dim=0).indices.byte().cpu().numpy(), size)
 
         def keep(number: int, canvas: Tensor) -> None:
+            nonlocal last
+            last = canvas
             if number in counts:
-                # torch's `max` is four times as fast as `argmax` here and resolves ties in the same way.
-                after[number] = resize_nearest(canvas.max(dim=0).indices.byte().cpu().numpy(), size)
+                after[number] = mask_of(canvas)
 
         found = self.probabilities(image, boxes, results, keep)
         # Ties go to the lowest class id, so the background wins.
         masks = {name: resize_nearest(p.argmax(axis=0).astype(np.uint8), size) for name, p in found.items()}
-        return masks, {k: after.get(k, masks["deconvnet"]) for k in sorted(counts)}, found
+        if missing := set(counts) - after.keys():
+            after |= dict.fromkeys(missing, masks["deconvnet"] if last is None else mask_of(last))
+        return masks, dict(sorted(after.items())), found
 
     def predict(self, image: Image, boxes: Floats) -> Segmentation:
         """Predict an image's mask with the ensemble of both networks and the CRF (the result "edeconvnet_crf").
@@ -312,13 +324,14 @@ class Predictor:
         """
         size, o = image.shape[:2], self.options
         image, boxes = scale_down(image, boxes, o.max_side)
-        fcn, deconvnet = self._scores(image, boxes, ("edeconvnet_crf",))
+        numbers = [0]
+        fcn, deconvnet = self._scores(image, boxes, ("edeconvnet_crf",), lambda number, canvas: numbers.append(number))
         assert fcn is not None and deconvnet is not None
         ensemble = combine(deconvnet, fcn, o.ensemble, o.fcn_weight)
         refined = dense_crf(image, ensemble, **o.crf, device=device_of(self.deconvnet))
         pixels = scan_pixels(refined, ensemble, deconvnet, fcn)
         confidence_map = np.rint(pixels.before_crf * 255).astype(np.uint8)
-        return Segmentation(resize_nearest(pixels.mask, size), resize_nearest(confidence_map, size), measure(pixels))
+        return Segmentation(resize_nearest(pixels.mask, size), resize_nearest(confidence_map, size), measure(pixels), numbers[-1])
 
     def best_boxes(self, boxes: Floats) -> Floats:
         """Select the boxes that DeconvNet is run on.

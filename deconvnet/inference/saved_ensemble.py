@@ -36,12 +36,14 @@ class Prediction:
         mask: class ids, uint8 (H, W).
         confidence_map: probability of each pixel's class before the CRF, uint8 (H, W); 255 is 1.
         uncertainty: measures of the image and of each predicted class.
+        boxes: number of boxes, windows included, that DeconvNet segmented.
     """
 
     image: np.ndarray
     mask: np.ndarray
     confidence_map: np.ndarray
     uncertainty: Uncertainty
+    boxes: int
 
     @property
     def confidence(self) -> float:
@@ -105,7 +107,7 @@ class SavedEnsemble:
             with part("proposals"):
                 boxes = edge_boxes(image, **self._edge_boxes)[0] if self._search else np.zeros((0, 4), np.float32)
             found = self._predictor.predict(image, boxes)
-            return Prediction(image, found.mask, found.confidence_map, found.uncertainty)
+            return Prediction(image, found.mask, found.confidence_map, found.uncertainty, found.boxes)
         except cv2.error as error:
             raise BadInput(f"can't be segmented: {' '.join(str(error).split())}") from error
 

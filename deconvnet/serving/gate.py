@@ -247,7 +247,7 @@ class Gate:
             return
         self._seconds += 0.2 * (sum(answer.seconds.values()) - self._seconds)
         self._tallies.setdefault(version.number, Tally()).add(answer.confidence, answer.shares)
-        self._metrics.count_prediction(version.number, seconds, answer.confidence, answer.shares)
+        self._metrics.count_prediction(version.number, seconds, answer.confidence, answer.shares, answer.boxes)
 
     def _start_comparison(self, challenger: LoadedModel, data: bytes, champion: LoadedModel, mask: bytes) -> None:
         """Let the challenger predict an image in the background, unless it would keep a process from answering a request.

@@ -58,6 +58,7 @@ class Answer:
             `encode`, and `other`. {} if the image can't be used.
         confidence: mean over all pixels of the predicted class's probability, 0 to 1. None if the image can't be used.
         shares: share of the pixels of each class in the mask, by name. {} if the image can't be used.
+        boxes: number of boxes, windows included, that DeconvNet segmented. 0 if the image can't be used.
         mask: the mask as a paletted PNG, if it was asked for.
     """
 
@@ -65,6 +66,7 @@ class Answer:
     seconds: dict[str, float] = field(default_factory=dict)
     confidence: float | None = None
     shares: dict[str, float] = field(default_factory=dict)
+    boxes: int = 0
     mask: bytes | None = None
 
 
@@ -88,6 +90,7 @@ def predict(ensemble: "SavedEnsemble", data: bytes, *, with_overlay: bool = Fals
           entropy=0.041, disagreement=0.120, boundary_doubt=0.350". The last one is missing if the mask has one class.
         * X-Class-Confidence: mean probability, before the CRF, of the pixels of each class, in the order of X-Classes, separated by
           commas.
+        * X-Boxes: number of boxes, windows included, that DeconvNet segmented.
 
         If the image can't be used, an answer whose reply has status 400 and the reason.
     """
@@ -116,9 +119,11 @@ def predict(ensemble: "SavedEnsemble", data: bytes, *, with_overlay: bool = Fals
         "X-Confidence": f"{prediction.confidence:.3f}",
         "X-Uncertainty": ", ".join(f"{name}={value:.3f}" for name, value in measures.items() if value is not None),
         "X-Class-Confidence": ",".join(f"{each.confidence_before_crf:.3f}" for each in prediction.uncertainty.classes.values()),
+        "X-Boxes": str(prediction.boxes),
     }
     shares = {ensemble.classes[i]: float(pixels[i] / prediction.mask.size) for i in found}
-    return Answer(Reply(200, media_type, body, headers), seconds, prediction.confidence, shares, mask if keep_mask else None)
+    reply, kept = Reply(200, media_type, body, headers), mask if keep_mask else None
+    return Answer(reply, seconds, prediction.confidence, shares, prediction.boxes, kept)
 
 
 def timing_header(seconds: Mapping[str, float], total: float) -> str:

@@ -33,6 +33,12 @@ class Metrics:
             ["version"],
             registry=self._registry,
         )
+        self._boxes = Summary(
+            "deconvnet_boxes",
+            "Boxes of an image that DeconvNet segmented, by version of the model",
+            ["version"],
+            registry=self._registry,
+        )
         self._waiting = Gauge("deconvnet_requests_waiting", "Requests that wait or are answered now", registry=self._registry)
         self._psi = Gauge(
             "deconvnet_drift_psi",
@@ -60,7 +66,7 @@ class Metrics:
         """
         self._requests.labels(str(status)).inc()
 
-    def count_prediction(self, version: str, seconds: float, confidence: float, shares: Mapping[str, float]) -> None:
+    def count_prediction(self, version: str, seconds: float, confidence: float, shares: Mapping[str, float], boxes: int) -> None:
         """Count a predicted mask.
 
         Args:
@@ -68,9 +74,11 @@ class Metrics:
             seconds: time from the arrival of the request to the end of the prediction.
             confidence: mean probability of the predicted class, 0 to 1.
             shares: share of the pixels of each class in the mask, by name.
+            boxes: number of boxes, windows included, that DeconvNet segmented.
         """
         self._seconds.observe(seconds)
         self._confidence.labels(version).observe(confidence)
+        self._boxes.labels(version).observe(boxes)
         if drift := self._drifts.get(version):
             drift.add(confidence, shares)
 

@@ -7,7 +7,7 @@ from deconvnet.tracking.store import tracking_uri
 from infra import storage
 
 if TYPE_CHECKING:
-    from deconvnet.settings import TrackingSettings
+    from deconvnet.tracking.settings import TrackingSettings
 
 
 def open_tracker(settings: "TrackingSettings", workspace: str) -> Tracker:

@@ -64,6 +64,7 @@ def prediction(image: np.ndarray, mask: np.ndarray, confidence: float) -> Predic
         mask,
         confidence_map,
         measure(PixelMeasures(mask, level, level - np.float32(0.125), 1 - level, np.zeros(mask.shape, bool))),
+        boxes=50,
     )
 
 

@@ -31,7 +31,7 @@ from infra.runtime.local_executor import LocalExecutor
 from infra.storage import tables
 from infra.storage.lock import Locked, hold_lock
 from infra.storage.tables import delta_log
-from tests.deconvnet.ensembles import CLASSES, RESULTS, ensemble_in, random_image, save_networks
+from tests.deconvnet.ensembles import CLASSES, RESULTS, SEGMENT, ensemble_in, random_image, save_networks
 from tests.servers import s3_server
 from tests.workflows.commands import call
 from workflows import export, import_data, predict
@@ -511,6 +511,7 @@ def test_confidence_maps_are_written_on_request_and_every_row_says_how_sure_it_i
         measures = ("confidence", "confidence_before_crf", "entropy", "disagreement", "boundary_doubt")
         assert all(len(row[f"class_{each}"]) == len(row["classes"]) for each in measures)
     assert len({row["disagreement"] for row in found.values()}) > 1 and len({row["fingerprint"] for row in found.values()}) == 5
+    assert 0 < max(row["boxes"] for row in found.values()) == SEGMENT["proposals"]
     maps = written(out / "confidence")
     assert "nothing to do" in run("--confidence", "maps", "--dry-run")
     (out / "confidence/a.png").unlink()

@@ -114,7 +114,7 @@ def refused(url: str, data: bytes) -> tuple[int, str]:
 
 @pytest.mark.ray
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
-def test_ray_serve_replies_to_the_readmes_curl_commands_and_stops_at_ctrl_c(
+def test_ray_serve_replies_to_the_readmes_curl_commands_and_stops_at_sigterm(
     workspace: Path, expected: np.ndarray, tmp_path: Path
 ) -> None:
     pytest.importorskip("ray.serve", reason="the extra `serve` is not installed", exc_type=ImportError)
@@ -157,7 +157,7 @@ def test_ray_serve_replies_to_the_readmes_curl_commands_and_stops_at_ctrl_c(
         while "Ctrl-C stops it" not in log.read_text():
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         assert process.wait(100) == 0
     said = log.read_text()
     assert "one image of 500×375 px takes" in said and said.rstrip().endswith("stopped"), said

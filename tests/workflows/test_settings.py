@@ -94,6 +94,15 @@ def test_generated_data_bring_their_own_classes(config) -> None:
         ("train: {stage2: {micro_batch: 65}}", r"train\.stage2\.micro_batch 65 is more than train\.stage2\.batch 64"),
         ("model: {width: 1.5, vgg16: w.npz}", r"model\.width 1\.5 can't start from VGG-16"),
         ("segment: {proposals: 3000}", r"segment\.proposals 3000 is more than proposals\.max_boxes 2000"),
+        ("segment: {early_exit: 1}", r"segment\.early_exit: 1 is not allowed"),
+        (
+            "proposals: {kind: windows}\nsegment: {early_exit: 0.01}",
+            r"segment\.early_exit has no effect with proposals\.kind windows",
+        ),
+        (
+            "data: {root: /x, classes: [a, b], background: none}\nsegment: {early_exit: 0.02}",
+            r"segment\.early_exit would leave parts of images without boxes.*\(data\.background none\): .*proposals\.kind both",
+        ),
         ("data: {root: /x, classes: [a, b, a]}", r"data\.classes: .*repeated: a"),
         ("examples: {window: round}", r"examples\.window: 'round' is not allowed"),
         ("- 1\n- 2", "must hold sections and keys"),

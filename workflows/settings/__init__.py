@@ -17,10 +17,9 @@ from deconvnet.settings import (
     ModelSettings,
     RetrainSettings,
     SegmentSettings,
-    StoreSettings,
-    TrackingSettings,
     TrainSettings,
 )
+from deconvnet.tracking.settings import StoreSettings, TrackingSettings
 from deconvnet.training.data.batching import check_batching
 from infra.settings import ClusterSettings, Location, NotifySettings, Section
 from proposals.settings import ExampleSettings, ForestSettings, ProposalSettings
@@ -109,6 +108,14 @@ class Settings(PipelineSettings):
             raise ValueError(
                 f"segment.proposals {self.segment.proposals} is more than proposals.max_boxes {self.proposals.max_boxes}: "
                 "lower the first or raise the second"
+            )
+        kind = self.proposals.kind if self.segment.early_exit is not None else None
+        if kind == "windows":
+            raise ValueError("segment.early_exit has no effect with proposals.kind windows: leave it empty, as all are used")
+        if kind == "edgebox" and not self.data.has_background:
+            raise ValueError(
+                "segment.early_exit would leave parts of images without boxes, and there is no background for them "
+                "(data.background none): leave it empty, or let windows cover the images by proposals.kind both"
             )
         for name in TrainSettings.model_fields:
             stage, compute = getattr(self.train, name), self.compute

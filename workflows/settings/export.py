@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
-from deconvnet.settings import StoreSettings
+from deconvnet.tracking.settings import StoreSettings
 from infra.settings import Location
 from workflows.cli import CommandSettings
 from workflows.settings import MODEL_FORMS

@@ -11,6 +11,8 @@
 # The pipeline on a SLURM cluster: Ray on all nodes of an allocation, and a command on the first one.
 #   sbatch infra/deploy/slurm/pipeline.sh python workflows/train_pipeline.py --config … --workspace /shared/runs/voc2012 \
 #       --compute.workers 8 --compute.min_workers 4
+# A retraining, in place of train_pipeline.py, leaves its metrics in a file that a node_exporter (--collector.textfile.directory) reads:
+#   … python workflows/retrain.py --config … --workspace … --exit-zero-if-locked --notify.metrics_to /shared/metrics/deconvnet.prom
 # Submit it from the repository, with the environment active that has the project (pip install -c constraints.txt .) and a CUDA build of
 # PyTorch, both on storage that all nodes share, as are the workspace and the data.
 #

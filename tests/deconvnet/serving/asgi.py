@@ -52,7 +52,7 @@ class Predictors:
         if data == b"text":
             return Answer(error_reply(400, "the image can't be used: not an image"))
         reply = Reply(200, "image/png", PNG, {"X-Confidence": "0.750"})
-        return Answer(reply, {"crf": 0.5}, 0.75, {"background": 0.75, "cat": 0.25}, PNG if keep_mask else None)
+        return Answer(reply, {"crf": 0.5}, 0.75, {"background": 0.75, "cat": 0.25}, 30, PNG if keep_mask else None)
 
     async def different_pixels(self, model: LoadedModel, data: bytes, other: LoadedModel, mask: bytes) -> float:
         self.calls.append(f"{model.version.number} against {other.version.number}")

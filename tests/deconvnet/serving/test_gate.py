@@ -215,6 +215,7 @@ def test_metrics_count_codes_durations_and_confidences() -> None:
     assert 'deconvnet_requests_total{code="200"} 2.0' in text and 'deconvnet_requests_total{code="400"} 1.0' in text
     assert "deconvnet_prediction_seconds_count 2.0" in text and 'deconvnet_confidence_sum{version="1"} 1.5' in text
     assert "deconvnet_upload_bytes 0.0" in text
+    assert 'deconvnet_boxes_sum{version="1"} 60.0' in text and 'deconvnet_boxes_count{version="1"} 2.0' in text
 
 
 def test_metrics_have_the_drift_of_the_versions_that_answer(monkeypatch: pytest.MonkeyPatch) -> None:

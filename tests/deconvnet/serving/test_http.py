@@ -72,6 +72,7 @@ def test_a_mask_is_a_paletted_png_with_headers_about_the_prediction(ensemble: Sa
     )
     assert list(answer.seconds) == ["decode", "proposals", "fcn8s", "deconvnet", "crf", "encode", "other"]
     assert min(answer.seconds.values()) >= 0
+    assert reply.headers["X-Boxes"] == "4" and (answer.boxes, expected.boxes) == (4, 4), "as SEGMENT says"
     assert answer.mask is None and sum(answer.shares.values()) == pytest.approx(1)
     measures = expected.uncertainty
     assert f"disagreement={measures.image.disagreement:.3f}" in reply.headers["X-Uncertainty"]

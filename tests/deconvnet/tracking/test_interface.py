@@ -3,13 +3,13 @@
 import subprocess
 import sys
 
-from deconvnet.settings import TrackingSettings
 from deconvnet.tracking import open_tracker
 from deconvnet.tracking.interface import Tracker, read_histories
+from deconvnet.tracking.settings import TrackingSettings
 
 OFF = """
 import sys
-from deconvnet.settings import TrackingSettings
+from deconvnet.tracking.settings import TrackingSettings
 from deconvnet.tracking import open_tracker
 with open_tracker(TrackingSettings(enabled=False), sys.argv[1]).pipeline("p", {}) as parent, parent.stage("stage1", "f") as run:
     run.log_metrics({"loss": 1.0})

@@ -16,6 +16,7 @@ PODS = {
     "worker": ("deconvnet", {"ray.io/is-ray-node": "yes", "ray.io/node-type": "worker"}),
     "a job's own": ("deconvnet", {}),
     "redis": ("deconvnet", {"app": "redis"}),
+    "server": ("deconvnet", {"app": "server"}),
     "mlflow": ("deconvnet-platform", {"app": "mlflow"}),
     "postgres": ("deconvnet-platform", {"app": "postgres"}),
     "prepare": ("deconvnet-platform", {"app": "prepare"}),
@@ -50,18 +51,20 @@ def admits(policies: list[dict[str, Any]], to: str, port: int, source: str) -> b
     ("to", "port", "sources"),
     [
         ("head", 6379, {"head", "worker"}),
-        ("head", 8265, {"head", "worker", "a job's own", "redis", "operator"}),
+        ("head", 8265, {"head", "worker", "a job's own", "redis", "server", "operator"}),
         ("head", 8080, {"head", "worker", "prometheus"}),
         ("worker", 10002, {"head", "worker"}),
         ("redis", 6379, {"head"}),
-        ("mlflow", 5000, {"head", "worker", "a job's own", "redis", "prepare", "ingress"}),
+        ("server", 8000, {"ingress", "prometheus"}),
+        ("mlflow", 5000, {"head", "worker", "a job's own", "redis", "server", "prepare", "ingress"}),
         ("postgres", 5432, {"mlflow", "backup"}),
         ("a job's own", 80, set()),
         ("backup", 80, set()),
     ],
 )
 def test_network_rules_admit_those_who_need_it(to: str, port: int, sources: set[str], tmp_path: Path) -> None:
-    objects = [*built(KUBERAY / "jobs"), *built(KUBERAY / "platform"), *cluster_with("gcs-fault-tolerance", tmp_path)]
+    folders = ("jobs", "platform", "serve")
+    objects = [doc for folder in folders for doc in built(KUBERAY / folder)] + [*cluster_with("gcs-fault-tolerance", tmp_path)]
     policies = [doc for doc in objects if doc["kind"] == "NetworkPolicy"]
     assert {source for source in PODS if admits(policies, to, port, source)} == sources
 

@@ -117,6 +117,8 @@ def test_both_schedules_run_the_same_command(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(ROOT)
     (settings, options), (same, others) = (parsed(command[1], command[2:]) for command in commands()[1:])
     assert settings == same and options.exit_zero_if_locked and others.exit_zero_if_locked
+    text = (KUBERAY / "monitoring" / "kustomization.yaml").read_text()
+    assert "install prometheus-pushgateway" in text and f" {settings.notify.metrics_to}." in text, "where it is installed"
     assert RETRAIN["schedule"] == CRON["schedule"]
 
 
@@ -199,7 +201,7 @@ def test_the_three_mlflow_servers_agree() -> None:
     services = COMPOSE["services"]
     template = yaml.load((INFRA / "aws" / "mlflow.yaml").read_text(), Loader=CloudFormation)
     aws = {c["Name"]: c for c in template["Resources"]["Task"]["Properties"]["ContainerDefinitions"]}
-    (pod,) = (doc["spec"]["template"]["spec"] for doc in of_kind("Deployment"))
+    (pod,) = (doc["spec"]["template"]["spec"] for doc in of_kind("Deployment") if doc["metadata"]["name"] == "mlflow")
     (upgrade,), (server,) = pod["initContainers"], pod["containers"]
     assert services["upgrade"]["command"].split() == upgrade["command"] == aws["upgrade"]["Command"]
     assert services["mlflow"]["depends_on"]["upgrade"] == {"condition": "service_completed_successfully"}
@@ -265,7 +267,7 @@ def test_addresses_and_ports_agree() -> None:
     assert services["head"]["environment"]["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
     assert '"--port", "5000"' in DOCKERFILE and "EXPOSE 5000" in DOCKERFILE
     ports = {doc["metadata"]["name"]: doc["spec"]["ports"][0]["port"] for doc in of_kind("Service")}
-    assert ports == {"mlflow": 5000, "postgres": 5432, "redis": 6379}
+    assert ports == {"mlflow": 5000, "postgres": 5432, "redis": 6379, "server": 8000}
     (mlflow,) = (c for c in containers() if c["name"] == "mlflow")
     hosts = {v["name"]: v.get("value", "") for v in mlflow["env"]}["MLFLOW_SERVER_ALLOWED_HOSTS"]
     assert "mlflow.deconvnet-platform:5000" in hosts.split(",") and "*" not in hosts

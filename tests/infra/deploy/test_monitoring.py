@@ -135,13 +135,14 @@ def test_the_panels_of_the_dashboard_do_not_overlap() -> None:
 
 @needs_kubectl
 def test_the_monitor_finds_the_metrics_of_every_pod_of_a_ray_cluster() -> None:
-    objects: dict[str, Any] = {doc["kind"]: doc for doc in built(FOLDER)}
-    assert set(objects) == {"PodMonitor", "PrometheusRule", "ConfigMap"}
+    objects: dict[tuple[str, str], Any] = {(doc["kind"], doc["metadata"]["name"]): doc for doc in built(FOLDER)}
+    assert {kind for kind, _ in objects} == {"PodMonitor", "PrometheusRule", "ConfigMap"} and len(objects) == 4
     assert {doc["metadata"]["namespace"] for doc in objects.values()} == {"deconvnet"}
-    assert json.loads(objects["ConfigMap"]["data"]["dashboard.json"]) == DASHBOARD
+    assert json.loads(objects["ConfigMap", "deconvnet-dashboard"]["data"]["dashboard.json"]) == DASHBOARD
     (cluster,) = (doc for doc in built(KUBERAY / "cluster") if doc["kind"] == "RayCluster")
-    (endpoint,) = objects["PodMonitor"]["spec"]["podMetricsEndpoints"]
-    assert selects(objects["PodMonitor"]["spec"]["selector"], {"ray.io/is-ray-node": "yes"}), "KubeRay's label"
+    monitor = objects["PodMonitor", "ray"]["spec"]
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    assert selects(monitor["selector"], {"ray.io/is-ray-node": "yes"}), "KubeRay's label"
     for pod in pods(cluster):
         (container,) = pod["spec"]["containers"]
         assert {"name": endpoint["port"], "containerPort": 8080} in container["ports"]
