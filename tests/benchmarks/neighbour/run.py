@@ -13,6 +13,7 @@ ImageNet weights are where they belong: the classifier that they make finds dogs
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -21,6 +22,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that wait use no processor time, which is what counts
 import torch
 
 ROOT = Path(__file__).resolve().parents[3]
