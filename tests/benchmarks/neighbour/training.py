@@ -43,7 +43,7 @@ class Recipe:
     seed: int = 0
     batch: int = 16
     crop: int = 256
-    lr: float = 1e-3
+    lr: float = 2e-3
     encoder_lr_factor: float = 0.3
     weight_decay: float = 0.01
     warmup: float = 0.01
