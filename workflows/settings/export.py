@@ -20,18 +20,18 @@ class ExportSettings(CommandSettings):
     predictions: Location | None = Field(None, description="output folder of predict.py, local or in a bucket; not onnx")
     only: Location | None = Field(
         None,
-        description="text file with the names or paths of the images to export, one a line; empty: all that were predicted, or evaluated",
+        description="text file with the names or paths of the images to export, one a line; empty: all predicted (or evaluated) images",
     )
     shapes: Literal["polygons", "masks"] | None = Field(
         None,
-        description="polygons, or masks (run lengths, bitmaps) with every pixel; yolo: polygons, voc and fiftyone: masks; empty: polygons",
+        description="polygons, or exact masks (run lengths, bitmaps); empty: polygons, but masks for voc and fiftyone. yolo has only polygons",
     )
     tolerance: NonNegativeFloat = Field(
         0.75, description="how far a polygon may lie from the edges of the pixels, px; 0: it follows them exactly"
     )
     min_area: NonNegativeInt = Field(0, description="objects with fewer pixels are left out")
     image_url: str = Field(
-        "/data/local-files/?d=images/", description="labelstudio: what stands before the name of an image in its address"
+        "/data/local-files/?d=images/", description="labelstudio: address of an image without its name, which is appended"
     )
     max_rejects: float = Field(0.05, ge=0, le=1, description="share of images that may be unusable before the export fails")
     threads: PositiveInt | None = Field(None, description="threads; empty: one per CPU")
