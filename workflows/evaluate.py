@@ -64,8 +64,8 @@ def main(argv: list[str] | None = None) -> None:
     split = options.split or "val"
     if split == "test" and settings.data.test_split is None:
         raise UserError(
-            "--split test has no masks to evaluate on: --submission OUT.tar.gz writes what VOC's server evaluates; if there are "
-            "masks, name the list of the images in data.test_split, and run train_pipeline.py"
+            "--split test has no masks to evaluate on, as data.test_split is empty: name the list of the test images there and run "
+            "train_pipeline.py, or give --submission OUT.tar.gz to have VOC's server evaluate them"
         )
     pipeline = Pipeline(settings)
     check_trained(settings, options.config, proposals=True)

@@ -33,5 +33,7 @@ class RankSettings(Section):
         """Check that the other settings have an effect. Raise ValueError if they don't."""
         given = [name for name in RankSettings.model_fields if name != "rank" and name in self.model_fields_set]
         if given and not self.rank:
-            raise ValueError(f"{given[0]} is for the choice of images to label: say by --rank how many, or leave it out")
+            raise ValueError(
+                f"{given[0]} has no effect without --rank: give --rank the number of images to choose, or leave it out"
+            )
         return self

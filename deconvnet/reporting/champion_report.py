@@ -1,7 +1,8 @@
 """Compare a newly trained model with the champion, the registered model in use, for the report of a retraining.
 
 The new model is called the challenger. Each model is an ensemble of a DeconvNet and an FCN-8s. Both models were evaluated on the
-same images, and are compared on those by which both may be judged (`evaluation/hold_out.py`). They are compared by the masks that the ensemble predicts with CRF (the result `DECISIVE_RESULT`).
+same images. They are compared on the val images of both (`evaluation/hold_out.py`), by the masks that the ensemble predicts with CRF (the
+result `DECISIVE_RESULT`).
 """
 
 import json

@@ -36,7 +36,7 @@ DISTRIBUTIONS = ("mlflow", "numba", "numpy", _OPENCV, "pillow", "pyarrow", "safe
 FINGERPRINT_TAG = "fingerprint"
 """Tag of a version with the fingerprint of the stage that registered it."""
 VAL_IMAGES = "val_images.json"
-"""Name of the file in an ensemble's folder that lists the val images by which it was judged."""
+"""Name of the file in an ensemble's folder that lists the val images on which it was evaluated."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def _write_ensemble(folder: Path, ensemble: Ensemble) -> None:
 
 
 def read_val_images(deconvnet_uri: str) -> dict[str, str] | None:
-    """Read the digests of the val images by which a registered ensemble was judged, by image_id.
+    """Read the digests of the val images on which a registered ensemble was evaluated, by image_id.
 
     Args:
         deconvnet_uri: folder of its DeconvNet, in a copy of the ensemble's folder.

@@ -133,5 +133,5 @@ def check_rejects(parts: Iterable[tables.Part], inputs: int, limit: float, setti
         reasons = "; ".join(f"{n}× {reason}" for reason, n in Counter(r.reason for r in rejects).most_common(3))
         raise UserError(
             f"{len(rejects)} of {inputs} images can't be used ({reasons}), and {setting} allows {limit:.0%}: "
-            f"mend them, or raise {setting}"
+            f"repair them, or raise {setting}"
         )

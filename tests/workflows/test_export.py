@@ -158,8 +158,8 @@ def test_an_output_of_predict_that_is_not_whole_is_refused(run, predictions, tmp
 def test_user_errors_are_sentences(run, predictions, tmp_path):
     (tmp_path / "names.txt").write_text("a.jpg\nz.jpg\n")
     assert "1 images have no prediction, the first is z.jpg" in run("coco", "--only", str(tmp_path / "names.txt")).stderr
-    assert "shapes masks is not what yolo has" in run("yolo", "--shapes", "masks").stderr
-    assert "shapes polygons is not what voc has" in run("voc", "--shapes", "polygons").stderr
+    assert "shapes masks is not possible for format yolo" in run("yolo", "--shapes", "masks").stderr
+    assert "shapes polygons is not possible for format voc" in run("voc", "--shapes", "polygons").stderr
     state = storage.read_json(str(predictions / "predict.json"))
     storage.write_json(str(predictions / "predict.json"), {**state, "generation": "g2"})
     assert "are unfinished: predict.py was stopped" in run("coco").stderr
@@ -310,7 +310,7 @@ def test_user_errors_about_evaluations_are_sentences(evaluated, tmp_path, run):
     assert "made by an earlier version of this program, which kept no masks" in export_evaluated(evaluated).stderr
     assert "either new images or evaluated ones" in run("fiftyone", "--workspace", str(evaluated)).stderr
     assert "either new images or evaluated ones" in call(export.main, "--format", "fiftyone", "--to", "x").stderr
-    assert "shapes polygons is not what fiftyone has" in run("fiftyone", "--shapes", "polygons").stderr
+    assert "shapes polygons is not possible for format fiftyone" in run("fiftyone", "--shapes", "polygons").stderr
     assert "min_area is for labels" in run("fiftyone", "--min_area", "3").stderr
 
 

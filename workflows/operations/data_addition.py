@@ -1,4 +1,4 @@
-"""Add annotated images to a folder in PASCAL VOC's layout, and give its images other masks."""
+"""Add annotated images to a folder in PASCAL VOC's layout, or replace the masks of its images."""
 
 import logging
 from contextlib import nullcontext
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def add_images(settings: ImportSettings, dry_run: bool) -> None:
-    """Add annotated images to a folder in VOC's layout, or give its images other masks, and check the folder.
+    """Add annotated images to a folder in VOC's layout, or replace the masks of its images, and check the folder.
 
     Args:
         settings: settings of the command. `add_to` names the folder.

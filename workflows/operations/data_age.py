@@ -1,4 +1,4 @@
-"""Remember since when a workspace's data have been as they are, to report data that no longer change."""
+"""Remember when the data of a workspace last changed, to report stale data."""
 
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -12,12 +12,12 @@ FILE = "data_age.json"
 
 @dataclass(frozen=True)
 class DataAge:
-    """Since when the images and masks have been as they are.
+    """The time since which the images and masks have not changed.
 
     Attributes:
-        key: content key of the stage `prepare`, which identifies them.
-        since: when a retraining first saw them, as "2026-01-31T23:59:59+00:00".
-        reported: when they were last reported as stale, in the same form. None if they were not.
+        key: content key of the stage `prepare`, which identifies the images and masks.
+        since: time when a retraining first saw them, such as "2026-01-31T23:59:59+00:00".
+        reported: time when they were last reported as stale, in the same form. None if they never were.
     """
 
     key: str
@@ -29,7 +29,7 @@ class DataAge:
         return (now - datetime.fromisoformat(self.since)) / timedelta(days=1)
 
     def to_report(self, stale_days: int | None, now: datetime) -> bool:
-        """Decide whether stale data are to be reported now.
+        """Return whether the data are stale and a report is due now.
 
         Args:
             stale_days: age in days from which data are stale, and days from one report to the next. None for no reports.
@@ -40,7 +40,7 @@ class DataAge:
 
 
 def update(workspace: str, key: str, now: datetime | None = None) -> DataAge:
-    """Record which data a retraining has seen, and return since when they have been as they are.
+    """Record which data a retraining has seen, and return their age.
 
     Args:
         workspace: URI of the workspace that holds all generations.

@@ -157,7 +157,9 @@ def read_all(workspace: str) -> list[Generation]:
             try:
                 found.append(Generation(**storage.read_json(uri)))
             except (ValueError, TypeError):
-                raise UserError(f"{uri} was not written by this version: delete its folder, or what it lacks") from None
+                raise UserError(
+                    f"{uri} was not written by this version of the program: delete its folder, or correct the file"
+                ) from None
     return sorted(found, key=lambda generation: generation.name)
 
 
@@ -264,7 +266,7 @@ def prune_tables(workspace: str, champion: Mapping[str, str], lock: Lock) -> Non
         lock.check()
         if deleted := tables.prune(table, used[name]):
             kept = ", ".join(map(str, tables.kept_versions(table)))
-            logger.info(f"  {name}: {deleted:,} files of versions that nothing uses deleted; kept: {kept}")
+            logger.info(f"  {name}: {deleted:,} files of unused versions were deleted; kept: {kept}")
 
 
 def prune_tables_after_run(workspace: str, store: str, model: str, lock: Lock) -> None:

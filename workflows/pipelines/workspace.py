@@ -96,10 +96,10 @@ def hold_workspace(
     deadline = time.monotonic() + 60 * minutes
 
     def wait() -> bool:
-        """Wait a moment for the holder of the lock to leave, and return True. If waiting is useless, return False."""
+        """Wait a moment for the holder of the lock to release it, and return True. If waiting is useless, return False."""
         if not outer or time.monotonic() > deadline or should_stop():
             return False
-        logger.info(f"  another run is still at work in {workspace}: waiting for it to leave")
+        logger.info(f"  another run is still at work in {workspace}: waiting until it ends")
         time.sleep(WAIT_SECONDS)
         return True
 

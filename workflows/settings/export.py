@@ -68,7 +68,9 @@ class ExportSettings(CommandSettings):
         """Check that the format has the shapes. Raise ValueError if it doesn't."""
         if (self.format, self.shapes) in (("yolo", "masks"), ("voc", "polygons"), ("fiftyone", "polygons")):
             other = "polygons" if self.format == "yolo" else "masks"
-            raise ValueError(f"shapes {self.shapes} is not what {self.format} has: leave shapes out, which means {other} there")
+            raise ValueError(
+                f"shapes {self.shapes} is not possible for format {self.format}: leave shapes out, which means {other}"
+            )
         if self.format == "fiftyone" and self.min_area:
             raise ValueError("min_area is for labels, and fiftyone gets the masks as they are: leave min_area out")
         return self

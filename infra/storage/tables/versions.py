@@ -182,7 +182,7 @@ def commit(
             break
         if check is None:
             raise UserError(
-                f"another run made the table {table} at the same time, and its rows count: "
+                f"another run made the table {table} at the same time, and its rows are kept: "
                 "let one run at a time write there, and run this one again"
             )
     if check:
