@@ -88,7 +88,7 @@ class Evaluation:
             "calibration", the reliability diagram of the result "edeconvnet_crf", see `calibration_as_dict`.
         confusions: confusion matrix of each image by image_id, int32 (C, C), of the result "edeconvnet_crf" (the ensemble with
             the CRF, by which models are compared). A row is a true class and a column is a predicted class.
-        statistics: what the predictions of this result were like.
+        statistics: statistics of the predictions of this result.
     """
 
     results: dict[str, Any]

@@ -34,18 +34,18 @@ logger = logging.getLogger(__name__)
 
 Unit = Callable[[], Iterable[Sample | Reject]]
 _STAGE = "export"
-_SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8": ".jpg"}  # by how a file begins
+_SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8": ".jpg"}  # by the first bytes of a file
 _AGAIN = "run train_pipeline.py, or evaluate.py for another split, on this workspace again"
 
 
 class _Source(NamedTuple):
-    """What is exported.
+    """The samples to export.
 
     Attributes:
         rules: what the samples have in common.
-        units: functions that load the samples, each some of them.
+        units: functions that load the samples; each one loads a part of them.
         images: number of samples.
-        rejects: a Reject for each other image, which is known to be unusable.
+        rejects: a Reject for each further image, which is already known to be unusable.
     """
 
     rules: DatasetRules

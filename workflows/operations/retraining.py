@@ -90,7 +90,7 @@ def _run(pipeline: Retraining, config: str, webhook: Webhook, metrics: RunMetric
     Args:
         pipeline: pipeline of the retraining.
         config: name of the settings file without its folder and extension, for the name of the run in MLflow.
-        webhook: gets a message of the decision, and one if the data are stale.
+        webhook: gets a message with the decision, and another one if the data are stale.
         metrics: gets the results.
 
     Returns:

@@ -1,7 +1,7 @@
 """Write the model card of a version of the registered model: what it is for, its data, its results, its limits, and licences.
 
-A card is Markdown with a head in YAML, as Hugging Face's model cards are (M. Mitchell et al., Model Cards for Model Reporting, FAT*
-2019, had the idea). It says only what the run that trained the model knows.
+A card is Markdown with a YAML header, like Hugging Face's model cards (the idea is by M. Mitchell et al., Model Cards for Model
+Reporting, FAT* 2019). It states only facts that the run that trained the model has recorded.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,7 +53,7 @@ def model_card(name: str, run: RunSummary, sizes: Mapping[str, Any] | None = Non
 
 
 def _head(name: str, results: Mapping[str, Any]) -> list[str]:
-    """Return the lines of the head in YAML, by which Hugging Face lists models. The name of a licence is not in it (see `_licences`)."""
+    """Return the lines of the YAML header, which Hugging Face uses to list models. It names no licence (see `_licences`)."""
     row = results["rows"].get(_FINAL, {})
     metrics = [{"type": metric, "value": round(row[metric], 4)} for metric in METRICS if row.get(metric) is not None]
     measured = {
