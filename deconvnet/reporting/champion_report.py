@@ -236,7 +236,7 @@ def summary_sentence(comparison: Mapping[str, Any]) -> str:
 
 
 def changes_sentence(comparison: Mapping[str, Any]) -> str:
-    """Say in a sentence how many images gained and lost, and by how much the boundaries changed.
+    """Summarise how many images gained and lost, and how the boundary F-measure changed.
 
     Args:
         comparison: the content of `against_champion.json`.

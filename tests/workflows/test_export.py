@@ -89,7 +89,7 @@ def test_the_printed_command_imports_the_export_with_the_ids_of_the_model(run, t
     done = run(name)
     assert done.returncode == 0, done.stderr
     assert "exported     6 images with 48 objects" in done.stdout
-    assert ("kept " in done.stdout) == (name == "cvat"), "masks keep all"
+    assert ("agreement " in done.stdout) == (name == "cvat"), "masks keep all"
     small = sum(each.region.area < 20 for n in range(6) for each in find_objects(scene_mask(n), ExportRules(CLASSES)))
     assert f"specks       {small} objects have fewer than 20 px: --min_area 20 leaves them out" in done.stdout and 0 < small < 48
     command = shlex.split(done.stdout.strip().splitlines()[-1])
@@ -115,7 +115,7 @@ def test_settings_reach_the_export(run, tmp_path):
             scores[prediction["score"], each["value"]["brushlabels"][0]] = each["score"]
     table = {(0.5 + n / 100, CLASSES[i]): 0.5 + n / 100 + i / 16 for n in (1, 5) for i in (1, 2, 3)}
     assert scores == pytest.approx(table, abs=1e-4), "those of the image and of each class in the table"
-    assert "99.99%" not in done.stdout and "kept         the class of 100.00% of the pixels" in done.stdout
+    assert "99.99%" not in done.stdout and "agreement    100.00% of the pixels keep their class" in done.stdout
 
 
 def test_specks_are_not_mentioned_where_there_are_none(run):
@@ -178,7 +178,7 @@ def test_user_errors_are_sentences(run, predictions, tmp_path):
 def test_the_class_0_of_a_scene_without_background_is_a_label(run, predictions, tmp_path):
     storage.write_json(str(predictions / "classes.json"), {"classes": CLASSES, "background": False})
     done = run("coco", "--tolerance", "0")
-    assert "classes background, ring, crate, ball" in done.stdout and "class of 100.00% of the pixels" in done.stdout
+    assert "classes background, ring, crate, ball" in done.stdout and "100.00% of the pixels keep their class" in done.stdout
     categories = json.loads((tmp_path / "out/annotations/instances_default.json").read_text())["categories"]
     assert categories[0] == {"id": 0, "name": "background"}
 

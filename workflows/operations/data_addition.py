@@ -52,7 +52,7 @@ def add_images(settings: ImportSettings, dry_run: bool) -> None:
         log_classes(dataset)
         check_same_classes(dataset.classes, known, folder)
         splits = split_dataset(settings, dataset, addition.splits)
-        told = len(dataset.notes)
+        logged = len(dataset.notes)
         if settings.train_list or settings.val_list or any(entry.split for entry in dataset.entries):
             dataset.notes += addition.describe_kept(splits)
         summary = load_images(
@@ -64,7 +64,7 @@ def add_images(settings: ImportSettings, dry_run: bool) -> None:
             threads=count_threads(settings.threads),
         )
         log_losses(summary)
-        for note in dataset.notes[told:]:
+        for note in dataset.notes[logged:]:
             logger.info(f"note: {note}")
         outcome = f"{addition.describe(splits)}; unusable: {rejects_text(summary)}"
         if dry_run or addition.refused:

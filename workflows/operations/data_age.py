@@ -28,7 +28,7 @@ class DataAge:
         """Return how old the data are at the time `now`, in days."""
         return (now - datetime.fromisoformat(self.since)) / timedelta(days=1)
 
-    def to_report(self, stale_days: int | None, now: datetime) -> bool:
+    def report_is_due(self, stale_days: int | None, now: datetime) -> bool:
         """Return whether the data are stale and a report is due now.
 
         Args:
@@ -50,16 +50,16 @@ def update(workspace: str, key: str, now: datetime | None = None) -> DataAge:
     uri = generations.folder(workspace, FILE)
     if storage.exists(uri) and (found := DataAge(**storage.read_json(uri))).key == key:
         return found
-    age = DataAge(key, _text(now))
+    age = DataAge(key, _format_time(now))
     storage.write_json(uri, asdict(age))
     return age
 
 
 def mark_reported(workspace: str, age: DataAge, now: datetime | None = None) -> None:
     """Record that data were reported as stale. For the arguments see `update`."""
-    storage.write_json(generations.folder(workspace, FILE), asdict(replace(age, reported=_text(now))))
+    storage.write_json(generations.folder(workspace, FILE), asdict(replace(age, reported=_format_time(now))))
 
 
-def _text(now: datetime | None) -> str:
+def _format_time(now: datetime | None) -> str:
     """Write a time, the present one if it is None, with its time zone and without fractions of a second."""
     return (datetime.now(UTC) if now is None else now).isoformat(timespec="seconds")
