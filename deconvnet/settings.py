@@ -38,7 +38,7 @@ class DataSettings(Section):
     test_split: str | None = Field(None, description="split that evaluate.py --split test evaluates on; empty: there is none")
     classes: tuple[str, ...] = Field(VOC_CLASSES, description="class names by id; the first is background, unless there is none")
     background: Literal["first", "none"] = Field(
-        "first", description="first: class 0 is the background, the pixels of no object; none: it is a class like the others"
+        "first", description="first: class 0 is the background (pixels of no object); none: class 0 is a class like the others"
     )
     dev_fraction: float = Field(
         0.05, gt=0, le=0.5, description="share of the training images that is drawn (by seed) for validation during training"
@@ -109,8 +109,8 @@ class ModelSettings(Section):
     )
     decoder_init: Literal["gaussian", "interpolation"] = Field(
         "gaussian",
-        description="initial weights of DeconvNet's decoder: the paper's Gaussian (σ 0.01), or interpolation, with which it learns "
-        "within hundreds of steps",
+        description="initial weights of DeconvNet's decoder: the paper's Gaussian (σ 0.01), or interpolation (box filters), which "
+        "learns within hundreds of steps",
     )
     fcn_width: float | None = Field(
         None, gt=0, le=2, description="channels of each FCN-8s layer relative to the paper's; empty: the same as width"
@@ -211,7 +211,7 @@ class StageSettings(Section):
     )
     min_lr: NonNegativeFloat = Field(1e-5, description="schedule plateau: training stops when the learning rate falls below this")
     grad_clip: PositiveFloat | None = Field(
-        None, description="gradients whose norm, over all parameters, is larger are scaled to this; empty: they are not"
+        None, description="largest norm of the gradients over all parameters; larger ones are scaled down to it; empty: no limit"
     )
     checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints; each epoch ends with one, too")
     log_every: PositiveInt = Field(20, description="steps between two logged losses")
@@ -323,12 +323,12 @@ class RetrainSettings(Section):
         0.0,
         ge=0,
         lt=1,
-        description="for a promotion, the lower end of the 90 % interval of the mean IoU's rise must be above this",
+        description="a model is promoted only if the lower end of the 90 % interval of its rise in mean IoU is above this",
     )
     max_class_drop: float = Field(
-        0.05, ge=0, le=1, description="a model of which one class's IoU (0–1) falls by more than this is not promoted"
+        0.05, ge=0, le=1, description="a model is not promoted if the IoU (0–1) of a class falls by more than this"
     )
     keep: PositiveInt = Field(3, description="number of finished generations that are kept, besides the champion's own")
     lock_minutes: PositiveInt = Field(
-        15, description="minutes without a sign of life after which another run may take over the lock of the workspace"
+        15, description="minutes after which another run may take the lock of the workspace, if its holder has not renewed it"
     )

@@ -1,7 +1,7 @@
-"""Numbers of a command while it runs, for Prometheus, a program that collects and draws them.
+"""Metrics of a command while it runs, for Prometheus, a program that collects metrics and draws them.
 
-On Ray they are metrics of Ray (`ray.util.metrics`), which each node exports beside Ray's own, with `ray_` before their names.
-Without Ray nothing is exported.
+On Ray they are application metrics (`ray.util.metrics`): each node exports them together with Ray's own metrics, and their names get
+the prefix `ray_`. Without Ray nothing is exported.
 """
 
 import re
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 OTHER_REASONS = "other"
-"""Label of reasons for which there is no label of their own."""
+"""Label of all reasons that have no label of their own."""
 _MAX_REASONS = 10
 _MAX_LABEL = 60  # characters
 _VARIES = re.compile(r"\S*[/\\]\S*|'[^']*'|\"[^\"]*\"|\[[^\]]*\]|[\d.,]*\d")  # paths, quoted text, lists and numbers

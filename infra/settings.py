@@ -153,8 +153,8 @@ class NotifySettings(Section):
 
     url: SecretStr | None = Field(
         None,
-        description='webhook that gets messages of promotions, refusals, failures and stale data, as Slack\'s {"text": …}; a secret, so '
-        "a file should have ${NAME}, and no command line; empty: that in DECONVNET_NOTIFY_URL, else none",
+        description='webhook that gets messages about promotions, refusals, failures and stale data, as Slack\'s {"text": …}; a secret: '
+        "write ${NAME} in a file, and never give it on the command line; empty: DECONVNET_NOTIFY_URL, else no messages",
     )
     stale_days: PositiveInt | None = Field(
         30, description="days without a new or changed image after which retrain.py reports stale data; empty: never"
@@ -162,7 +162,7 @@ class NotifySettings(Section):
 
     metrics_to: Location | None = Field(
         None,
-        description="where retrain.py leaves the results of the run for Prometheus: local file (…/deconvnet.prom, for node_exporter's "
+        description="where retrain.py writes the results of the run for Prometheus: local file (…/deconvnet.prom, for node_exporter's "
         "textfile collector), or http(s) URL of a Pushgateway; empty: nowhere",
     )
 

@@ -1,6 +1,6 @@
 """Send messages to a webhook: a URL at which a chat program, such as Slack, takes messages.
 
-Whoever knows such a URL can post, so it is a secret: messages about it name its host alone.
+Anyone who knows such a URL can post, so it is a secret: log messages contain only its host name.
 """
 
 import logging
@@ -18,7 +18,7 @@ from infra.settings import NotifySettings, check_webhook_url
 
 URL_VARIABLE = "DECONVNET_NOTIFY_URL"
 """Environment variable with the URL, if the settings have none."""
-_MAX_TEXT = 3000  # characters, which are up to five times as many with escapes; Slack cuts messages of more than 40,000
+_MAX_TEXT = 3000  # characters; escaping makes them up to five times as many, and Slack cuts messages of more than 40,000
 _ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})  # so that no text becomes a mention, such as <!channel>
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Webhook:
         self._url, self._seconds = url, seconds
 
     def send(self, text: str) -> None:
-        """Send a message. No error is raised: a message that is not accepted in time is lost, and a warning says so.
+        """Send a message. No error is raised: if the message is not accepted in time, it is lost, and a warning is logged.
 
         Args:
             text: the message. Secrets in URIs are removed from it.
@@ -51,24 +51,26 @@ class Webhook:
         """Post a message. Return what went wrong, without the URL, or "" if nothing did."""
         message = without_secrets(text)[:_MAX_TEXT].translate(_ESCAPES)
         try:
-            # A redirection would turn the POST into a GET, and succeed without the message.
+            # Redirections are refused: they would turn the POST into a GET, which may succeed without delivering the message.
             with requests.post(
                 self._url or "", json={"text": message}, timeout=self._seconds, allow_redirects=False, stream=True
             ) as reply:
                 return "" if 200 <= reply.status_code < 300 else f"HTTP status {reply.status_code}"
-        except Exception as error:  # its text has the URL
+        except Exception as error:  # its text contains the URL, so only its type is reported
             return type(error).__name__
 
 
 def problem_within(seconds: float, work: Callable[[], str]) -> str:
-    """Do something in a thread, and wait for it no longer than allowed.
+    """Run a function in a thread, and wait at most some seconds for its result.
+
+    HTTP libraries limit the time of each read, but neither the time of all reads nor the time to look up a host name.
 
     Args:
-        seconds: how long to wait. Timeouts of HTTP libraries bound each read, but neither all of them nor the look-up of a name.
-        work: does it, and returns what went wrong, or "". It must not raise errors.
+        seconds: longest time to wait.
+        work: the function. It returns what went wrong, or "" if nothing did. It must not raise errors.
 
     Returns:
-        What `work` returned, or that there was no answer.
+        The text that `work` returned, or a text that says that there was no answer.
     """
     outcome: list[str] = []
     thread = threading.Thread(target=lambda: outcome.append(work()), name="delivery", daemon=True)
@@ -78,7 +80,7 @@ def problem_within(seconds: float, work: Callable[[], str]) -> str:
 
 
 def open_webhook(settings: NotifySettings) -> Webhook:
-    """Return the webhook of the settings, or else that of the environment variable DECONVNET_NOTIFY_URL, or else none.
+    """Return the webhook that the settings name, else the environment variable DECONVNET_NOTIFY_URL, else one that sends nothing.
 
     Raises:
         UserError: if the variable's value is no URL.

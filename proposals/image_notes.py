@@ -1,8 +1,8 @@
-"""What the summaries of an `images` table's parts say about each image, so that tables are compared without reading a row.
+"""Notes about the images of an `images` table, so that tables can be compared without reading rows.
 
-Each part of the table has a note for each of its images: digests of the image's file, of its masks and split, and a stamp of the
-files from which it was read. So it is known which images are new or have changed since an earlier version of the table, and parts of the
-tables that are made from `images` are named by what they are made from (`pixels_key`, `labels_key`).
+The summary of each part of the table has a note for each of its images: a digest of the image's file, a digest of its masks and split,
+and a stamp of the files from which it was read. From the notes it is known which images are new or have changed since an earlier version
+of the table. They also give the keys in the names of parts of derived tables (`pixels_key`, `labels_key`).
 """
 
 import hashlib
@@ -90,7 +90,7 @@ def labels_key(part: tables.Part) -> str:
 
 
 def _rows_or_rejects(part: tables.Part) -> list[ImageNote]:
-    """Return the notes of the images of a part; if none can be used, those of the rejects, by which such parts differ."""
+    """Return the notes of the usable images of a part. If there are none, return the notes of its rejects."""
     notes = read_notes(part)
     return [note for note in notes if note.usable] or notes
 

@@ -20,14 +20,14 @@ class ProposalSettings(Section):
 
     kind: Literal["edgebox", "windows", "both"] = Field(
         "edgebox",
-        description="edgebox: boxes that may contain an object; windows: squares that cover the image, for scenes without objects; "
-        "then there is no training stage 1; both",
+        description="edgebox: boxes that may contain an object; windows: squares that cover the image, for scenes without objects "
+        "(there is no training stage 1); both: boxes and windows",
     )
     window_sizes: tuple[_WindowSize, ...] = Field(
         (1.0, 0.5), min_length=1, description="windows: their sides, as shares of the image's shorter side"
     )
     window_overlap: float = Field(
-        0.5, ge=0, le=0.95, description="windows: smallest share of the side by which neighbours of the same size overlap"
+        0.5, ge=0, le=0.95, description="windows: neighbours of the same size overlap by at least this share of their side"
     )
     edges: Literal["forest", "gradient"] = Field(
         "forest", description="edge detector: a structured forest, or colour gradients, which need no model file"
@@ -144,8 +144,8 @@ class ExampleSettings(Section):
     min_object_side: PositiveInt = Field(4, description="objects whose box has a shorter side than this are left out, px")
     max_per_image: PositiveInt | None = Field(
         None,
-        description="stage 2: most crops per image: the best of each object, the rest at random by the seed; as many windows again "
-        "with proposals.kind both; empty: all",
+        description="stage 2: most crops per image: the best of each object, the rest at random by the seed; with proposals.kind both, "
+        "up to as many windows in addition; empty: all",
     )
     balance: bool = Field(True, description="repeat examples of rare classes")
     max_repeats: PositiveInt = Field(10, description="most times that one example is repeated in an epoch")

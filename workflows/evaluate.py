@@ -5,7 +5,7 @@
   python workflows/evaluate.py --config FILE --split test                    evaluate on the images of data.test_split
   python workflows/evaluate.py --config FILE --submission OUT.tar.gz         write masks for VOC's test server instead
 
-The five results are those of FCN-8s, of DeconvNet and of the ensemble of both, the latter two with and without a CRF. The
+The five results are those of FCN-8s, of DeconvNet and of the ensemble of both, the last two with and without a CRF. The
 report is written to WORKSPACE/evaluations/SPLIT.
 
 The settings are those of train_pipeline.py. You can evaluate with other values of the settings in the section segment, for
@@ -13,8 +13,8 @@ example --segment.aggregation sum. Choose such values on dev, a part of the trai
 purpose, and evaluate on val for the final table only.
 
 With --submission, the command evaluates nothing. It predicts the images that ImageSets/Segmentation/test.txt in data.root
-lists. Without this file, it takes val.txt, and --split names another list. The masks are checked against the rules of VOC's
-test server and packed into an archive for it. --result chooses one of the five results. If the command is interrupted, the
+lists (val.txt if there is no test.txt; --split chooses between them). The masks are checked against the rules of VOC's test
+server, and packed into the archive to upload there. --result chooses one of the five results. If the command is interrupted, the
 same command resumes it.
 
 Exit codes: 0 done; 2 an error in the settings or the images, or the models are not trained yet; 3 another command is working in
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument(
         "--split", choices=("val", "dev", "test"), help="images to evaluate on (default: val), or to predict for --submission"
     )
-    command.add_argument("--submission", metavar="OUT.tar.gz", help="write the archive that VOC's test server takes")
+    command.add_argument("--submission", metavar="OUT.tar.gz", help="write the archive to upload to VOC's test server")
     command.add_argument("--result", choices=RESULTS, help="with --submission: the result to submit (default: edeconvnet_crf)")
     command.add_argument(
         "--competition",
@@ -64,8 +64,8 @@ def main(argv: list[str] | None = None) -> None:
     split = options.split or "val"
     if split == "test" and settings.data.test_split is None:
         raise UserError(
-            "--split test has no masks to evaluate on: --submission OUT.tar.gz writes what VOC's server evaluates; if there are "
-            "masks, name the list of the images in data.test_split, and run train_pipeline.py"
+            "--split test has no masks to evaluate on, as data.test_split is empty: name the list of the test images there and run "
+            "train_pipeline.py, or give --submission OUT.tar.gz to have VOC's server evaluate them"
         )
     pipeline = Pipeline(settings)
     check_trained(settings, options.config, proposals=True)

@@ -4,23 +4,23 @@
   python workflows/export.py --format labelstudio --predictions DIR --to export     for Label Studio: tasks with predictions
   python workflows/export.py --format labelme     --predictions DIR --to export     for LabelMe and X-AnyLabeling
   … --format coco | yolo | voc                                                      for other tools
-  python workflows/export.py --format fiftyone    --predictions DIR --to export     to look at in FiftyOne, with how sure they are
-  python workflows/export.py --format fiftyone    --workspace RUN   --to export     the same of the evaluated images, and their truth
+  python workflows/export.py --format fiftyone    --predictions DIR --to export     predictions to view in FiftyOne
+  python workflows/export.py --format fiftyone    --workspace RUN   --to export     evaluated images to view there, with ground truth
   python workflows/export.py --format onnx        --workspace RUN   --to export     the networks of the champion, for onnxruntime
-  … --shapes masks                                                                  every pixel, in place of polygons
+  … --shapes masks                                                                  exact masks instead of polygons
   … --only names.txt                                                                only these images, one name a line
   … --dry-run                                                                       print what would be exported
 
-DIR is the output folder of predict.py. The new folder gets the annotations, with a score for each object (how sure its class is), the
-set-up of the tool (its labels), and copies of the images. It appears only when it is complete. What was corrected comes back by
-import_data.py; the last line printed is the command.
+DIR is the output folder of predict.py. The new folder gets the annotations with a score for each object (how sure its class is), a
+configuration of the tool (its labels), and copies of the images. It appears only when it is complete. When you have corrected the
+annotations, import_data.py imports them; the last line printed is that command.
 
-With --format fiftyone, it gets a data set in FiftyOne's own format (metadata.json, samples.json, images and masks); the command prints
-how to open it. --workspace takes the val images from the report of a pipeline, --evaluation evaluations/dev those that evaluate.py has
-evaluated.
+With --format fiftyone, the new folder is a data set in FiftyOne's own format (metadata.json, samples.json, images and masks); the
+command prints how to open it. With --workspace, it has the val images of the pipeline's report, or with --evaluation
+evaluations/dev the images that evaluate.py --split dev has evaluated.
 
-With --format onnx, it gets deconvnet.onnx, fcn8s.onnx and networks.json. --model models:/NAME@ALIAS names another model than the
-champion, and --tracking.uri an MLflow server. examples/segment_onnx.py uses them without torch.
+With --format onnx, the new folder gets deconvnet.onnx, fcn8s.onnx and networks.json. --model models:/NAME@ALIAS names another
+model than the champion, and --tracking.uri an MLflow server. examples/segment_onnx.py runs the networks without torch.
 
 Exit codes: 0 done; 2 an error in the settings or the data; 3 another export creates the same folder; 75 interrupted: nothing was
 written.

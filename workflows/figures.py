@@ -8,8 +8,8 @@
 The figures are PNG files, 1,200 px wide. They are written to DIR/figures, or to the folder that --out names. NAME is one of:
 
 {figures}
-The figures {per_image} show single images. You can choose these with --image; without it, they are those of the
-report. The pipeline itself draws all figures once, for its report and for MLflow.
+The figures {per_image} show single images. --image chooses them; without it, they are the images of the report.
+The pipeline itself draws all figures once, for its report and for MLflow.
 
 Exit codes: 0 done; 2 there is no such figure or image, or the stage that makes its data is not finished; 3 another command is
 working in this workspace.
@@ -29,12 +29,12 @@ FIGURES = {
     "unpooling": "the most active map after each unpooling and deconvolution, for an image's largest object",
     "instances": "the segmentation after 1, 5, 10, 20, 50 proposals, from the largest to the smallest",
     "comparison": "image, ground truth and predictions side by side: the best, the median and the worst",
-    "wins": "the same where DeconvNet, FCN-8s or the ensemble is furthest ahead",
+    "wins": "side by side, too: images where DeconvNet, FCN-8s or the ensemble is furthest ahead",
     "iou_by_class": "IoU of each class, for the five results",
     "iou_by_proposals": "DeconvNet's mean IoU by the number of proposals",
     "iou_by_size": "IoU of objects by their size",
     "confusion": "which classes are predicted in place of which",
-    "calibration": "whether the predicted probabilities can be believed",
+    "calibration": "predicted probability against the share of right pixels",
     "recall": "how many objects the proposals find",
     "training_curves": "loss and pixel accuracy of the trainings, step by step",
     "examples": "training crops of stage 1 and stage 2, with their masks",

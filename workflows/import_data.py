@@ -4,15 +4,15 @@
   python workflows/import_data.py --from labelme --annotations DIR_OF_JSON_FILES --to my-data
   python workflows/import_data.py --from masks   --images DIR --annotations DIR_OF_MASKS --to my-data
   python workflows/import_data.py --from yolo    --annotations data.yaml --to my-data
-  … --add_to my-data                                         add to a folder, or correct its masks, in place of --to
+  … --add_to my-data                                         instead of --to: add to a folder, or replace masks in it
   python workflows/import_data.py --check my-data            import nothing, only check a folder in VOC's layout
 
 Options for the import:
 
   --val_annotations WHAT [--val_images DIR]      annotations (and images) of the val split, if they are separate
-  --train_list FILE, --val_list FILE             or lists of the images; otherwise a fifth is chosen at random for val
+  --train_list FILE, --val_list FILE             or lists of the images; without any, a fifth is drawn for val by name
   --table colours.txt                            masks only: classes and their ids or colours
-  --dry-run                                      read everything, print what would be imported and what not, and write nothing
+  --dry-run                                      read everything, print what would be imported or left out, write nothing
 
 The new folder appears only when it is complete. It contains:
 
@@ -26,8 +26,9 @@ The new folder appears only when it is complete. It contains:
 
 The last line printed is the command that trains on this folder.
 
-With --add_to, new images are added to a folder in this layout, and the images that it has get the new masks. They stay in their
-splits, and the classes must be those of the folder. If one image of the folder has the name of another new one, nothing is written.
+With --add_to, new images are added to a folder in this layout. Images that the folder already has (same name and content) get the
+new masks and stay in their splits. The classes must be those of the folder. If a new image has the name of a different image in
+the folder, nothing is written.
 
 Exit codes: 0 done; 2 an error in the settings or the data; 3 another import writes to the same folder; 75 interrupted: no new
 folder was written; with --add_to, the same command completes it.
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     command = cli.SettingsParser(__doc__ or "", ImportSettings, CONFIGS / "import_data.yaml")
     command.add_argument(
-        "--dry-run", action="store_true", help="read everything, print what would be imported and what not, and write nothing"
+        "--dry-run", action="store_true", help="read everything, print what would be imported or left out, and write nothing"
     )
     settings, options = command.parse_settings(argv)
     from workflows.operations.data_addition import add_images

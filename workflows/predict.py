@@ -5,21 +5,21 @@
   … --model models:/NAME@ALIAS                                                  use another model (or models:/NAME/VERSION)
   … --overlays true                                                             also draw each mask over its image
   … --confidence maps                                                           also write how sure each pixel is, as a grey PNG
-  … --confidence maps --rank 50                                                 also choose 50 images that are worth most to label
+  … --confidence maps --rank 50                                                 also choose 50 images to label next
   … --executor local                                                            predict in this process, without Ray
   … --dry-run                                                                   print what would be done
 
-The champion is the version of the registered model that is in use. In place of --tracking.uri, you can set the environment
+The champion is the version of the registered model that is in use. Instead of --tracking.uri, you can set the environment
 variable MLFLOW_TRACKING_URI.
 
-For each image, the output folder gets masks/PATH.png, a paletted PNG of class ids, and on request overlays/PATH.jpg and
-confidence/PATH.png. PATH is the image's path in the input folder. The output also has classes.json, the class names by id, and
-two Parquet tables: predictions, with how sure each prediction is, and rejects with the images that can't be used. Files that are
-no images by their suffix are passed over; they are counted and named.
+For each image, the output folder gets masks/PATH.png, a paletted PNG of class ids, and if requested overlays/PATH.jpg and
+confidence/PATH.png. PATH is the image's path in the input folder. The output also has classes.json (the class names by id) and
+two Parquet tables: predictions (each image's classes, and how sure its prediction is) and rejects (images that can't be used).
+Files whose suffix is not that of an image are left out; they are counted and named.
 
-With --rank N, the folder ranking gets the N images whose predictions are least sure, without near-duplicates, as a list of files
-(images.txt), as tables (images.csv, images.parquet) and as a contact sheet (images.png), which outlines what is in doubt.
---rank_labelled DIR leaves out what is labelled already, and what is like it.
+With --rank N, the folder ranking gets the N images whose predictions are least sure, without near-duplicates: as a list of files
+(images.txt), as tables (images.csv, images.parquet) and as a contact sheet (images.png), which outlines uncertain regions.
+--rank_labelled DIR leaves out the images in DIR, which are labelled already, and near-duplicates of them.
 
 A second run predicts only images that are new or changed, or that an interrupted run has left out. With another version of
 the model, it predicts all images again.

@@ -1,16 +1,16 @@
-"""Make another version of a registered model the champion (the version in use), or take that back.
+"""Make another version of a registered model the champion (the version in use), or undo such a move.
 
   python workflows/promote.py --workspace RUN --to 7             make version 7 the champion
   python workflows/promote.py --workspace RUN --to challenger    make the newest version of a pipeline the champion
-  python workflows/promote.py --workspace RUN --back             make the version champion that was it before
+  python workflows/promote.py --workspace RUN --back             make the previous champion the champion again
   … --why "bicycles are missed"                                  record a reason
   … --moves                                                      print the recorded moves, and change nothing
 
-Only the alias `champion` in MLflow's registry is moved. Running servers (serve.py) notice it within seconds, and change the
-model without refusing a request. Models are not compared; retrain.py does that. Each move is recorded in a tag of the
-registered model with its time, user, versions and reason. --back undoes the latest move that is not undone yet, also
-one by retrain.py; if it is given again, the one before. If the environment variable DECONVNET_NOTIFY_URL names a webhook, it
-gets a message.
+The command only moves the alias `champion` in MLflow's registry; it does not compare models, as retrain.py does. Running
+servers (serve.py) notice the move within seconds, and switch to the new champion without refusing a request. Each move is
+recorded in a tag of the registered model with its time, user, versions and reason. --back undoes the latest move that is not
+undone yet, including moves by retrain.py; given again, it undoes the move before. If the environment variable
+DECONVNET_NOTIFY_URL names a webhook, a message is sent there.
 
 Exit codes: 0 done; 2 there is no such version, it is the champion already, or there is nothing to undo.
 """

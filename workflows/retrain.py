@@ -3,13 +3,14 @@
   python workflows/retrain.py --config FILE --workspace DIR      retrain; the settings are those of train_pipeline.py
   python workflows/retrain.py --config FILE --dry-run            print what would be done, and change nothing
   python workflows/retrain.py --config FILE --force              train even if nothing has changed
-  python workflows/retrain.py --config FILE --exit-zero-if-locked       on a schedule: it is no error if a run is still at work
+  python workflows/retrain.py --config FILE --exit-zero-if-locked       for a schedule: exit with code 0 if another run is at work
 
-New and changed images are recognised by their content. Box proposals and training crops are computed for these images
-only. Training starts from the champion, which is the version of the registered model that is in use. Then the new model
-and the champion are evaluated on the val images, and compared on those that were val images when the champion was
-registered. A bootstrap over these images gives the 90 % interval of the rise of the mean IoU. The new model becomes the
-champion if the lower end is above retrain.margin, and the IoU of no class is lower by more than retrain.max_class_drop.
+New and changed images are recognised by their content. Box proposals and training crops are computed only for new and
+changed images. Training starts from the champion, which is the version of the registered model that is in use. Then the new
+model and the champion are evaluated on the val images. They are compared on the images that were already val images when the
+champion was registered: a bootstrap over these images gives the 90 % interval of the rise in mean IoU. The new model becomes
+the champion if the lower end of the interval is above retrain.margin, and no class's IoU falls by more than
+retrain.max_class_drop.
 
 Each retraining has a folder of its own (a generation) in WORKSPACE/generations. If it is interrupted, the same command
 resumes it.
@@ -32,7 +33,7 @@ def command_line() -> cli.SettingsParser[Settings]:
     command.add_argument(
         "--exit-zero-if-locked",
         action="store_true",
-        help="if another command is working in this workspace, leave it to the next run: exit with code 0 in place of 3",
+        help="if another command is working in this workspace, exit with code 0 instead of 3",
     )
     return command
 

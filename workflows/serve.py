@@ -7,18 +7,18 @@
   … --shadow                                           let the challenger predict too, and log only how its masks differ
 
 The champion is the version of the registered model that is in use. If the alias moves to another version (retrain.py,
-promote.py), the server loads that version, changes to it without refusing a request, and drops the earlier one. The challenger
-is a version that is tried out. To call the server:
+promote.py), the server loads that version, switches to it without refusing a request, and unloads the earlier one. The
+challenger is a version on trial, which may replace the champion later. To call the server:
 
   curl --data-binary @photo.jpg http://127.0.0.1:8000 -o mask.png                  get a paletted PNG of class ids
   curl --data-binary @photo.jpg 'http://127.0.0.1:8000?overlay=1' -o overlay.jpg   get the image with its mask drawn over it
 
 Open the address in a browser to try the model on a page. The headers of a reply name the version that has answered (X-Model),
 the classes found (X-Classes) and the time spent on each part (Server-Timing). If an image can't be used, the reply is an
-error message in JSON. /healthz is for health checks, /version says which version answers and what its answers were like,
-/metrics is for Prometheus.
+error message in JSON. /healthz is for health checks, /version shows which version answers, with statistics of its answers,
+and /metrics is for Prometheus.
 
-Slow and huge uploads are refused (408, 413), and so are requests when too many wait (429, with the header Retry-After).
+Slow or huge uploads are refused (408, 413). If too many requests wait, further ones are refused (429, with Retry-After).
 The server has no login. By default it can be reached from this machine only; --host 0.0.0.0 opens it to other machines.
 
 Exit codes: 0 stopped by Ctrl-C or SIGTERM; 2 an error in the settings, or there is no such model.

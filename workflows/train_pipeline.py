@@ -8,7 +8,7 @@
   ray job submit -- python workflows/train_pipeline.py --config FILE      run on a Ray cluster
 
 The five results are those of the paper on DeconvNet (Noh et al., ICCV 2015): FCN-8s, DeconvNet and their ensemble, the
-latter two with and without a CRF. All files are written to the workspace (--workspace DIR). Stages that are already
+last two with and without a CRF. All files are written to the workspace (--workspace DIR). Stages that are already
 complete there are skipped, and a run that was stopped or killed resumes from its last checkpoint.
 
 Exit codes: 0 done; 2 an error in the settings or the data; 3 another command is working in this workspace; 75 interrupted,

@@ -1,23 +1,24 @@
 """Compare the boundaries of predicted masks with those of annotated masks, by the boundary F-measure and the Boundary IoU.
 
-Both measures notice what mean IoU hardly does: whether the outlines are right. As for mean IoU, the pixels of all images are counted
+Mean IoU changes little when outlines are wrong; both measures show this. As for mean IoU, the pixels of all images are counted
 together, and there is one value for each class.
 
-The boundary F-measure (Csurka, Larlus, Perronnin, BMVC 2013) compares contours. A class's contour consists of its pixels beside a
-pixel of another class. Precision is the share of the predicted contour that is near the annotated contour of the same class, recall the share
-of the annotated contour that is near the predicted one, and F is their harmonic mean. "Near" is up to 0.0075 of the image's
-diagonal. Unlike in the benchmark of edges (`proposals.edges.boundary_metrics`), pixels are not matched one to one.
+The boundary F-measure (Csurka, Larlus, Perronnin, BMVC 2013) compares contours. The contour of a class consists of its pixels that have
+a pixel of another class directly beside, above or below. A contour pixel is "near" a contour if its distance is up to 0.0075 of the
+image's diagonal. Precision is the share of the predicted contour that is near the annotated contour of the same class, recall is the
+share of the annotated contour that is near the predicted one, and F is their harmonic mean. Unlike in the benchmark of edges
+(`proposals.edges.boundary_metrics`), pixels are not matched one to one.
 
-The Boundary IoU (Cheng, Girshick, Dollár, Berg, Kirillov, CVPR 2021) compares bands. A class's band consists of its pixels that are
-at most 0.02 of the image's diagonal from another class, along rows and columns. The outside of the image counts as another class
-here. The IoU of a class is computed of its annotated and its predicted band. On large objects, it is stricter than the IoU of whole
-masks, of which their inside is the most.
+The Boundary IoU (Cheng, Girshick, Dollár, Berg, Kirillov, CVPR 2021) compares bands. The band of a class consists of its pixels that
+are at most 0.02 of the image's diagonal from another class, along rows and columns; here the outside of the image is another class,
+too. The measure is the IoU of the annotated and the predicted band of the class. For large objects it is stricter than the IoU of
+whole masks, because most pixels of a whole mask are far from its outline.
 
-Void (255) is where annotators were not sure, which in PASCAL VOC is a line around each object. So in the masks that
-are compared, each void pixel gets the class of the nearest annotated pixel: the annotated class in the annotation, the class that is
-predicted at the annotated pixel in the prediction. Thus a contour in void runs along its middle if the classes at its sides are right,
-and what is predicted on void changes nothing. No void pixel is counted in a band, and no contour in the midst of a large void area,
-where it is farther than a band's width from all annotated pixels.
+Void (255) marks pixels of which annotators were not sure; in PASCAL VOC it is a line around each object. Before masks are compared,
+each void pixel is filled from the nearest annotated pixel: in the annotation with the class annotated there, in the prediction with the
+class predicted there. So if the classes on both sides of a void line are right, both contours run along its middle, and what is
+predicted on void changes nothing. Void pixels are not counted in bands. Contours inside a large void area are not counted either, where
+they are farther than a band's width from all annotated pixels.
 """
 
 import math
@@ -177,7 +178,7 @@ def _count_near(contour: np.ndarray, other: np.ndarray, deep: np.ndarray, steps:
 
     Args:
         contour: flat uint8 array, padded so that no step leaves it, with the class id on contours and 255 elsewhere.
-        other: the same of the other mask.
+        other: the same array for the contours of the other mask.
         deep: flat bool array, true on pixels that are not counted.
         steps: int64 (K,), the differences between the flat indices of pixels that are near each other, nearest first.
         counts: int64 (C, 2), to which the near pixels and all pixels of each class are added.

@@ -162,7 +162,7 @@ def read_image_confusions(uri: str) -> dict[str, np.ndarray]:
         raise UserError(f"{uri} does not exist: run the stage `evaluate` of its workspace again, which writes it") from error
     except Exception as error:  # numpy and zipfile raise all kinds of errors for damaged files
         raise UserError(
-            f"{uri} can't be used: it is not a whole file of confusion matrices; remove it and evaluate again"
+            f"{uri} can't be used: it is not a complete file of confusion matrices; delete it, and evaluate again"
         ) from error
     size, ends = int(stored["classes"]), np.cumsum(stored["entries"])
     found = {}

@@ -1,4 +1,4 @@
-"""Measure how far a model's answers drift from what they were on the val images: their confidence, and the classes that it finds.
+"""Measure drift: how much a model's answers differ from its predictions on the val images, in confidence and in the classes found.
 
 The population stability index (PSI) compares two distributions over the same bins. With shares e (expected) and a (actual) of the
 bins it is the sum of (a - e) ln(a / e), which is 0 if they are equal. By a common rule of thumb, up to 0.1 nothing has changed, and
@@ -18,17 +18,17 @@ import numpy as np
 from infra import storage
 
 STATISTICS_FILE = "prediction_statistics.json"
-"""Name of the file, in the report and in a registered ensemble's folder, with what the predictions on val were like."""
+"""Name of the file with the statistics of the predictions on val, in the folders of a report and of a registered ensemble."""
 ENOUGH_ANSWERS = 300
 """Number of answers before which no drift is measured."""
 _WINDOW = 1000  # the newest answers, which are compared
 _MAX_BINS, _IMAGES_PER_BIN = 10, 15
-_LEAST_SHARE = 1e-4  # stands for a share of 0, whose logarithm is infinite
+_LEAST_SHARE = 1e-4  # replaces lower shares, because the logarithm of 0 is infinite
 
 
 @dataclass(frozen=True)
 class PredictionStatistics:
-    """What the predictions of a model on the val images were like.
+    """Statistics of a model's predictions on the val images.
 
     Attributes:
         images: number of images.
@@ -68,7 +68,7 @@ def read_statistics(folder: str) -> PredictionStatistics | None:
         folder: folder of the report or of the ensemble.
 
     Returns:
-        The statistics. None if the folder has none, as one that an earlier version of this program wrote.
+        The statistics. None if the folder has none, because an earlier version of this program wrote it.
     """
     uri = storage.join(folder, STATISTICS_FILE)
     return PredictionStatistics(**storage.read_json(uri)) if storage.exists(uri) else None
@@ -106,7 +106,7 @@ class Drift:
         self._answers.append((confidence, [shares.get(name, 0.0) for name in self._statistics.class_shares]))
 
     def indices(self) -> dict[str, float]:
-        """Return the population stability indices of "confidence" and "classes", as far as they can be measured."""
+        """Return the population stability indices by name, "classes" and "confidence", without those that can't be measured yet."""
         if len(self._answers) < ENOUGH_ANSWERS:
             return {}
         known = self._statistics

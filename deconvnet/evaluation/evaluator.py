@@ -38,7 +38,7 @@ from proposals.recall import counts_up_to
 
 IMAGES_PER_UNIT = 8
 _OF_IMAGES = ("image_ids", "mean_iou", "confusions", "boundaries", "certainty", "shares")
-_QUALITY = 85  # of the pictures, as JPEG
+_QUALITY = 85  # JPEG quality of the pictures of images
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class EvaluationInputs:
         split: name of the split, such as "val". Its images with a class mask are evaluated.
         classes: class names, ordered by id.
         options: options for predicting, such as the largest number of boxes per image.
-        report_uri: folder in whose subfolder `images` the workers write a picture of each image: the image, its annotation and its
-            prediction, side by side; and in `masks` the prediction, a paletted PNG of class ids. "" for neither.
+        report_uri: folder to which the workers write two files for each image: in the subfolder `images` a picture of the image, its
+            annotation and its prediction, side by side; in `masks` the prediction, a paletted PNG of class ids. "" to write neither.
     """
 
     deconvnet_uri: str
@@ -81,14 +81,14 @@ class Evaluation:
 
     Attributes:
         results: a dict, the content of `report/results.json`. "dataset" is the name of the data set, "images" the number of images,
-            "classes" the list of class names, and "expected_calibration_error" that of the result "edeconvnet_crf". "rows" has an entry
-            for each of the five results, by its name, such as "edeconvnet_crf": see `_result_row`.
+            "classes" the list of class names, and "expected_calibration_error" the error of the result "edeconvnet_crf" (0 to 1). "rows"
+            has an entry for each of the five results, by its name, such as "edeconvnet_crf": see `_result_row`.
         images: a dict of measures for each image, a row of `report/images.parquet` (see `image_measures.images_schema`).
         breakdowns: IoU by number of proposals and by object size, and confusion matrices, see `Breakdowns.as_dict`; and, as
             "calibration", the reliability diagram of the result "edeconvnet_crf", see `calibration_as_dict`.
         confusions: confusion matrix of each image by image_id, int32 (C, C), of the result "edeconvnet_crf" (the ensemble with
             the CRF, by which models are compared). A row is a true class and a column is a predicted class.
-        statistics: what the predictions of this result were like.
+        statistics: statistics of the predictions of this result.
     """
 
     results: dict[str, Any]

@@ -1,8 +1,8 @@
-"""The images on which a new model and the champion (the model in use) are compared: those by which both may be judged.
+"""The images on which a new model and the champion (the model in use) are compared: val images that neither model was trained on.
 
-The val images change from one retraining to the next. An image that is new among them may have been trained on by the champion, and one
-that has left may be trained on by the new model. So the comparison is made on the images that were val images, with the same content, when
-the champion was registered and are so now. A registered model has a list of its val images.
+The val images change from one retraining to the next. The champion may have been trained on an image that is a val image only now, and
+the new model on an image that is no val image any more. So the models are compared on images that are val images now, and were val images
+with the same content when the champion was registered. A registered model has a list of its val images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ class HoldOut:
 
     Attributes:
         images: ids of the images, in order.
-        new: number of present val images that the champion was not judged on.
+        new: number of present val images that were no val images, or had other content, when the champion was registered.
         gone: number of val images of the champion that have changed since, or are no val images any more.
     """
 
@@ -35,24 +35,24 @@ class HoldOut:
         return not self.images or len(self.images) < self.gone
 
     def of(self, confusions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the confusion matrices of these images, from those of a model's val images by image_id."""
+        """Return the confusion matrices of these images, out of `confusions`: those of all val images of a model by image_id."""
         return {image_id: confusions[image_id] for image_id in self.images if image_id in confusions}
 
     def __str__(self) -> str:
         """Describe the images, and those that are left out, in a phrase."""
-        texts = [f"val images by which both models may be judged: {len(self.images):,}"]
-        texts += [f"left out, as new to the champion: {self.new:,}"] if self.new else []
-        texts += [f"changed or gone of the champion's: {self.gone:,}"] if self.gone else []
+        texts = [f"val images of both models: {len(self.images):,}"]
+        texts += [f"left out, because new since the champion: {self.new:,}"] if self.new else []
+        texts += [f"changed or removed since the champion: {self.gone:,}"] if self.gone else []
         return "; ".join(texts)
 
 
 def find_hold_out(present: Mapping[str, str], champion: Mapping[str, str] | None) -> HoldOut:
-    """Find the val images by which the champion and a new model may be judged.
+    """Find the val images on which the champion and a new model can be compared.
 
     Args:
         present: digests of the present val images and their masks, by image_id.
-        champion: the same of the val images when the champion was registered. None if it has no such list, because an earlier program
-            registered it: then all present images count.
+        champion: digests of the val images when the champion was registered, by image_id. None if an earlier version of this program
+            registered the champion, without such a list: then all present val images are used.
     """
     common = sorted(image_id for image_id, content in present.items() if champion is None or champion.get(image_id) == content)
     return HoldOut(common, len(present) - len(common), len(champion) - len(common) if champion is not None else 0)
@@ -67,8 +67,8 @@ def results_of(confusions: Mapping[str, np.ndarray], classes: Sequence[str]) -> 
         classes: class names, ordered by id.
 
     Returns:
-        A dict like the content of results.json, with the number of `images`, the `classes`, and as the only one of the `rows` that of the
-        result by which models are compared, with `mean_iou` and `iou`.
+        A dict like the content of results.json: the number of `images`, the `classes`, and `rows` with a single row, that of
+        `DECISIVE_RESULT`, which has `mean_iou` and `iou`.
     """
     total = ConfusionMatrix(len(classes), np.sum(list(confusions.values()), axis=0, dtype=np.int64))
     iou = {name: none_if_nan(value) for name, value in zip(classes, total.iou.tolist(), strict=True)}

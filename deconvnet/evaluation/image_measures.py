@@ -56,7 +56,7 @@ def images_schema(results: Sequence[str], classes: Sequence[str]) -> pa.Schema:
             *(pa.field(each.name, pa.float64()) for each in fields(Measures)),  # how sure the prediction is, see there
             *(pa.field(f"iou.{name}", pa.float64()) for name in classes),  # null if neither annotated nor predicted
             pa.field("picture", pa.string(), nullable=False),  # path relative to the report's folder; "" if there is none
-            pa.field("mask", pa.string(), nullable=False),  # the same: a paletted PNG of class ids
+            pa.field("mask", pa.string(), nullable=False),  # path of a paletted PNG of class ids, relative to the report's folder
         ]
     )
 

@@ -1,6 +1,6 @@
-"""Choose the images that are worth most to label: those of which the prediction is least sure, and which are unlike each other.
+"""Choose the images to label next (active learning): images whose predictions are least sure, without near-duplicates.
 
-The functions are pure, and their results depend on nothing but their arguments.
+The functions are pure: their results depend only on their arguments.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ from deconvnet.datasets.importing.dataset import BACKGROUND_NAMES
 
 Bits = NDArray[np.uint8]
 MEASURES = ("entropy", "disagreement", "boundary_doubt")
-"""The columns of the table `predictions` that the score of an image is computed from. Of each, more is less sure."""
+"""The columns of the table `predictions` from which the score of an image is computed. A higher value means less sure."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Selection:
 
     Attributes:
         chosen: indices of the chosen images, best first.
-        near_duplicates: number of images that were passed over because they are like a labelled or a chosen one.
-        above_quota: number of chosen images that are above the quota of their class, because no others were left.
+        near_duplicates: number of images that were passed over because they are near-duplicates of a labelled or chosen image.
+        above_quota: number of images that were chosen above the quota of their class, because no other images were left.
     """
 
     chosen: list[int]
@@ -35,10 +35,10 @@ class Selection:
 
 
 def uncertainty_scores(measures: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Score images by how unsure their predictions are, compared with those of the other images.
+    """Score images by how unsure their predictions are, compared with the predictions of the other images.
 
-    The measures have different scales. So each is replaced by the share of the images of which it is smaller (of equal ones, half
-    counts), and the score is the mean of these shares.
+    The measures have different scales. So each value is replaced by the share of the images that have a lower value; images with the
+    same value count by half. The score of an image is the mean of its shares.
 
     Args:
         measures: the columns `MEASURES` of N images, (N, 3).
@@ -54,14 +54,14 @@ def uncertainty_scores(measures: NDArray[np.floating[Any]]) -> NDArray[np.float6
 
 
 def doubtful_class(row: Mapping[str, Any]) -> str:
-    """Return the class of an image about which its prediction is least sure, so that labelling the image teaches most about it.
+    """Return the class to which the most uncertainty in an image belongs, for which the image counts in the quotas of classes.
 
     Args:
         row: a row of the table `predictions`, with the columns `classes`, `shares` and `class_confidence_before_crf`.
 
     Returns:
-        The class with the largest sum, over its pixels, of the probability that they have another class. The background counts only
-        if the prediction has no other class.
+        For each class, the probabilities of being another class are summed over its predicted pixels. The class with the largest sum
+        is returned; the background only if the prediction has no other class.
     """
     doubts = {
         name: share * (1 - confidence)
@@ -105,7 +105,7 @@ def select(
     images with equal scores, the first one is chosen.
 
     Args:
-        scores: how much each image is worth, (N,).
+        scores: the images' scores, float64 (N,); higher scores are chosen first.
         classes: the class of each image.
         bits: the images' fingerprints, uint8 (N, B), each 0 or 1.
         number: number of images to choose. Fewer are chosen if no others are allowed.
@@ -136,7 +136,7 @@ def select(
 
 
 class _NearDuplicates:
-    """The fingerprints of labelled and chosen images, with which others are compared.
+    """The fingerprints of labelled and chosen images, with which further images are compared.
 
     Attributes:
         refused: number of images that were refused.

@@ -11,11 +11,11 @@ class RankSettings(Section):
     """Which of the predicted images are proposed for labelling."""
 
     rank: NonNegativeInt = Field(
-        0, description="also choose so many images that are worth most to label, and write them to output/ranking; 0: none"
+        0, description="number of images to choose for labelling next, written to output/ranking; 0: none are chosen"
     )
     rank_labelled: Location | None = Field(
         None,
-        description="data set in VOC's layout, or folder of images, that are labelled already: they and images like them are not chosen",
+        description="data set in VOC's layout, or folder of images, already labelled: these images and near-duplicates are not chosen",
     )
     rank_class_share: float | None = Field(
         None, gt=0, le=1, description="largest share of the chosen images that are of one class; empty: twice an equal share"
@@ -24,7 +24,7 @@ class RankSettings(Section):
         11,
         ge=0,
         le=64,
-        description="chosen images differ from each other and from labelled ones in so many of the 64 bits of their fingerprints; "
+        description="fewest of the 64 bits of the fingerprints in which a chosen image differs from every other chosen or labelled image; "
         "0: near-duplicates are chosen, too",
     )
 
@@ -33,5 +33,7 @@ class RankSettings(Section):
         """Check that the other settings have an effect. Raise ValueError if they don't."""
         given = [name for name in RankSettings.model_fields if name != "rank" and name in self.model_fields_set]
         if given and not self.rank:
-            raise ValueError(f"{given[0]} is for the choice of images to label: say by --rank how many, or leave it out")
+            raise ValueError(
+                f"{given[0]} has no effect without --rank: give --rank the number of images to choose, or leave it out"
+            )
         return self

@@ -1,7 +1,8 @@
 """Compare a newly trained model with the champion, the registered model in use, for the report of a retraining.
 
 The new model is called the challenger. Each model is an ensemble of a DeconvNet and an FCN-8s. Both models were evaluated on the
-same images, and are compared on those by which both may be judged (`evaluation/hold_out.py`). They are compared by the masks that the ensemble predicts with CRF (the result `DECISIVE_RESULT`).
+same images. They are compared on the val images of both (`evaluation/hold_out.py`), by the masks that the ensemble predicts with CRF (the
+result `DECISIVE_RESULT`).
 """
 
 import json
@@ -77,8 +78,8 @@ def compare_with_champion(
         changed. `against_champion.parquet` has the measures of each image by both models, see `image_changes`.
         `against_champion.json` has `rise` (of the mean IoU), `lower` and `upper` (its 90 % interval), `images` (their
         number), `new_images` (number of val images that are not among them), `mean_iou` (by "champion" and "challenger"), and `boundary_f`
-        (the same; the mean over the images of their boundary F-measure). `images_gained`, `images_lost` and `images_equal` are the
-        numbers of images whose mean IoU rose, fell, and did neither. There are three lists of `Change` (a name and its two values):
+        (by the same names; the mean of the images' boundary F-measures). `images_gained`, `images_lost` and `images_equal` are the
+        numbers of images whose mean IoU rose, fell, or stayed the same. There are three lists of `Change` (a name and its two values):
         `classes` (largest rise first), `gained` (the images with the largest rises) and `lost` (the images with the largest falls).
 
     Raises:
@@ -141,7 +142,7 @@ def image_changes(
 
     Args:
         champion: a dict of measures for each image, a row of `images.parquet` of the champion's report.
-        challenger: the same of the new model's report.
+        challenger: a dict of measures for each image, a row of `images.parquet` of the new model's report.
         image_ids: ids of the images.
 
     Returns:
@@ -186,8 +187,8 @@ def load_and_draw_changes(
         models: a dict from "champion" and "challenger" to the folders of that model's DeconvNet and FCN-8s.
         inputs: the tables of the images and their proposals, the classes, and the options for predicting.
         gpu: whether to predict on a GPU.
-        changes: the images to draw, with their mean IoU under each model. The keys "gained" and "lost" say why the images are
-            shown, and are written above them. There must be at least one image.
+        changes: the images to draw, with their mean IoU by each model, under the keys "gained" and "lost". The key is written above
+            each image. There must be at least one image.
 
     Returns:
         A list with one item: the content of a PNG file, 1,200 px wide.
@@ -235,7 +236,7 @@ def summary_sentence(comparison: Mapping[str, Any]) -> str:
 
 
 def changes_sentence(comparison: Mapping[str, Any]) -> str:
-    """Say in a sentence how many images gained and lost, and by how much the boundaries changed.
+    """Summarise how many images gained and lost, and how the boundary F-measure changed.
 
     Args:
         comparison: the content of `against_champion.json`.

@@ -126,7 +126,7 @@ class ImageTable:
 
     Attributes:
         heads: headings of the columns.
-        rows: the cells of each row, of which the first has the image.
+        rows: the cells of each row; the first cell has the image.
         left_out: number of images that would have made the page too large.
     """
 
@@ -173,7 +173,7 @@ def image_table(images: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> 
 
 
 def champion_image_table(images: Sequence[Mapping[str, Any]]) -> ImageTable:
-    """Make the table of the images by which the new model and the champion are compared, largest fall of the mean IoU first.
+    """Make the table of the images on which the new model and the champion are compared, largest fall of the mean IoU first.
 
     Args:
         images: a dict of measures for each image, a row of `report/against_champion.parquet`.

@@ -34,7 +34,7 @@ STAGE_DESCRIPTIONS = {
     "fcn8s": "Trains FCN-8s, the other network of the ensemble, on whole images.",
     "stage1": "Trains DeconvNet on easy crops: one object each, centred.",
     "stage2": "Trains DeconvNet on crops at proposals or windows, as it will see them when predicting.",
-    "evaluate": "Predicts the val images in the paper's five ways, measures the predictions, and draws the report.",
+    "evaluate": "Predicts the val images with the paper's five methods, measures the predictions, and draws the report.",
     "register": "Registers the ensemble in MLflow's model registry.",
     "champion": "Measures the model that is champion now on the same val images.",
     "verdict": "Compares the two models and promotes the new one if it is better by the rule of `retrain.*`.",
@@ -52,7 +52,7 @@ IMAGE_FIGURES = {
     ),
     "wins": (
         "Where each network is better",
-        "Images on which a network is furthest ahead of the other, or the ensemble of both.",
+        "Images on which one network is furthest ahead of the other, or the ensemble is furthest ahead of both.",
     ),
     "instances": (
         "Proposal by proposal",
@@ -71,14 +71,14 @@ CHARTS = {
     "iou_by_class": ("IoU by class", "Intersection over union of every class, for the five results."),
     "iou_by_proposals": (
         "IoU by number of proposals",
-        "DeconvNet's mean IoU when it uses more of each image's proposals. Mirrored images (segment.flip) are not used here.",
+        "DeconvNet's mean IoU by the number of proposals that it uses in each image. Mirrored images (segment.flip) are not used here.",
     ),
     "iou_by_size": ("IoU by object size", "IoU of objects by the share of the image that they cover."),
     "confusion": ("Confusion", "How EDeconvNet+CRF divides each true class's pixels among the classes."),
     "calibration": (
         "Calibration",
-        "How often pixels are right whose class EDeconvNet+CRF predicts with some probability. On the line, probabilities can be believed; "
-        "below it, the network is surer than it should be.",
+        "Pixels grouped by the probability of the class that EDeconvNet+CRF predicts, and the share of them whose class is right. On the "
+        "diagonal both are equal; below it, the network is overconfident.",
     ),
     "proposals": ("Recall of the proposals", "Share of the objects that the first boxes find, and how tightly."),
     "training_curves": ("Training", "Loss, pixel accuracy on training crops and mean IoU on dev, by optimiser step."),

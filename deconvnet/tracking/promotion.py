@@ -311,7 +311,7 @@ def move_champion(store: str, name: str, to: str | None, why: str) -> Move:
             raise UserError(f"{name} version {version} is the champion already")
         client.set_registered_model_alias(name, CHAMPION, str(version))
         if (now := aliases(store, name).get(CHAMPION)) != version:
-            raise UserError(f"another process made version {now} of {name} the champion at the same time, and it stays so")
+            raise UserError(f"another process has moved {name}'s champion to version {now} at the same time, and it stays there")
         move = _record_move(client, name, current, version, why, back=to is None)
         update_model_description(client, name)
     return move

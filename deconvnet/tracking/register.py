@@ -36,7 +36,7 @@ DISTRIBUTIONS = ("mlflow", "numba", "numpy", _OPENCV, "pillow", "pyarrow", "safe
 FINGERPRINT_TAG = "fingerprint"
 """Tag of a version with the fingerprint of the stage that registered it."""
 VAL_IMAGES = "val_images.json"
-"""Name of the file in an ensemble's folder that lists the val images by which it was judged."""
+"""Name of the file in an ensemble's folder that lists the val images on which it was evaluated."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Ensemble:
         segment: options of the prediction: values of the fields of `inference.predictor.PredictorOptions` by name.
         max_pixels: largest image that the model accepts, in pixels.
         val_images: digests of the val images and their masks by image_id. A later model is compared with this one on these images.
-        statistics: what its predictions on the val images were like, from which a server's answers may drift. None if not known.
+        statistics: statistics of its predictions on the val images, with which a server compares its answers (drift). None if not known.
         card: the model card, Markdown, which becomes a file of the registered model; "" for none.
     """
 
@@ -220,13 +220,13 @@ def _write_ensemble(folder: Path, ensemble: Ensemble) -> None:
 
 
 def read_val_images(deconvnet_uri: str) -> dict[str, str] | None:
-    """Read the digests of the val images by which a registered ensemble was judged, by image_id.
+    """Read the digests of the val images on which a registered ensemble was evaluated, by image_id.
 
     Args:
         deconvnet_uri: folder of its DeconvNet, in a copy of the ensemble's folder.
 
     Returns:
-        The digests. None if the ensemble has no list of them, as one that an earlier version of this program registered.
+        The digests. None if the ensemble has no such list, because an earlier version of this program registered it.
     """
     file = storage.join(deconvnet_uri.rstrip("/").rpartition("/")[0], VAL_IMAGES)
     return (dict(storage.read_json(file)) or None) if storage.exists(file) else None

@@ -132,7 +132,7 @@ def fetch(version: Version, tracking_uri: str, target: str) -> None:
             try:
                 read_options(folder)
             except UserError:
-                raise UserError(f"{title} was not registered by this project, and no other model can be used") from None
+                raise UserError(f"{title} was not registered by this project: name a model that it registered") from None
             storage.copy_tree(folder, target)
         except (MlflowException, OSError) as error:
             reason = error_summary(error)

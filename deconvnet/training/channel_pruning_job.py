@@ -142,7 +142,7 @@ def _sample_inputs(job: PruningJob, first_channels: int) -> torch.Tensor:
     count = min(MOST_INPUTS, MOST_BYTES // (4 * size * size * first_channels), examples.total)
     if count < 2:
         raise UserError(
-            f"{job.examples_uri} holds too little to prune VGG-16 by: add images (2 at least), or leave model.vgg16 empty"
+            f"{job.examples_uri} has too few examples to prune VGG-16: add images (at least 2), or leave model.vgg16 empty"
         )
     batch = min(_BATCH, count)
     batches = BatchLoader(BatchPlan.of(examples, batch, 1, job.seed)).batches(0, count // batch)

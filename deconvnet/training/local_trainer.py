@@ -28,8 +28,7 @@ CHECKPOINT_SECONDS = 300.0
 """Longest time between two checkpoints, in seconds. The setting `checkpoint_every` may cause further checkpoints."""
 
 CHECKPOINT_SHARE, CHEAP_SECONDS = 0.05, 1.0
-"""Largest share of the time that is spent on checkpoints, unless one takes no more than so many seconds. Those that would come too
-soon are left out."""
+"""Checkpoints that take more than `CHEAP_SECONDS` are written so rarely that they take at most this share of the training time."""
 
 logger = logging.getLogger(__name__)
 

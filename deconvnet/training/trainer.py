@@ -252,12 +252,12 @@ class Trainer:
         """
         if state.values.get("order") != ORDER_VERSION:
             raise UserError(
-                "the checkpoint is of another version of the program, which took the examples in another order: remove it"
+                "the checkpoint was written by another version of this program, which read the examples in another order: delete it"
             )
         weights = {name.removeprefix("model."): value for name, value in state.tensors.items() if name.startswith("model.")}
         own = self.model.state_dict()
         if state.values["seed"] != self.seed or {n: v.shape for n, v in weights.items()} != {n: v.shape for n, v in own.items()}:
-            raise UserError("the checkpoint belongs to a training with another network or seed: remove it, or take its settings")
+            raise UserError("the checkpoint is of a training with another network or seed: delete it, or use those settings")
         self.model.load_state_dict(weights)
         for name, parameter in named_parameters(self.optimiser):
             if (momentum := state.tensors.get(f"momentum.{name}")) is not None:

@@ -82,8 +82,8 @@ def _watchable(address: str | None) -> tuple[str | None, str | None]:
         address: address under which a cluster was joined; None if Ray was started on this machine.
 
     Returns:
-        The path of the Unix socket of the object store on this machine, and the address of the cluster's head. Each is None if
-        there is no such thing: a cluster joined by ray:// is on other machines, and a Ray on this machine has no head elsewhere.
+        The path of the Unix socket of the object store on this machine, and the address of the cluster's head. Both are None for a
+        cluster joined by ray://, which is on other machines. The address is None for a Ray that was started on this machine.
     """
     import ray
 
@@ -95,9 +95,9 @@ def _watchable(address: str | None) -> tuple[str | None, str | None]:
 
 
 def _check_head(address: str) -> None:
-    """Check that a Ray head answers. Ray itself would try for two minutes, during which the process does not heed signals.
+    """Check that a Ray head answers. Ray itself would try for two minutes, and the process would ignore signals meanwhile.
 
-    Addresses in other forms than HOST:PORT are left to Ray, and so are clusters with TLS.
+    Addresses in other forms than HOST:PORT, and clusters with TLS, are not checked here.
 
     Args:
         address: address of the cluster, such as HOST:PORT. "auto" stands for the Ray that runs on this machine.

@@ -43,7 +43,7 @@ def caught_signals() -> Iterator[list[int]]:
 
 
 def time_limit(minutes: float | None) -> Callable[[], bool]:
-    """Start a time limit, and return a function that tells whether it has been reached.
+    """Start a time limit, and return a function that returns whether it has been reached.
 
     Args:
         minutes: time from now to the limit, in minutes; None for no limit.

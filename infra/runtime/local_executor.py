@@ -67,7 +67,7 @@ class LocalExecutor(Executor):
             yield from self._until_stopped(_in_pool(self._pool, units, work), len(units), title, unit)
         except BrokenProcessPool as error:
             self._pool = None
-            raise UserError(f"{title}: a process died (of too little memory?): lower cluster.num_cpus") from error
+            raise UserError(f"{title}: a process died (out of memory?): lower cluster.num_cpus") from error
 
     def map_actors(
         self, units: Mapping[int, Any], make: Callable[[int], Work[Result]], actors: Actors, *, title: str, unit: str

@@ -1,8 +1,8 @@
 """Make a table in parts. Each part is a Parquet file and one unit of work for an `Executor`, which runs units in parallel.
 
 The division into parts is fixed before the job starts, so the content of a part does not depend on the number of workers.
-Parts that exist already are not made again: those that an earlier, killed run has finished, and where parts have keys, those of
-earlier versions of the table. The process that starts the job holds only summaries of the parts in memory, no rows.
+Parts that exist already are not made again, whether a killed run has finished them or (if parts have keys) they belong to an earlier
+version of the table. The process that starts the job holds only summaries of the parts in memory, no rows.
 """
 
 from collections import Counter
@@ -47,8 +47,8 @@ def make_parts(
 
     Args:
         table: URI of the table's folder.
-        fingerprint: digest of everything that the parts are made from, but for what their keys stand for: code version, settings
-            and, if there are no keys, inputs. The subfolder with the parts is named after it.
+        fingerprint: digest of the code version and settings that the parts are made from; without `keys`, also of the inputs. The
+            subfolder with the parts is named after it.
         schema: columns of the rows.
         units: the units of work, as picklable objects of any kind. Each one gives the part at the same position.
         make_rows: picklable function that makes the rows of a unit, sorted by image_id. For each input that can't be used it
@@ -56,8 +56,8 @@ def make_parts(
         executor: the executor that runs the units.
         title: name of the work, shown with the progress.
         rows_per_group: number of rows in a Parquet row group, the smallest piece that can be read.
-        keys: for each unit, a digest of the inputs from which its part is made. They differ. None to name parts by their
-            positions.
+        keys: for each unit, a digest of the inputs from which its part is made, different for each part. None to name parts by
+            their positions.
 
     Returns:
         Summaries of the parts, in the order of `units`.
@@ -74,7 +74,7 @@ def make_parts(
     made = tables.finished_parts(table, fingerprint, names, {part.name: part for part in latest.parts} if latest else {})
     todo = {index: (names[index], unit) for index, unit in enumerate(units) if names[index] not in made}
     work = partial(_write_part, table, fingerprint, schema, rows_per_group, make_rows)
-    reasons, name = ReasonLabels(), _name(table)
+    reasons, name = ReasonLabels(), _table_name(table)
     for index, part in executor.map(todo, work, title=title):
         made[names[index]] = part
         executor.metrics.update(ROWS, part.rows, table=name)
@@ -83,8 +83,8 @@ def make_parts(
     return [made[name] for name in names]
 
 
-def _name(table: str) -> str:
-    """Return the name of a table by the URI of its folder: its last part, or the last two of a table of training crops."""
+def _table_name(table: str) -> str:
+    """Return the name of a table, given the URI of its folder: such as "images", or "examples/stage1" for training crops."""
     *_, above, name = f"/{table}".rstrip("/").split("/")
     return f"examples/{name}" if above == "examples" else name
 
@@ -102,7 +102,7 @@ def _write_part(
 
     Args:
         table: URI of the table's folder.
-        fingerprint: digest of everything that the parts are made from, but for what their keys stand for.
+        fingerprint: digest of what all parts are made from, see `make_parts`.
         schema: columns of the rows.
         rows_per_group: number of rows in a Parquet row group.
         make_rows: function that makes the rows of a unit, sorted by image_id.
@@ -133,5 +133,5 @@ def check_rejects(parts: Iterable[tables.Part], inputs: int, limit: float, setti
         reasons = "; ".join(f"{n}× {reason}" for reason, n in Counter(r.reason for r in rejects).most_common(3))
         raise UserError(
             f"{len(rejects)} of {inputs} images can't be used ({reasons}), and {setting} allows {limit:.0%}: "
-            f"mend them, or raise {setting}"
+            f"repair them, or raise {setting}"
         )

@@ -39,7 +39,7 @@ GROW_SECONDS = 60.0
 PREEMPTION_SECONDS = DEFAULT_PREEMPTION_DEADLINE_S
 """Seconds after which Ray Train restarts a training if a node will be taken away and no deadline is known."""
 RETRY_SECONDS = 1.0
-"""Seconds between two looks at the nodes while there is no room for the smallest number of workers."""
+"""Seconds between two checks of the nodes while they have no room for the smallest number of workers."""
 
 
 def running_head() -> str | None:
@@ -53,9 +53,9 @@ def running_head() -> str | None:
 def preemption_deadline() -> float | None:
     """Return when Ray will take away a node of the training in whose worker this is called.
 
-    The public `ray.train.get_preemption_info` makes all workers wait for each other and for an actor, 3.6 ms a call. The training
-    loop asks before each step and adds the answers up anyway, so each worker reads the notice that Ray Train has sent to it
-    (ray/train/v2/_internal/execution/worker_group/worker.py, `mark_preempt`).
+    The public `ray.train.get_preemption_info` makes all workers wait for each other and for an actor, which takes 3.6 ms a call. The
+    training loop checks for a notice before each step, and exchanges the answers of all workers anyway. So here each worker only reads
+    the notice that Ray Train has sent to it (ray/train/v2/_internal/execution/worker_group/worker.py, `mark_preempt`).
 
     Returns:
         The earliest deadline of all such nodes, in seconds since the epoch, or infinity if Ray knows none. None if no node will be
@@ -283,10 +283,10 @@ class OwnNodesOnly(ExecutionCallback):
 
     While the CPUs are in use, Ray Data requests a further node of each shape (CPUs, GPUs, memory) of the cluster
     (ray/data/_internal/cluster_autoscaler/default_cluster_autoscaler_v2.py, `try_trigger_scaling`), with the labels in
-    `ExecutionOptions.label_selector`. Without labels, work on CPUs so adds GPU nodes. With them, the shapes of all groups of nodes
-    are requested with these labels. No group has nodes of another group's shape with its own labels, and then Ray's autoscaler
-    ignores the whole request (ray/autoscaler/v2/scheduler.py, `_enforce_resource_constraints`). With this callback only the
-    shapes of living nodes with the labels are requested. The first such node is added because of a waiting task.
+    `ExecutionOptions.label_selector`. Without labels, work on CPUs thus adds GPU nodes. With labels, it requests the shapes of all
+    groups of nodes with the labels of one group. Other groups have no nodes with these labels, so Ray's autoscaler ignores the whole
+    request (ray/autoscaler/v2/scheduler.py, `_enforce_resource_constraints`). With this callback, only the shapes of living nodes with
+    the labels are requested. The first such node is added because a task waits for it.
     """
 
     def before_execution_starts(self, executor: Any) -> None:

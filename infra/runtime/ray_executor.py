@@ -99,7 +99,7 @@ class RayExecutor(Executor):
             yield from self._until_stopped(_results(done), len(units), title, unit)
         except ray.exceptions.RayActorError as error:
             raise UserError(
-                f"{title}: its processes died, {actors.retries + 1} times over one of the {unit} (of too little memory?): "
+                f"{title}: processes died {actors.retries + 1} times while they worked on one of the {unit} (out of memory?): "
                 f"{actors.remedy}"
             ) from error
 

@@ -25,11 +25,11 @@ def watched(store: str | None, head: str | None, check_head: Callable[[str], Non
     """Watch Ray for the duration of a `with` statement. If it is lost, the process ends at once with exit code 75.
 
     Args:
-        store: path of the Unix socket of the object store on this machine, which is part of Ray's main process (the raylet). None
-            not to watch it.
-        head: address of the head of the cluster. None not to watch it.
-        check_head: function that raises ConnectionError if the head at an address does not answer.
-        check_seconds: seconds after which it does so.
+        store: path of the Unix socket of the object store on this machine, which is part of Ray's main process (the raylet). None if
+            it shall not be watched.
+        head: address of the head of the cluster. None if it shall not be watched.
+        check_head: function that is called with the head's address, and raises ConnectionError if the head does not answer.
+        check_seconds: seconds that `check_head` waits for an answer.
     """
     stopped = threading.Event()
     connection = _connect(store) if store else None

@@ -32,7 +32,7 @@ class LockGuard:
         theirs = read_record(self.uri)
         if theirs is None or theirs.token != self.token:
             who = theirs.who if theirs else "another run"
-            raise Interrupted(f"{who} took the lock {self.uri}: the results of that run count")
+            raise Interrupted(f"{who} took the lock {self.uri}: only the results of that run are kept")
 
     def write(self, uri: str, data: bytes) -> None:
         """Write a file, or raise an error if another run has taken the lock.

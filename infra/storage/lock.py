@@ -133,12 +133,12 @@ class Lock:
             theirs = read_record(self.uri)
         if theirs is None or theirs.token == self._record.token:
             raise Interrupted(
-                f"the lock {self.uri} was not renewed in time (is its storage away, or was this process stopped?): "
+                f"the lock {self.uri} was not renewed in time (was its storage unreachable, or this process suspended?): "
                 "the same command resumes"
             )
         raise Interrupted(
             f"{theirs.who} took the lock {self.uri} at {_utc(theirs.since)}, because this "
-            "run had not renewed it in time: the results of that run count"
+            "run had not renewed it in time: only the results of that run are kept"
         )
 
     def _renew(self) -> None:

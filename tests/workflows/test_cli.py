@@ -125,7 +125,7 @@ def test_the_scripts_import_nothing_heavy_before_the_handlers_are_set(command: s
 @pytest.mark.parametrize(
     ("iou", "missed"),
     [
-        ({"background": 0.6, "cat": 0.0, "dog": 0.0, "cow": 0.2}, "  EDeconvNet+CRF finds nothing of cat, dog (IoU 0)"),
+        ({"background": 0.6, "cat": 0.0, "dog": 0.0, "cow": 0.2}, "  EDeconvNet+CRF finds no pixel of cat, dog (IoU 0)"),
         ({"background": 0.6, "cat": 0.01, "dog": None}, None),
     ],
 )

@@ -184,7 +184,7 @@ def prepared(folder: Path, *then: str, now: Sequence[str] = ()) -> Pipeline:
 def test_windows_are_cut_as_they_were_for_training(name: str, tmp_path: Path) -> None:
     value = {"examples.context": "1.5", "examples.window": "stretched"}[name]
     for then, now in (((), (f"--{name}", value)), ((f"--{name}", value), ())):
-        with pytest.raises(UserError, match=rf"were trained with other windows: {name} .* \(was .*\): set it as it was"):
+        with pytest.raises(UserError, match=rf"were trained with other windows: {name} .* \(was .*\): set the same value"):
             prepared(tmp_path, *then, now=now).use_as_prepared()
 
 

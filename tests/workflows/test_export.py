@@ -89,7 +89,7 @@ def test_the_printed_command_imports_the_export_with_the_ids_of_the_model(run, t
     done = run(name)
     assert done.returncode == 0, done.stderr
     assert "exported     6 images with 48 objects" in done.stdout
-    assert ("kept " in done.stdout) == (name == "cvat"), "masks keep all"
+    assert ("agreement " in done.stdout) == (name == "cvat"), "masks keep all"
     small = sum(each.region.area < 20 for n in range(6) for each in find_objects(scene_mask(n), ExportRules(CLASSES)))
     assert f"specks       {small} objects have fewer than 20 px: --min_area 20 leaves them out" in done.stdout and 0 < small < 48
     command = shlex.split(done.stdout.strip().splitlines()[-1])
@@ -115,7 +115,7 @@ def test_settings_reach_the_export(run, tmp_path):
             scores[prediction["score"], each["value"]["brushlabels"][0]] = each["score"]
     table = {(0.5 + n / 100, CLASSES[i]): 0.5 + n / 100 + i / 16 for n in (1, 5) for i in (1, 2, 3)}
     assert scores == pytest.approx(table, abs=1e-4), "those of the image and of each class in the table"
-    assert "99.99%" not in done.stdout and "kept         the class of 100.00% of the pixels" in done.stdout
+    assert "99.99%" not in done.stdout and "agreement    100.00% of the pixels keep their class" in done.stdout
 
 
 def test_specks_are_not_mentioned_where_there_are_none(run):
@@ -158,8 +158,8 @@ def test_an_output_of_predict_that_is_not_whole_is_refused(run, predictions, tmp
 def test_user_errors_are_sentences(run, predictions, tmp_path):
     (tmp_path / "names.txt").write_text("a.jpg\nz.jpg\n")
     assert "1 images have no prediction, the first is z.jpg" in run("coco", "--only", str(tmp_path / "names.txt")).stderr
-    assert "shapes masks is not what yolo has" in run("yolo", "--shapes", "masks").stderr
-    assert "shapes polygons is not what voc has" in run("voc", "--shapes", "polygons").stderr
+    assert "shapes masks is not possible for format yolo" in run("yolo", "--shapes", "masks").stderr
+    assert "shapes polygons is not possible for format voc" in run("voc", "--shapes", "polygons").stderr
     state = storage.read_json(str(predictions / "predict.json"))
     storage.write_json(str(predictions / "predict.json"), {**state, "generation": "g2"})
     assert "are unfinished: predict.py was stopped" in run("coco").stderr
@@ -178,7 +178,7 @@ def test_user_errors_are_sentences(run, predictions, tmp_path):
 def test_the_class_0_of_a_scene_without_background_is_a_label(run, predictions, tmp_path):
     storage.write_json(str(predictions / "classes.json"), {"classes": CLASSES, "background": False})
     done = run("coco", "--tolerance", "0")
-    assert "classes background, ring, crate, ball" in done.stdout and "class of 100.00% of the pixels" in done.stdout
+    assert "classes background, ring, crate, ball" in done.stdout and "100.00% of the pixels keep their class" in done.stdout
     categories = json.loads((tmp_path / "out/annotations/instances_default.json").read_text())["categories"]
     assert categories[0] == {"id": 0, "name": "background"}
 
@@ -310,7 +310,7 @@ def test_user_errors_about_evaluations_are_sentences(evaluated, tmp_path, run):
     assert "made by an earlier version of this program, which kept no masks" in export_evaluated(evaluated).stderr
     assert "either new images or evaluated ones" in run("fiftyone", "--workspace", str(evaluated)).stderr
     assert "either new images or evaluated ones" in call(export.main, "--format", "fiftyone", "--to", "x").stderr
-    assert "shapes polygons is not what fiftyone has" in run("fiftyone", "--shapes", "polygons").stderr
+    assert "shapes polygons is not possible for format fiftyone" in run("fiftyone", "--shapes", "polygons").stderr
     assert "min_area is for labels" in run("fiftyone", "--min_area", "3").stderr
 
 

@@ -84,7 +84,7 @@ def test_corrected_predictions_reach_the_next_training(tmp_path: Path, make_stor
 
     with training_gives(quality=0.9):
         said = done(retrain.main, *settings).stdout
-    assert "3 new" in said and "compared on the val images by which both models may be judged: 4" in said, (
+    assert "3 new" in said and "compared on the val images of both models: 4" in said, (
         "one val image has another mask than the champion was measured by"
     )
     assert "version 2 is promoted" in said

@@ -329,7 +329,7 @@ def test_user_errors_are_sentences(refused, workspace, image_folder, tmp_path) -
     assert "is a file" in refused(source=image_folder / "a.jpg")
     assert "unknown setting" in refused("--config", str(config(tmp_path, "modle: x")))
     assert "max_rejects: '2' is not allowed" in refused("--max_rejects", "2")
-    assert "rank_labelled is for the choice of images to label: say by --rank how many" in refused("--rank_labelled", "x")
+    assert "rank_labelled has no effect without --rank: give --rank the number of images" in refused("--rank_labelled", "x")
     assert "among the images of the input" in refused(output=image_folder)
     (image_folder / "masks").mkdir()
     (tmp_path / "truth" / "masks").mkdir(parents=True)
@@ -480,7 +480,7 @@ def test_a_run_that_was_frozen_until_another_took_over_changes_nothing(run: Run,
 
     monkeypatch.setattr(storage, "exchange", late(storage.exchange))
     monkeypatch.setattr(delta_log, "add_version", late(delta_log.add_version))
-    with pytest.raises(Interrupted, match=r"predict\.py .* took the lock .*: the results of that run count"):
+    with pytest.raises(Interrupted, match=r"predict\.py .* took the lock .*: only the results of that run are kept"):
         run("--overlays", "true")
     left = {name: changed for name, changed in written(tmp_path / "out").items() if name in finished}
     assert frozen and left == finished and {row["model_version"] for row in rows(tmp_path / "out").values()} == {"2"}
@@ -554,7 +554,7 @@ def test_predictions_of_an_earlier_version_of_this_program_are_made_again(run: R
     assert "8 to predict by edeconvnet version 1, 0 up to date" in said
     assert all(len(row["fingerprint"]) == 16 for row in rows(out).values()) and "nothing to do" in run()
 
-    assert "images.png outlines what is in doubt if there are confidence maps: --confidence maps" in said
+    assert "images.png outlines uncertain regions only with --confidence maps" in said
     sheet = np.asarray(Image.open(out / "ranking/images.png").convert("RGB"))
     assert not (sheet == (230, 0, 230)).all(axis=2).any()
 
@@ -570,7 +570,7 @@ def test_images_to_label_are_listed_with_a_contact_sheet(run: Run, image_folder,
     Image.open(image_folder / "thin.bmp").resize((30, 100)).save(image_folder / "nested/thin copy.jpg")
     said = run("--rank", "3", "--rank_labelled", str(labelled), "--confidence", "maps", "--rank_class_share", "1")
     assert f"to label     {out}/ranking (3 images: images.txt, .csv, .parquet and .png)" in said
-    assert "near-duplicates were passed over (compared with 1 labelled images, too)" in said
+    assert "near-duplicates were passed over (also of 1 labelled images)" in said
     assert "1 labelled images can't be read, so nothing is compared with them: broken.jpg" in caplog.text
     chosen = pd.read_parquet(out / "ranking/images.parquet")
     everything = rows(out)
@@ -595,11 +595,11 @@ def test_images_to_label_are_listed_with_a_contact_sheet(run: Run, image_folder,
     )
     assert {path.name: path.read_bytes() for path in (out / "ranking").iterdir()} == again
     said = run("--rank", "50", "--rank_min_distance", "0", "--rank_class_share", "0.01")
-    assert "6 images" in said and "0 near-duplicates" in said and "there are no more images, though 50 were to be chosen" in said
-    assert re.search(r"[1-9] images are above the quota of their class, as no others were left", said)
+    assert "6 images" in said and "0 near-duplicates" in said and "only 6 of 50 images could be chosen" in said
+    assert re.search(r"[1-9] images are above the quota of their class, because no others were left", said)
 
     said = run("--rank", "2", "--rank_labelled", str(image_folder))
-    assert "(0 images: " in said and "6 near-duplicates were passed over (compared with 7 labelled images, too)" in said
+    assert "(0 images: " in said and "6 near-duplicates were passed over (also of 7 labelled images)" in said
     assert (out / "ranking/images.txt").read_text() == "" and pd.read_csv(out / "ranking/images.csv").empty
     assert not (out / "ranking/images.png").exists(), "it would show images that were chosen before"
 

@@ -179,7 +179,7 @@ def test_a_better_challenger_is_promoted_and_any_other_is_refused(
     statistics = read_statistics(f"{version.source}/artifacts/ensemble")
     assert statistics and statistics.images == 5 and statistics == read_statistics(copied.workspace_of(-1).report())
     assert starts == {"fcn8s": 0.6, "stage1": 0.6, "stage2": quality}
-    assert "compared on the val images by which both models may be judged: 5" in done.stdout
+    assert "compared on the val images of both models: 5" in done.stdout
     check_versions(copied)
     used = copied.workspace_of(-1).versions()
     assert set(used) == set(MADE_BY) and version.tags["tables"] == " ".join(used.values())
@@ -321,9 +321,9 @@ def test_val_images_that_are_new_or_have_moved_are_left_out_of_the_comparison(co
         with training_gives(0.4):
             done = copied()
         assert done.returncode == 0, done.stdout + done.stderr
-        told = f"compared on the val images by which both models may be judged: {kept}; left out, as new to the champion: {moved}"
+        told = f"compared on the val images of both models: {kept}; left out, because new since the champion: {moved}"
         assert told in done.stdout and f"version {number} is not promoted" in done.stdout
-    assert "only 2 of the 5 val images that the champion was judged on are val images and unchanged now" in done.stdout
+    assert "only 2 of the 5 val images of the champion are still unchanged val images" in done.stdout
     outcome = copied.generations()[-1].outcome
     assert outcome and (outcome["images"], outcome["new_images"], outcome["gone_images"]) == (2, 3, 3)
 

@@ -68,7 +68,7 @@ def results_text(results: Mapping[str, Any]) -> str:
         lines.append(f"  {title:<15}{''.join(values)}")
     missed = [class_name for class_name, iou in results["rows"][name].get("iou", {}).items() if iou == 0]
     if missed:
-        lines.append(f"  {title} finds nothing of {', '.join(missed)} (IoU 0): docs/tutorial.md, common problems")
+        lines.append(f"  {title} finds no pixel of {', '.join(missed)} (IoU 0): see docs/tutorial.md, common problems")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Add annotated images to a folder in PASCAL VOC's layout, and give its images other masks."""
+"""Add annotated images to a folder in PASCAL VOC's layout, or replace the masks of its images."""
 
 import logging
 from contextlib import nullcontext
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def add_images(settings: ImportSettings, dry_run: bool) -> None:
-    """Add annotated images to a folder in VOC's layout, or give its images other masks, and check the folder.
+    """Add annotated images to a folder in VOC's layout, or replace the masks of its images, and check the folder.
 
     Args:
         settings: settings of the command. `add_to` names the folder.
@@ -52,7 +52,7 @@ def add_images(settings: ImportSettings, dry_run: bool) -> None:
         log_classes(dataset)
         check_same_classes(dataset.classes, known, folder)
         splits = split_dataset(settings, dataset, addition.splits)
-        told = len(dataset.notes)
+        logged = len(dataset.notes)
         if settings.train_list or settings.val_list or any(entry.split for entry in dataset.entries):
             dataset.notes += addition.describe_kept(splits)
         summary = load_images(
@@ -64,7 +64,7 @@ def add_images(settings: ImportSettings, dry_run: bool) -> None:
             threads=count_threads(settings.threads),
         )
         log_losses(summary)
-        for note in dataset.notes[told:]:
+        for note in dataset.notes[logged:]:
             logger.info(f"note: {note}")
         outcome = f"{addition.describe(splits)}; unusable: {rejects_text(summary)}"
         if dry_run or addition.refused:

@@ -1,4 +1,4 @@
-"""Remember since when a workspace's data have been as they are, to report data that no longer change."""
+"""Remember when the data of a workspace last changed, to report stale data."""
 
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -12,12 +12,12 @@ FILE = "data_age.json"
 
 @dataclass(frozen=True)
 class DataAge:
-    """Since when the images and masks have been as they are.
+    """The time since which the images and masks have not changed.
 
     Attributes:
-        key: content key of the stage `prepare`, which identifies them.
-        since: when a retraining first saw them, as "2026-01-31T23:59:59+00:00".
-        reported: when they were last reported as stale, in the same form. None if they were not.
+        key: content key of the stage `prepare`, which identifies the images and masks.
+        since: time when a retraining first saw them, such as "2026-01-31T23:59:59+00:00".
+        reported: time when they were last reported as stale, in the same form. None if they never were.
     """
 
     key: str
@@ -28,8 +28,8 @@ class DataAge:
         """Return how old the data are at the time `now`, in days."""
         return (now - datetime.fromisoformat(self.since)) / timedelta(days=1)
 
-    def to_report(self, stale_days: int | None, now: datetime) -> bool:
-        """Decide whether stale data are to be reported now.
+    def report_is_due(self, stale_days: int | None, now: datetime) -> bool:
+        """Return whether the data are stale and a report is due now.
 
         Args:
             stale_days: age in days from which data are stale, and days from one report to the next. None for no reports.
@@ -40,7 +40,7 @@ class DataAge:
 
 
 def update(workspace: str, key: str, now: datetime | None = None) -> DataAge:
-    """Record which data a retraining has seen, and return since when they have been as they are.
+    """Record which data a retraining has seen, and return their age.
 
     Args:
         workspace: URI of the workspace that holds all generations.
@@ -50,16 +50,16 @@ def update(workspace: str, key: str, now: datetime | None = None) -> DataAge:
     uri = generations.folder(workspace, FILE)
     if storage.exists(uri) and (found := DataAge(**storage.read_json(uri))).key == key:
         return found
-    age = DataAge(key, _text(now))
+    age = DataAge(key, _format_time(now))
     storage.write_json(uri, asdict(age))
     return age
 
 
 def mark_reported(workspace: str, age: DataAge, now: datetime | None = None) -> None:
     """Record that data were reported as stale. For the arguments see `update`."""
-    storage.write_json(generations.folder(workspace, FILE), asdict(replace(age, reported=_text(now))))
+    storage.write_json(generations.folder(workspace, FILE), asdict(replace(age, reported=_format_time(now))))
 
 
-def _text(now: datetime | None) -> str:
+def _format_time(now: datetime | None) -> str:
     """Write a time, the present one if it is None, with its time zone and without fractions of a second."""
     return (datetime.now(UTC) if now is None else now).isoformat(timespec="seconds")

@@ -81,11 +81,11 @@ def import_dataset(settings: ImportSettings, dry_run: bool) -> None:
     )
     if dry_run:
         check_new(folder)
-        told = len(dataset.notes)
+        logged = len(dataset.notes)
         summary = write(None)
         log_losses(summary)
-        logger.info("\n".join(f"note: {note}" for note in dataset.notes[told:]))
-        logger.info(f"would import {sum(map(len, summary.splits.values())):,} images, and not {rejects_text(summary)}")
+        logger.info("\n".join(f"note: {note}" for note in dataset.notes[logged:]))
+        logger.info(f"would import {sum(map(len, summary.splits.values())):,} images; unusable: {rejects_text(summary)}")
         return
     with new_folder(folder) as temporary:
         summary = write(temporary)

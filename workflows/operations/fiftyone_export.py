@@ -34,18 +34,18 @@ logger = logging.getLogger(__name__)
 
 Unit = Callable[[], Iterable[Sample | Reject]]
 _STAGE = "export"
-_SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8": ".jpg"}  # by how a file begins
+_SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8": ".jpg"}  # by the first bytes of a file
 _AGAIN = "run train_pipeline.py, or evaluate.py for another split, on this workspace again"
 
 
 class _Source(NamedTuple):
-    """What is exported.
+    """The samples to export.
 
     Attributes:
         rules: what the samples have in common.
-        units: functions that load the samples, each some of them.
+        units: functions that load the samples; each one loads a part of them.
         images: number of samples.
-        rejects: a Reject for each other image, which is known to be unusable.
+        rejects: a Reject for each further image, which is already known to be unusable.
     """
 
     rules: DatasetRules
@@ -68,7 +68,7 @@ def export_to_fiftyone(settings: ExportSettings, dry_run: bool) -> None:
         Interrupted: if another export took over the lock.
     """
     folder = local_folder(settings.to)
-    source = _predictions(settings, folder.name) if settings.predictions else _evaluated(settings, folder.name)
+    source = _predictions_source(settings, folder.name) if settings.predictions else _evaluation_source(settings, folder.name)
     total = source.images + len(source.rejects)
     logger.info(f"{source.rules.description}: {source.images:,} images, of the classes {', '.join(source.rules.classes)}")
     if dry_run:
@@ -94,7 +94,7 @@ def _summary_text(images: int, rejects: int, name: str, folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _predictions(settings: ExportSettings, name: str) -> _Source:
+def _predictions_source(settings: ExportSettings, name: str) -> _Source:
     """Find the predictions to export in an output folder of predict.py.
 
     Args:
@@ -143,7 +143,7 @@ def _load_prediction(row: Mapping[str, Any], folder: str, rules: DatasetRules) -
     yield Sample(name, row["path"], image, {PREDICTION: mask}, pixels, measures, groups)
 
 
-def _evaluated(settings: ExportSettings, name: str) -> _Source:
+def _evaluation_source(settings: ExportSettings, name: str) -> _Source:
     """Find the evaluated images of a workspace.
 
     Args:

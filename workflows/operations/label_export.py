@@ -31,7 +31,7 @@ _IMPORTED_AS = {"labelstudio": "label_studio", "voc": "masks"}  # names of the f
 
 
 def export_labels(settings: ExportSettings, dry_run: bool) -> None:
-    """Export the predictions of a folder of images, and log the command by which corrected annotations come back.
+    """Export the predictions of a folder of images, and log the command that imports the corrected annotations.
 
     Args:
         settings: settings of the command.
@@ -67,8 +67,8 @@ def export_labels(settings: ExportSettings, dry_run: bool) -> None:
         summary = write_export(predictions, rejects, export_format, rules, temporary, count_threads(settings.threads))
         check_rejects(summary.rejects, len(predictions) + len(rejects), settings.max_rejects)
     logger.info(_summary_text(summary, rules, folder))
-    logger.info("\nwhen the labels are corrected, and exported from the tool in the same format:")
-    logger.info("(--add_to FOLDER in place of --to: add them to a data set, or correct its masks)")
+    logger.info("\nto import the corrected labels, after the tool has exported them in the same format:")
+    logger.info("(with --add_to FOLDER instead of --to: add them to a data set, or replace its masks)")
     logger.info(_import_command(settings.format, folder, rules))
 
 
@@ -199,8 +199,8 @@ def _summary_text(summary: ExportSummary, rules: ExportRules, folder: Path) -> s
         lines.append(f"specks       {summary.specks:,} objects have fewer than {SPECK} px: --min_area {SPECK} leaves them out")
     if rules.shapes == "polygons" or rules.min_area:
         share, name = summary.worst or (1.0, "")
-        exact = "--tolerance 0 and --min_area 0 keep all"
-        lines.append(f"kept         the class of {summary.agreement:.2%} of the pixels (least: {share:.2%}, {name}); {exact}")
+        exact = "--tolerance 0 with --min_area 0 is exact"
+        lines.append(f"agreement    {summary.agreement:.2%} of the pixels keep their class (least: {share:.2%}, {name}); {exact}")
     if summary.rejects:
         lines.append(f"rejects      {folder / REJECTS_FILE} ({len(summary.rejects):,})")
     return "\n".join([*lines, f"export       {folder}"])

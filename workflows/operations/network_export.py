@@ -39,12 +39,12 @@ def export_networks(settings: ExportSettings, dry_run: bool) -> None:
         check_new(folder)
         logger.info(f"would export {' and '.join(NETWORKS)} of {version.title}")
         return
-    with tempfile.TemporaryDirectory() as place, new_folder(folder, "export.py") as temporary:
-        registry.fetch(version, store, place)
-        options = read_options(place)
+    with tempfile.TemporaryDirectory() as download, new_folder(folder, "export.py") as temporary:
+        registry.fetch(version, store, download)
+        options = read_options(download)
         sizes, differences = {}, {}
         for name in NETWORKS:
-            network, _ = load_model(storage.join(place, name))
+            network, _ = load_model(storage.join(download, name))
             file = temporary / f"{name}.onnx"
             differences[file.name] = export_onnx(network, file)
             sizes[name] = network.input_size

@@ -1,4 +1,4 @@
-"""Choose the predicted images that are worth most to label, and write them as tables, a list and a contact sheet."""
+"""Choose the predicted images to label next, and write them as tables, a list and a contact sheet."""
 
 import io
 import logging
@@ -59,13 +59,13 @@ class Ranking:
         passed_over, above = self.selection.near_duplicates, self.selection.above_quota
         text = f"to label     {storage.join(output, RANKING)} ({len(self.rows):,} images: images.txt, .csv, .parquet and .png)"
         text += f"\n             {passed_over:,} near-duplicates were passed over"
-        text += f" (compared with {self.labelled:,} labelled images, too)" if self.labelled else ""
+        text += f" (also of {self.labelled:,} labelled images)" if self.labelled else ""
         if above:
-            text += f"; {above:,} images are above the quota of their class, as no others were left"
+            text += f"; {above:,} images are above the quota of their class, because no others were left"
         if len(self.rows) < number:
-            text += f"; there are no more images, though {number:,} were to be chosen"
+            text += f"; only {len(self.rows):,} of {number:,} images could be chosen"
         if self.rows and not all(row["confidence_map"] for row in self.rows):
-            text += "\n             images.png outlines what is in doubt if there are confidence maps: --confidence maps"
+            text += "\n             images.png outlines uncertain regions only with --confidence maps"
         return text
 
 
@@ -130,7 +130,7 @@ def rank(output: str, number: int, labelled: Sequence[str], class_share: float |
         FileNotFoundError: if there is no table `predictions`.
     """
     table = storage.join(output, TABLE)
-    # Of each image, only what the choice needs is kept, as there may be millions.
+    # Only the values that the choice needs are kept in memory, because there may be millions of images.
     columns = ["image_id", *MEASURES, "classes", "shares", "class_confidence_before_crf", "fingerprint"]
     found = sorted(
         (row["image_id"], doubtful_class(row), row["fingerprint"], [row[name] or 0.0 for name in MEASURES])

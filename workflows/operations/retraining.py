@@ -90,7 +90,7 @@ def _run(pipeline: Retraining, config: str, webhook: Webhook, metrics: RunMetric
     Args:
         pipeline: pipeline of the retraining.
         config: name of the settings file without its folder and extension, for the name of the run in MLflow.
-        webhook: gets a message of the decision, and one if the data are stale.
+        webhook: gets a message with the decision, and another one if the data are stale.
         metrics: gets the results.
 
     Returns:
@@ -166,7 +166,7 @@ def _measure_state(pipeline: Retraining, prepared: Record, webhook: Webhook, met
     metrics.update(run_metrics.REJECTED_LIMIT, pipeline.settings.data.max_rejects)
     age, now = data_age.update(pipeline.base, prepared.key), datetime.now(UTC)
     metrics.update(run_metrics.DATA_SINCE, datetime.fromisoformat(age.since).timestamp())
-    if pipeline.settings.data.root and age.to_report(pipeline.settings.notify.stale_days, now):
+    if pipeline.settings.data.root and age.report_is_due(pipeline.settings.notify.stale_days, now):
         days = f"for {age.days(now):,.0f} days, since {age.since[:10]} (notify.stale_days)"
         logger.warning(f"no image or mask is new or changed {days}")
         webhook.send(f"stale data in {pipeline.settings.data.root}: no image or mask is new or changed {days}")

@@ -1,7 +1,7 @@
-"""Hand the results of a retraining to Prometheus, a program that collects metrics, draws them and alerts.
+"""Report the results of a retraining to Prometheus, a program that collects metrics, draws them and alerts.
 
-A retraining is a batch job: it has ended when Prometheus asks for metrics. So they are written to a file, which Prometheus'
-node_exporter reads (its textfile collector), or sent to a Pushgateway; both keep them. A run replaces only the metrics that it knows.
+A retraining is a batch job, which has usually ended when Prometheus asks for metrics. So the metrics are written to a file that
+Prometheus' node_exporter reads (its textfile collector), or sent to a Pushgateway. A run replaces only the metrics that it sets.
 """
 
 import logging
@@ -58,7 +58,7 @@ class RunMetrics(LiveMetrics):
         self._values.setdefault(metric, {})[tuple(named[name] for name in metric.labels)] = value
 
     def deliver(self, outcome: Outcome) -> None:
-        """Deliver the metrics. No error is raised: if they are not taken within ten seconds, a warning says so.
+        """Deliver the metrics. No error is raised: if the delivery fails or takes more than ten seconds, a warning is logged.
 
         Args:
             outcome: how the retraining ended.

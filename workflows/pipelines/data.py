@@ -49,9 +49,9 @@ class DataPipeline(PreparingPipeline):
         super().__init__(settings, should_stop)
 
     def _earlier_images(self) -> tables.Commit | None:
-        """Return the version of the table `images` whose division into parts is kept: that of the previous workspace, or the latest.
+        """Return the version of the table `images` whose division into parts the new version keeps. None if there is none.
 
-        It is None if there is none.
+        It is the version of the previous workspace if there is one, else the latest.
         """
         before = self._previous_images()
         return before or super()._earlier_images()
@@ -61,7 +61,7 @@ class DataPipeline(PreparingPipeline):
         return tables.read_commit(Workspace(self.previous).images) if self.previous else None
 
     def _prepare(self, fingerprint: str) -> dict[str, Any]:
-        """Make a version of the table `images`, and compare it with that of the previous workspace, if there is one.
+        """Make a version of the table `images`, and compare it with the previous workspace's version, if there is one.
 
         Args:
             fingerprint: digest of the stage's code version, settings and inputs. It is stored with the table.

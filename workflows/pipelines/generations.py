@@ -1,7 +1,7 @@
 """Keep the workspaces of retraining runs. Each run is called a generation and has a folder below WORKSPACE/generations.
 
-A workspace and its generations share one set of tables. The records of their stages say which versions they use, and a registered model has
-a tag with those that it was made from. The other versions are deleted by `prune_tables`.
+A workspace and its generations share one set of tables. The records of their stages name the versions that they use, and a registered
+model has a tag with the versions that it was made from. `prune_tables` deletes all other versions.
 
 The folder of a generation has a file `generation.json`. This file is written first, and records from which model and data the
 generation started. Its field `finished` is set last. A folder without this file is left over from an interrupted deletion.
@@ -29,7 +29,7 @@ from workflows.pipelines.workspace import MADE_BY, NAME_FORMAT, TAG, is_generati
 FILE = "generation.json"
 """Name of the file in a generation's folder that describes the generation."""
 UNCHANGED = "seen.json"
-"""Name of the file in the folder of all generations that holds the digest of data files in which nothing new was found."""
+"""Name of the file, in the folder of all generations, with the digest of the data files when nothing new was last found in them."""
 CHECKPOINTS = ("train", "init")
 """Folders in a generation's workspace that are deleted once it is finished, because its networks are in the folder models/."""
 
@@ -103,7 +103,7 @@ def unchanged_fingerprint(workspace: str) -> str | None:
 
 
 def mark_unchanged(workspace: str, fingerprint: str) -> None:
-    """Record that the data files hold nothing new although their times differ. The next retraining then need not read them again.
+    """Record that the data files have no new content although their times differ. So the next retraining doesn't read them again.
 
     Args:
         workspace: URI of the workspace that holds all generations (retraining runs).
@@ -157,7 +157,9 @@ def read_all(workspace: str) -> list[Generation]:
             try:
                 found.append(Generation(**storage.read_json(uri)))
             except (ValueError, TypeError):
-                raise UserError(f"{uri} was not written by this version: delete its folder, or what it lacks") from None
+                raise UserError(
+                    f"{uri} was not written by this version of the program: delete its folder, or correct the file"
+                ) from None
     return sorted(found, key=lambda generation: generation.name)
 
 
@@ -264,7 +266,7 @@ def prune_tables(workspace: str, champion: Mapping[str, str], lock: Lock) -> Non
         lock.check()
         if deleted := tables.prune(table, used[name]):
             kept = ", ".join(map(str, tables.kept_versions(table)))
-            logger.info(f"  {name}: {deleted:,} files of versions that nothing uses deleted; kept: {kept}")
+            logger.info(f"  {name}: {deleted:,} files of unused versions were deleted; kept: {kept}")
 
 
 def prune_tables_after_run(workspace: str, store: str, model: str, lock: Lock) -> None:

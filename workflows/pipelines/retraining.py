@@ -190,22 +190,22 @@ class Retraining(Pipeline):
         return {"version": version, "champion": holder, "promoted": decision.promoted, "why": decision.reason, **rise}
 
     def _compare(self, hold_out: HoldOut, classes: Sequence[str]) -> tuple[promotion.Decision, dict[str, float]]:
-        """Compare the new model with the champion on the images by which both may be judged.
+        """Compare the new model with the champion on the val images of both.
 
         Args:
-            hold_out: these images.
+            hold_out: the images on which they are compared.
             classes: class names, ordered by id.
 
         Returns:
-            The decision, and numbers by name: `images`, `new_images` and `gone_images` (numbers of val images that both may be judged
-            by, that are new, and that have changed or are gone), and, unless there are too few, `rise` (of the mean IoU, from -1 to 1)
-            and the ends of its 90 % interval, `lower` and `upper`.
+            The decision, and numbers by name: `images` (on which the models are compared), `new_images` (val images that are new since
+            the champion), `gone_images` (val images of the champion that have changed or are gone); and unless there are too few
+            images, `rise` (of the mean IoU, from -1 to 1) and the ends of its 90 % interval, `lower` and `upper`.
         """
         counts: dict[str, float] = {"images": len(hold_out.images), "new_images": hold_out.new, "gone_images": hold_out.gone}
         if hold_out.too_few:
             reason = (
-                f"only {len(hold_out.images):,} of the {len(hold_out.images) + hold_out.gone:,} val images that the champion was "
-                "judged on are val images and unchanged now, too few to compare: give it the alias champion by hand"
+                f"only {len(hold_out.images):,} of the {len(hold_out.images) + hold_out.gone:,} val images of the champion are still "
+                "unchanged val images, too few to compare: to use the new model, give it the alias champion by hand"
             )
             return promotion.Decision(False, reason), counts
         folders, limits = (CHAMPION_RESULTS[:1], ()), self.settings.retrain

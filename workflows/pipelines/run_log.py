@@ -92,7 +92,7 @@ class TrackedPipeline(DataPipeline):
             if then[section].get(name, _LATER.get(name, value)) != value and name not in ("window_sizes", "window_overlap")
         }
         if fixed := sorted(each for each in changed if each.startswith(_FIXED)):
-            raise UserError(f"the models in {self.root} were trained with other windows: {', '.join(fixed)}: set it as it was")
+            raise UserError(f"the models in {self.root} were trained with other windows: {', '.join(fixed)}: set the same value")
         if changed:
             logger.warning(
                 f"not used, because the images and boxes in {self.root} are evaluated as they are: {', '.join(sorted(changed))}"

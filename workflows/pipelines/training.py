@@ -283,7 +283,7 @@ class Pipeline(TrackedPipeline):
         return Stage("register", "the model registry", 2, settings, ("evaluate", "stage2", "fcn8s"), database, self._register)
 
     def val_images(self) -> dict[str, str]:
-        """Return digests of the val images and their masks by image_id, by which models are judged."""
+        """Return digests of the val images and their masks by image_id."""
         notes = usable_notes(tables.require_commit(self.images))
         return {note.image_id: f"{note.pixels} {note.labels}" for note in notes if note.split == "val"}
 

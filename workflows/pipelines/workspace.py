@@ -28,7 +28,7 @@ EXAMPLE_TABLES: tuple[ExampleTable, ...] = (
 )
 """The tables of training crops."""
 MADE_BY = {"images": "prepare", "proposals": "proposals", **{f"examples/{name}": "examples" for name, _, _ in EXAMPLE_TABLES}}
-"""The stage that makes each table of which a workspace has versions, by the name of the table."""
+"""The stage that makes each versioned table of a workspace, by the name of the table."""
 
 NAME_FORMAT = "%Y%m%d-%H%M%S"
 """Format of the names of generations (retraining runs), which name their folders."""
@@ -41,7 +41,8 @@ logger = logging.getLogger(__name__)
 def base_of(workspace: str) -> str:
     """Return the URI of the workspace that holds a generation, given the URI of the generation's workspace.
 
-    A workspace is that of a generation if its path ends like WORKSPACE/generations/20260131-235959. Another one is returned as it is.
+    The path of a generation's workspace ends like WORKSPACE/generations/20260131-235959. The URI of any other workspace is returned as
+    it is.
 
     Args:
         workspace: URI of a workspace.
@@ -96,10 +97,10 @@ def hold_workspace(
     deadline = time.monotonic() + 60 * minutes
 
     def wait() -> bool:
-        """Wait a moment for the holder of the lock to leave, and return True. If waiting is useless, return False."""
+        """Wait a moment for the holder of the lock to release it, and return True. If waiting is useless, return False."""
         if not outer or time.monotonic() > deadline or should_stop():
             return False
-        logger.info(f"  another run is still at work in {workspace}: waiting for it to leave")
+        logger.info(f"  another run is still at work in {workspace}: waiting until it ends")
         time.sleep(WAIT_SECONDS)
         return True
 

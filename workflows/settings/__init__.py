@@ -142,7 +142,7 @@ class EdgeSettings(PipelineSettings):
     seed: NonNegativeInt = Field(0, description="seed of the choice of images and of the trees")
     bsds: Location | None = Field(
         None,
-        description="folder of BSDS500: its train split is added to the training images, its val split is measured on; where data.root "
+        description="folder of BSDS500: its train split is added to the training images, its val split to the comparison; if data.root "
         "is empty, it is the only data",
     )
     forest: ForestSettings = ForestSettings()
@@ -160,7 +160,7 @@ class PredictComputeSettings(Section):
     """Number and resources of the processes that predict."""
 
     actors: PositiveInt | None = Field(
-        None, description="processes of Ray that predict, each with the model; empty: all that fit"
+        None, description="Ray processes that predict, each with a copy of the model; empty: as many as fit"
     )
     cpus_per_actor: PositiveInt = Field(1, description="CPUs and torch threads of each process of Ray")
     gpu: bool | None = Field(None, description="predict on GPUs; empty: where there is one")
@@ -178,7 +178,7 @@ class PredictSettings(RankSettings, CommandSettings):
     overlays: bool = Field(False, description="also write the images with their masks drawn over them")
     confidence: Literal["table", "maps"] = Field(
         "table",
-        description="how sure the predictions are: columns of the table, or also grey PNGs of the probability of each pixel's class (255: 1)",
+        description="table: only columns that say how sure each prediction is; maps: also a grey PNG of each pixel's probability (255: 1)",
     )
     max_rejects: float = Field(0.5, ge=0, le=1, description="share of images that may be unusable before the run fails")
     max_pixels: PositiveInt | None = Field(
@@ -203,16 +203,16 @@ class ImportSettings(CommandSettings):
         None, alias="from", description="format of the annotations"
     )
     images: Location | None = Field(
-        None, description="folder or bucket prefix of images; cvat, labelme, supervisely, yolo, empty: where the annotations are"
+        None, description="folder or bucket prefix of images; empty (cvat, labelme, supervisely, yolo): beside the annotations"
     )
-    annotations: Location | None = Field(None, description="file or folder of annotations, by the format (formats.md)")
+    annotations: Location | None = Field(None, description="file or folder of annotations, depending on the format (formats.md)")
     to: Location | None = Field(None, description="new local folder to write, in VOC's layout")
     add_to: Location | None = Field(
         None,
-        description="in place of to: local folder in VOC's layout that gets the images, and new masks for images that it has",
+        description="instead of to: local folder in VOC's layout to add images to; images that it already has get the new masks",
     )
-    val_images: Location | None = Field(None, description="images of val; empty: as images")
-    val_annotations: Location | None = Field(None, description="annotations of val, where they are separate; empty: val is drawn")
+    val_images: Location | None = Field(None, description="folder of the val images; empty: the same as images")
+    val_annotations: Location | None = Field(None, description="annotations of val, if they are separate; empty: lists or a draw")
     train_list: Location | None = Field(
         None, description="text file with the names of train's images, one a line; empty: all that are not in val_list"
     )
@@ -220,40 +220,46 @@ class ImportSettings(CommandSettings):
         None, description="text file with the names of val's images; empty: all that are not in train_list"
     )
     val_share: float = Field(
-        0.2, ge=0, lt=1, description="share of the images drawn for val where no split is given; 0, with add_to: all to train"
+        0.2,
+        ge=0,
+        lt=1,
+        description="share of the images drawn for val if no split is given; 0 (only with add_to): all go to train",
     )
     seed: NonNegativeInt = Field(0, description="seed of that draw")
     classes: tuple[str, ...] = Field(
         (),
-        description="classes to import, in this order, separated by commas; masks: names by id from 0; check: those of the folder; "
-        "empty: all; add_to, not masks: those of the folder",
+        description="classes to import, in this order, separated by commas; masks: names of the ids from 0; check: names of the folder's "
+        "ids; empty: all classes found, or with add_to (not masks) those of the folder",
     )
     background: str | None = Field(
-        None, description="class that is the background; masks: name, value, or none; empty: by its name"
+        None, description="class that is the background; masks: also its value, or none; empty: recognised by its name"
     )
-    fold_case: bool = Field(False, description="make one class of names that differ in upper and lower case alone")
+    fold_case: bool = Field(False, description="make class names that differ only in upper and lower case one class")
     others: Literal["background", "void"] = Field(
-        "background", description="what objects of classes that are not imported become; not masks"
+        "background", description="what objects of classes that are not imported become (not for masks)"
     )
     overlap: Literal["small", "order"] = Field(
-        "small", description="which of two overlapping objects is on top: the smaller, or the later in the file; not masks"
+        "small", description="which of two overlapping objects is on top: the smaller, or the later in the file (not for masks)"
     )
     boxes: Literal["void", "object"] = Field(
         "void", description="coco, cvat, label_studio, supervisely, yolo: what boxes without an outline become"
     )
     run_order: Literal["columns", "rows"] | None = Field(
-        None, description="kaggle: the pixels of run lengths are counted along these; empty: by the name of the column"
+        None, description="kaggle: run lengths count pixels down the columns or along the rows; empty: by the column's name"
     )
-    crowd: Literal["void", "object"] = Field("void", description="coco: what crowds (iscrowd) become; objects, if all are masks")
+    crowd: Literal["void", "object"] = Field("void", description="coco: what crowds (iscrowd) become; if all are masks: objects")
     table: Location | None = Field(
         None,
         description="masks: text file of classes and their ids or colours, as `road, 7` or `road, 128 64 128`; empty: inferred",
     )
-    mask_suffix: str = Field("", description="masks: what follows the image's name in the mask's: _mask for a.jpg and a_mask.png")
-    image_suffix: str = Field("", description="masks: what images have in its place: _leftImg8bit for Cityscapes")
-    strange: Literal["reject", "void"] = Field("reject", description="masks: values without a class reject the image or are void")
+    mask_suffix: str = Field("", description="masks: end of the masks' names before the dot: _mask for a.jpg and a_mask.png")
+    image_suffix: str = Field("", description="masks: end of the images' names in place of it: _leftImg8bit for Cityscapes")
+    strange: Literal["reject", "void"] = Field(
+        "reject", description="masks: what values without a class do: reject the image, or become void"
+    )
     transparent: Literal["background", "void", "opaque"] = Field(
-        "background", description="masks: what transparent pixels become, or opaque: the values under the transparency are read"
+        "background",
+        description="masks: what transparent pixels become; opaque: the value that a pixel has below its transparency",
     )
     encoding: str | None = Field(
         None, description="encoding of annotation files that are not in UTF-8, such as gbk; empty: they are refused"
@@ -265,7 +271,7 @@ class ImportSettings(CommandSettings):
     max_pixels: PositiveInt = Field(100_000_000, description="larger images are rejected")
     threads: PositiveInt | None = Field(None, description="threads; empty: one per CPU")
     check: Location | None = Field(None, description="import nothing: check this folder in VOC's layout")
-    report: Location | None = Field(None, description="folder for check.md and contact_sheet.png; empty: the data's")
+    report: Location | None = Field(None, description="folder for check.md and contact_sheet.png; empty: the data folder")
     train_split: str = Field("train", description="check, add_to: the list of training images")
     val_split: str = Field("val", description="check, add_to: the list of validation images")
 

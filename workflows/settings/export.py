@@ -20,18 +20,18 @@ class ExportSettings(CommandSettings):
     predictions: Location | None = Field(None, description="output folder of predict.py, local or in a bucket; not onnx")
     only: Location | None = Field(
         None,
-        description="text file with the names or paths of the images to export, one a line; empty: all that were predicted, or evaluated",
+        description="text file with the names or paths of the images to export, one a line; empty: all predicted (or evaluated) images",
     )
     shapes: Literal["polygons", "masks"] | None = Field(
         None,
-        description="polygons, or masks (run lengths, bitmaps) with every pixel; yolo: polygons, voc and fiftyone: masks; empty: polygons",
+        description="polygons, or exact masks (run lengths, bitmaps); empty: polygons, but masks for voc and fiftyone. yolo has only polygons",
     )
     tolerance: NonNegativeFloat = Field(
         0.75, description="how far a polygon may lie from the edges of the pixels, px; 0: it follows them exactly"
     )
     min_area: NonNegativeInt = Field(0, description="objects with fewer pixels are left out")
     image_url: str = Field(
-        "/data/local-files/?d=images/", description="labelstudio: what stands before the name of an image in its address"
+        "/data/local-files/?d=images/", description="labelstudio: address of an image without its name, which is appended"
     )
     max_rejects: float = Field(0.05, ge=0, le=1, description="share of images that may be unusable before the export fails")
     threads: PositiveInt | None = Field(None, description="threads; empty: one per CPU")
@@ -68,7 +68,9 @@ class ExportSettings(CommandSettings):
         """Check that the format has the shapes. Raise ValueError if it doesn't."""
         if (self.format, self.shapes) in (("yolo", "masks"), ("voc", "polygons"), ("fiftyone", "polygons")):
             other = "polygons" if self.format == "yolo" else "masks"
-            raise ValueError(f"shapes {self.shapes} is not what {self.format} has: leave shapes out, which means {other} there")
+            raise ValueError(
+                f"shapes {self.shapes} is not possible for format {self.format}: leave shapes out, which means {other}"
+            )
         if self.format == "fiftyone" and self.min_area:
             raise ValueError("min_area is for labels, and fiftyone gets the masks as they are: leave min_area out")
         return self

@@ -7,8 +7,8 @@ beside their annotations.
 `fiftyone` is not one of these formats: it makes a data set for looking at predictions, not for correcting them.
 
 To add a format, add one module here that defines `FORMAT = ExportFormat(…)`, then add its name to the setting `format` of
-export.py (`ExportSettings` in workflows/settings). The annotations must come back by `deconvnet.datasets.formats`: add a round
-trip to tests/deconvnet/datasets/exporting/test_round_trips.py.
+export.py (`ExportSettings` in workflows/settings). `deconvnet.datasets.formats` must be able to import the annotations: add
+a round trip to tests/deconvnet/datasets/exporting/test_round_trips.py.
 """
 
 import importlib
@@ -115,12 +115,12 @@ class ExportFormat:
     Attributes:
         convert: function that converts one image. Its arguments are the image, its objects (largest first) and the rules.
         finish: function that returns the contents of the files of the whole data set, by their path in the export: annotations
-            and the set-up of the tool. Its arguments are the entries of all images in order, and the rules.
+            and a configuration for the tool. Its arguments are the entries of all images in order, and the rules.
         annotations: path in the export that import_data.py reads with `--annotations`; "" for the folder of the export.
         image_path: function that returns the path of an image in the export for its name. It raises BadInput if the image can't
             have one. If the suffix differs from that of the name, the image is saved as PNG.
-        has_masks: True if the format has another shape than polygons. If the format is one of masks alone, the shape is that.
-        has_polygons: True if the format has polygons.
+        has_masks: True if the format has bitmaps or run lengths.
+        has_polygons: True if the format has polygons. If not, masks are written whatever the user chose.
     """
 
     convert: "Callable[[PredictedImage, Sequence[PredictedObject], ExportRules], ImageExport]"

@@ -1,4 +1,4 @@
-"""Writing the predictions of many images as one export: their annotations, the set-up of the tool, and copies of the images."""
+"""Writing the predictions of many images as one export: annotations, a configuration for the tool, and copies of the images."""
 
 import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -42,7 +42,7 @@ class Prediction:
 
 
 SPECK = 20
-"""Objects with fewer pixels are hardly worth correcting."""
+"""Objects with fewer pixels are called specks: they are counted for the user, because correcting them is hardly worth the time."""
 
 
 class _Converted(NamedTuple):

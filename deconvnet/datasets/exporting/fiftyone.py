@@ -1,4 +1,4 @@
-"""The files of a data set of FiftyOne, an app to look at images, in its own format (`fiftyone.types.FiftyOneDataset`).
+"""Make the files of a data set in the format of FiftyOne (`fiftyone.types.FiftyOneDataset`), an app for viewing images.
 
     metadata.json               the fields of the samples, and the names and colours of the values of masks
     samples.json                a sample for each image: the paths of its files, and its measures
@@ -7,8 +7,8 @@
 
 Both JSON files are MongoDB's "extended JSON". FiftyOne itself is not needed to write them.
 
-FiftyOne takes the value 0 of a mask for background and never shows it. If class 0 of the data is a class like the others, all ids
-are therefore written one higher. Void stays 255.
+In FiftyOne, the value 0 of a mask is the background and is never shown. So if class 0 of the data is a class like the others, each
+class id is written as id + 1. Void stays 255.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from proposals.masks import VOID_ID
 
 PREDICTION, TRUTH, CONFIDENCE_MAP = "prediction", "ground_truth", "confidence_map"
 """Names of the fields with the predicted mask, the annotated mask, and the map of how sure each pixel is."""
-_VERSION = "1.0.0"  # FiftyOne raises data sets of earlier versions to its own, and refuses those of later ones
+_VERSION = "1.0.0"  # FiftyOne migrates data sets of earlier versions to its own version, and refuses data sets of later ones
 _SHOWN_BY_BROWSERS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 # Attributes of the documents in which FiftyOne keeps groups of measures; a class of this name would break them.
 _RESERVED = frozenset(
@@ -63,16 +63,16 @@ _RESERVED = frozenset(
 
 @dataclass(frozen=True)
 class Sample:
-    """An image, and what is known of it.
+    """An image with its masks and measures.
 
     Attributes:
         name: path of the image file, with "/" between folders. No two samples have names that differ only in the suffix.
-        path: path or URI of where the image is, for messages.
+        path: path or URI of the image, for messages.
         image: content of the file.
         masks: by name of field (`PREDICTION`, `TRUTH`), uint8 arrays (H, W) of class ids, of the size of the image as displayed; 255
             is void.
         confidence_map: uint8 array (H, W), 255 for a probability of 1; None if there is none.
-        measures: the measures by name; None for one that is undefined.
+        measures: the measures by name; None for a measure that is undefined.
         groups: the measures of each group by name, such as {"iou": {"cat": 0.5}}.
         tags: words to find the image by, such as its split.
     """
@@ -92,7 +92,7 @@ class DatasetRules:
     """What the samples of a data set have in common.
 
     Attributes:
-        name: name of the data set. FiftyOne gives it another one if the user does.
+        name: name of the data set. The user may choose another name in FiftyOne.
         description: a sentence that says what the data set is.
         classes: class names by id.
         masks: names of the fields of masks.

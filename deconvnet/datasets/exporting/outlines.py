@@ -1,9 +1,9 @@
-"""Finding the objects in a class mask, and the polygons round them.
+"""Finding the objects in a class mask, and the polygons around them.
 
 An object is an 8-connected region of one class. Its polygon has coordinates in px from the top left corner of the image. With a
-tolerance of 0 it runs along the edges of its pixels, so that exactly these pixels lie inside by the even-odd rule, with which
-annotations are imported (`deconvnet.datasets.importing.regions`). A hole is joined to the outer edge by a slit without width: a
-polygon of one ring is what every labelling tool can edit.
+tolerance of 0 the polygon runs along the edges of the object's pixels. Then exactly these pixels lie inside by the even-odd rule, which
+is also used to import annotations (`deconvnet.datasets.importing.regions`). A hole is joined to the outer edge by a slit of width 0,
+because every labelling tool can edit polygons of one ring, but not all can edit polygons with holes.
 """
 
 from collections.abc import Sequence
@@ -55,8 +55,8 @@ def region_polygon(region: Region, tolerance: float) -> np.ndarray:
     Returns:
         float64 array (N, 2) of the corners x, y, in px of the image. Holes are joined to the outer edge.
     """
-    # Each pixel is drawn as 2×2. OpenCV's contours run through the centres of the pixels at the edge of an object, that is of the
-    # left or right, upper or lower of the two; rounding half of their coordinates up gives the edge of the pixel itself.
+    # OpenCV's contours run through the centres of an object's outermost pixels, not along their edges. So each pixel is drawn as
+    # 2×2 pixels; half the coordinates of their contour, rounded up, are the coordinates of the pixel's edges.
     doubled = np.kron(region.pixels, np.ones((2, 2), np.uint8)).astype(np.uint8)
     contours, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     rings = [_simplified((contour[:, 0] + 1) // 2, tolerance) for contour in contours]
@@ -70,8 +70,8 @@ def region_polygon(region: Region, tolerance: float) -> np.ndarray:
 def _simplified(ring: np.ndarray, tolerance: float) -> np.ndarray:
     """Simplify a closed ring along the edges of pixels.
 
-    The new ring has its corners in the middles of these edges: a slanting line through them lies nearer to the true edge than one
-    through the corners of the steps, and needs fewer corners.
+    The corners of the new ring are the middles of pixel edges. A slanting line through the middles is nearer to the true outline than a
+    line through the corners of the steps, and needs fewer corners.
 
     Args:
         ring: int array (N, 2) of the corners; corners may repeat.
@@ -92,7 +92,7 @@ def _simplified(ring: np.ndarray, tolerance: float) -> np.ndarray:
 
 
 def _joined(outer: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """Join the ring of a hole to a ring round it, from the nearest of its corners to the leftmost one of the hole and back.
+    """Join the ring of a hole to the ring around it, by a line from the hole's leftmost corner to the nearest corner and back.
 
     Args:
         outer: float64 array (N, 2), the outer ring.
@@ -108,7 +108,7 @@ def _joined(outer: np.ndarray, hole: np.ndarray) -> np.ndarray:
 
 
 def measure_agreement(mask: np.ndarray, objects: Sequence[PredictedObject], rules: ExportRules) -> float:
-    """Compare the objects of an export with the mask that they were found in, to see what simplifying and leaving out changed.
+    """Compare the exported objects with their mask, to measure how much simplified polygons and left-out objects changed.
 
     Args:
         mask: uint8 array (H, W) of class ids.

@@ -254,7 +254,7 @@ class _Converter:
         if not (box := annotation.get("bbox")):
             return shapes.Annotation(name, label, class_id, None, "has neither outline nor box")
         if len(numbers := parse_points(box, "its box")) != 2:
-            raise BadInput("its box has not four numbers")
+            raise BadInput("its box does not consist of four numbers")
         (x, y), (width, height) = numbers.tolist()
         outline = shapes.box(x, y, x + width, y + height)
         loss, remedy = ("has a box and no outline: its box becomes void", "--boxes object") if self.boxes_void else ("", "")

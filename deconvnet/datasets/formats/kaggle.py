@@ -33,7 +33,7 @@ _IMAGES = ("imageid", "image_id", "image", "img_id", "img", "filename", "file_na
 _CLASSES = ("classid", "class_id", "class", "class_name", "label", "category", "cell_type")
 _IN_ONE = ("imageid_classid", "image_label")  # columns of image and class, as a.jpg_1
 _NONE = ("", "-1", "nan")  # run lengths of an image without an object
-_LEAST_PIXELS = 20  # of an object whose shape tells how its pixels are counted
+_LEAST_PIXELS = 20  # smaller objects don't show whether their pixels are counted along rows or columns
 
 
 @dataclass(frozen=True)

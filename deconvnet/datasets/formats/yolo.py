@@ -226,7 +226,9 @@ def _add_images(
         )
     split_of = {} if source.split else _split_of_images(dataset, layout, index)
     if split_of is None and not given:
-        raise UserError(f"{layout.file}: the folders of images that it names are not there: mend them, or name yours by --images")
+        raise UserError(
+            f"{layout.file}: the folders of images that it names don't exist: correct them, or name the folder of images by --images"
+        )
     splits = set((split_of or {}).values()) - {"test"}
     used = [name for name in index.names if not splits or (split_of or {}).get(name) in splits]
     for name in used:
@@ -298,7 +300,7 @@ def _convert(label: str | None, names: Mapping[int, str], ids: Mapping[str, int]
         except ValueError:
             raise BadInput(f"{name} has words that are no numbers") from None
         if values[0] not in names:
-            raise BadInput(f"{name} has the class {words[0]}, and the class names are of 0–{max(names)}")
+            raise BadInput(f"{name} has the class {words[0]}, but only the classes 0–{max(names)} have names")
         label_name = names[int(values[0])]
         outline: shapes.Outline | None = _outline(values[1:], name)
         if line in seen:

@@ -189,9 +189,9 @@ def infer_table(masks_by_uri: Mapping[str, MaskValues], rules: ImportRules = _DE
     blended = set[int]().union(*(mask.blended for mask in masks)) - set[int]().union(*(mask.wide for mask in masks))
     if len(values) > 255 or len(blended) >= _BLENDS or 2 * sum(bool(mask.blended) for mask in masks) > len(masks):
         raise UserError(
-            f"the masks (the first is {next(iter(masks_by_uri))}) have {len(values):,} {'colours' if has_colours else 'ids'}, too many "
-            "for classes, or values such as blending along edges leaves: were they resized, or saved as JPEG? Name the classes by "
-            "--table, and see --strange"
+            f"the masks (the first is {next(iter(masks_by_uri))}) have {len(values):,} {'colours' if has_colours else 'ids'}, which are "
+            "too many for classes, or values as blending along edges leaves them. If the masks were resized or saved as JPEG, export "
+            "them again, or name the classes by --table and give --strange void"
         )
     if not any(values):
         raise UserError(
@@ -244,8 +244,8 @@ def _make_table(
         wide = set[int]().union(*(mask.wide for mask in masks))
         if not rules.unknown_void and 2 * sum(not mask.lossy and not wide.isdisjoint(mask.rims) for mask in masks) > len(masks):
             raise UserError(
-                "in most masks the ids meet in steps, as 0, 1, 2, which resizing with interpolation leaves: the ids between are wrong "
-                "there. Resize by nearest neighbour, or import them as they are by --strange void"
+                "in most masks, ids rise in steps along edges (0, 1, 2), as after resizing with interpolation: the ids in between are "
+                "wrong. Resize the masks by nearest neighbour, or import them unchanged with --strange void"
             )
         if VOID_ID not in id_of_value:
             _check_void(masks)

@@ -1,8 +1,8 @@
-"""Adding annotated images to a folder in VOC's layout: new images with their masks, and other masks for images that it has.
+"""Adding annotated images to a folder in VOC's layout: new images with masks, and new masks for images that the folder already has.
 
-Images are compared with those of the folder first, and what differs is written to a temporary folder. Only then is the data set
-changed: first masks, then images, then lists, each file in one step. So if this is interrupted, the data set can be used, and
-adding the same images again completes it.
+First, all images are compared with those of the folder, and files that differ are written to a temporary folder. Then the data set is
+changed: masks, then images, then lists, each file in one step. So after an interruption the data set can still be used, and
+adding the same images again completes the addition.
 """
 
 import csv
@@ -33,9 +33,9 @@ class Addition:
     """The difference between annotated images and a data set on disk.
 
     Attributes:
-        splits: the list that names each image of the data set, by image id.
-        outcomes: what becomes of each image that was compared, by image id: `ADDED` (the data set does not list it), `REPLACED` (it
-            has other masks), `UNCHANGED`, or `REFUSED` (the data set has another image of this name).
+        splits: name of the list (split) that contains each image of the data set, by image id.
+        outcomes: the outcome for each compared image, by image id: `ADDED` (the data set did not list it), `REPLACED` (its masks in
+            the data set differ), `UNCHANGED`, or `REFUSED` (the data set has a different image of this name).
     """
 
     def __init__(self, root: Path, train: str = "train", val: str = "val") -> None:
@@ -64,12 +64,12 @@ class Addition:
         self._stale: list[Path] = []
 
     def compare(self, image_id: str, image: AnnotatedImage, temporary: Path | None) -> None:
-        """Compare an image with that of the data set, and set its outcome. Several threads may call this.
+        """Compare an image with the data set, and record its outcome. Several threads may call this.
 
         Args:
             image_id: id of the image.
             image: the image with its masks.
-            temporary: folder to which the files are written that the data set does not have. None to write nothing.
+            temporary: folder that gets the files that are missing in the data set or differ there. None to write nothing.
 
         Raises:
             OSError: if a file can't be read or written.
@@ -102,10 +102,10 @@ class Addition:
         return sorted(image_id for image_id, outcome in self.outcomes.items() if outcome == REFUSED)
 
     def describe_kept(self, splits: Mapping[str, str]) -> list[str]:
-        """Describe the images that are in another list than the one that they were to be added to, and stay there.
+        """Describe the images that stay in their list of the data set, although they are given for another split.
 
         Args:
-            splits: "train" or "val" by image id, as the user or the source says.
+            splits: the given split of each image, "train" or "val", by image id.
 
         Returns:
             A sentence for each list that has such images.
@@ -113,14 +113,14 @@ class Addition:
         kept = Counter(
             self.splits[each] for each, split in splits.items() if self.splits.get(each, self._names[split]) != self._names[split]
         )
-        return [f"{count:,} images of {name} are given for another split, and stay in {name}" for name, count in kept.items()]
+        return [f"{count:,} images of {name} are given for another split, but stay in {name}" for name, count in kept.items()]
 
     def check_refused(self) -> None:
         """Raise UserError if the data set has other images of the same names. The message names all of them."""
         if self.refused:
             raise UserError(
-                f"{self._root} has other images with the names of {len(self.refused):,} of these: {', '.join(self.refused)}. Rename the new "
-                "ones, and predict or annotate them again. Nothing was written"
+                f"{len(self.refused):,} new images have the names of different images in {self._root}: {', '.join(self.refused)}. Rename "
+                "the new images, and predict or annotate them again. Nothing was written"
             )
 
     def describe(self, splits: Mapping[str, str]) -> str:
@@ -136,7 +136,7 @@ class Addition:
         return "; ".join([*parts, *(f"{each}: {counts[each]:,}" for each in (UNCHANGED, REFUSED))])
 
     def _split(self, image_id: str, splits: Mapping[str, str]) -> str:
-        """Return the list that has an image or, if none has it, the one that gets it."""
+        """Return the name of the list that has an image, or of the list that gets it."""
         return self.splits.get(image_id) or self._names[splits[image_id]]
 
     def apply(self, temporary: Path, splits: Mapping[str, str], summary: ImportSummary, lock: Lock) -> None:
@@ -152,7 +152,8 @@ class Addition:
             UserError: if a file can't be written.
             Interrupted: if the lock is lost.
         """
-        # An object mask without its class mask would count in the next run as belonging to the class mask that is there.
+        # These object masks belong to class masks that are replaced next. If they were removed later and the run were killed in
+        # between, they would be taken for the objects of the new class masks.
         for path in self._stale:
             storage.remove(str(path))
         for folder in (voc.OBJECT_MASKS_DIR, voc.CLASS_MASKS_DIR, voc.IMAGES_DIR):

@@ -49,7 +49,9 @@ def new_folder(folder: Path, command: str = "import_data.py") -> Iterator[Path]:
 
 @contextmanager
 def locked_folder(temporary: Path, lock_file: Path, command: str = "import_data.py") -> Iterator[Lock]:
-    """Hold a lock, and delete a temporary folder at the start (if a killed run left it) and at the end, and then the lock's file.
+    """Hold a lock for a temporary folder. At the end, the folder and the lock's file are deleted.
+
+    If a killed run has left the folder, it is also deleted at the start.
 
     Args:
         temporary: path of the folder.

@@ -33,7 +33,7 @@ class _Written(NamedTuple):
 
     Attributes:
         losses: annotations that became void or were left out.
-        remark: phrase about the image for the user, such as "is tiny"; "" if there is none.
+        remark: phrase about the image, printed for the user, such as "is tiny"; "" if there is none.
         counts: numbers to add up over all images, as in `ImportSummary.counts`.
     """
 

@@ -1,7 +1,7 @@
 """Write the model card of a version of the registered model: what it is for, its data, its results, its limits, and licences.
 
-A card is Markdown with a head in YAML, as Hugging Face's model cards are (M. Mitchell et al., Model Cards for Model Reporting, FAT*
-2019, had the idea). It says only what the run that trained the model knows.
+A card is Markdown with a YAML header, like Hugging Face's model cards (the idea is by M. Mitchell et al., Model Cards for Model
+Reporting, FAT* 2019). It states only facts that the run that trained the model has recorded.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,8 +39,8 @@ def model_card(name: str, run: RunSummary, sizes: Mapping[str, Any] | None = Non
             "An ensemble of DeconvNet (Noh, Hong, Han, ICCV 2015) and FCN-8s (Long, Shelhamer, Darrell, CVPR 2015), refined by a dense "
             f"CRF (EDeconvNet+CRF). It predicts one of {len(run.results['classes'])} classes for each pixel of an image.",
             "",
-            f"Trained by the run *{escaped(run.title)}* with the code {escaped(run.code)}; this card is of {run.when:%Y-%m-%d}. It says only "
-            "what that run knows.",
+            f"Trained by the run *{escaped(run.title)}* with the code {escaped(run.code)}; this card is of {run.when:%Y-%m-%d}. It states "
+            "only what that run has recorded.",
             *_section("Intended use", _use(run)),
             *_section("Data", _data(run)),
             *_section("Training", _training(run.settings)),
@@ -53,7 +53,7 @@ def model_card(name: str, run: RunSummary, sizes: Mapping[str, Any] | None = Non
 
 
 def _head(name: str, results: Mapping[str, Any]) -> list[str]:
-    """Return the lines of the head in YAML, by which Hugging Face lists models. The name of a licence is not in it (see `_licences`)."""
+    """Return the lines of the YAML header, which Hugging Face uses to list models. It names no licence (see `_licences`)."""
     row = results["rows"].get(_FINAL, {})
     metrics = [{"type": metric, "value": round(row[metric], 4)} for metric in METRICS if row.get(metric) is not None]
     measured = {
@@ -80,19 +80,23 @@ def _use(run: RunSummary) -> Iterator[str]:
     yield f"For images like those of {dataset}, on which it was measured, and these classes, by id from 0: "
     yield f"{escaped(', '.join(run.results['classes']))}."
     yield ""
-    yield "Every pixel gets one of these classes, also where an image shows something else. How well it does on other images, and in uses "
-    yield "where a wrong mask does harm, was not measured."
+    yield "Every pixel gets one of these classes, even where an image shows something else. The model was not tested on other kinds of "
+    yield "images, or for uses in which a wrong mask does harm."
     yield ""
-    yield "Input: an encoded image (column `image`). Output: a PNG of class ids (`mask`), or why there is none (`error`). It loads with "
-    yield "`mlflow.pyfunc.load_model`; the project's code is among its files, and the packages that this needs are in `requirements.txt`."
+    yield "Input: an encoded image (column `image`). Output: a PNG of class ids (`mask`), or an error message (`error`). The model loads with "
+    yield "`mlflow.pyfunc.load_model`; its files include the project's code, and `requirements.txt` with the packages that the code needs."
 
 
 def _data(run: RunSummary) -> Iterator[str]:
     """Yield the lines about the data."""
     yield from _table(("split", "images"), [(escaped(name), f"{count:,}") for name, count in run.splits.items()])
     yield ""
-    dev = " Choices during training were made on *dev*, which was set aside of it." if run.splits.get("dev") else ""
-    yield f"Of these images, the networks learned from *train* alone.{dev} The results are those on "
+    dev = (
+        " Choices during training were made on *dev*, a part of the training data that was set aside."
+        if run.splits.get("dev")
+        else ""
+    )
+    yield f"The networks were trained only on *train*.{dev} The results were measured on "
     yield f"*{escaped(str(run.results['dataset']))}*, {run.results['images']:,} images."
     if run.rejects.total:
         yield ""
@@ -111,7 +115,7 @@ def _training(settings: Mapping[str, Any]) -> Iterator[str]:
     if init.get("from"):
         start = f"Both networks start from `{init['from']}`."
     elif model.get("vgg16"):
-        start = f"Both networks start from VGG-16's weights in the file `{_file_name(model['vgg16'])}`, which others trained on ImageNet."
+        start = f"Both networks start from VGG-16's weights in the file `{_file_name(model['vgg16'])}`, pretrained by others on ImageNet."
     else:
         start = "Both networks start from random weights."
     yield start
@@ -144,7 +148,7 @@ def _limits(run: RunSummary, sizes: Mapping[str, Any]) -> Iterator[str]:
     if known:
         yield f"* Least accurate classes (IoU): {', '.join(f'{escaped(name)} {percent(value)} %' for value, name in known[:_WORST])}."
     if unmeasured := [escaped(name) for name in run.results["classes"] if iou.get(name) is None]:
-        yield f"* Not measured, as no image of the results shows them: {', '.join(unmeasured)}."
+        yield f"* Not measured, because no evaluated image shows them: {', '.join(unmeasured)}."
     found = sizes.get("mean_iou", {}).get(_FINAL, [])
     parts = [
         f"{percent(value)} % if they cover {100 * low:g}–{100 * high:g} % of the image ({count:,})"
@@ -158,7 +162,7 @@ def _limits(run: RunSummary, sizes: Mapping[str, Any]) -> Iterator[str]:
         yield f"* Images whose longer side exceeds {side:,} px are predicted at that size; their masks are scaled up."
     if pixels := settings.get("data", {}).get("max_pixels"):
         yield f"* Images of more than {pixels:,} pixels are refused."
-    yield f"* The figures are of one training, on {run.results['images']:,} images; another seed gives others."
+    yield f"* The results are of one training, measured on {run.results['images']:,} images; another seed gives other results."
 
 
 def _licences(run: RunSummary) -> Iterator[str]:

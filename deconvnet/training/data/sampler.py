@@ -23,11 +23,12 @@ second slot runs backwards through its positions: neighbours need their common r
 A row group of a small table that spans many slots is read once, too, and kept until the last of them has taken its examples. So N
 workers read N − 1 row groups more than the table has: with 8 workers a tenth of a table of 70 row groups (of at most 1 MB each).
 
-**Memory.** A worker holds a window of each of its slots. A row leaves memory when it is drawn, so of a window half is held on average,
-and of the row group that its end cuts another half. Windows are read an eighth of their length ahead. Of S slots with windows of w
-bytes and row groups of g bytes a single worker thus holds S · (5/8 w + g / 2), which shall be `held_bytes`; that gives w. (With more workers
-each holds less, but the order must not depend on their number.) Windows of different slots begin at different steps, or all of them
-would be full at the same time, and be read at the same time: their spacing by the golden ratio spreads those of any consecutive slots evenly.
+**Memory.** A worker holds a window of each of its slots. A row leaves memory when it is drawn, so on average half of a window is held,
+and half of the row group that the window's end cuts. Windows are read ahead by an eighth of their length. So with S slots, windows of
+w bytes and row groups of g bytes, a single worker holds S · (5/8 w + g / 2) bytes. The window length w is chosen so that this equals
+`held_bytes`. (With more workers each holds less, but the order must not depend on their number.) Windows of different slots begin at
+different steps; otherwise all of them would be read, and be full, at the same time. Their starts are spaced by the golden ratio, which
+spreads the starts of any consecutive slots evenly.
 If S row groups don't fit, there are fewer slots, each of which fills several places of the batch. Workers between whose places such
 a slot lies both read it. None of this grows with the table.
 

@@ -71,8 +71,8 @@ class Version:
 def latest_version(table: str) -> Version | None:
     """Return the latest version of a table; None if there is no table.
 
-    Versions that neither add nor remove files are passed over, as those that Delta Lake's own clean-up (vacuum) adds: they have
-    the facts of the version before.
+    A version that neither adds nor removes files (Delta Lake's own clean-up, vacuum, makes such versions) is given the facts of the
+    version before.
     """
     return _version_at(table, version_numbers(table))
 
@@ -89,7 +89,7 @@ def version_numbers(table: str) -> list[int]:
 
 
 def _version_at(table: str, numbers: Sequence[int]) -> Version | None:
-    """Return the last of some versions, with its own facts or those of the last one before it that added or removed files."""
+    """Return the last of some versions. If it changed no files, it has the facts of the last version before it that did."""
     for number in reversed(numbers):
         lines = storage.read_bytes(storage.join(table, LOG, f"{number:020}.json")).splitlines()
         infos = [line for line in lines if line.startswith(b'{"commitInfo":')]
@@ -107,8 +107,8 @@ def add_version(table: str, before: Version | None, files: Sequence[File], schem
         before: the latest version, as `latest_version` found it; None if there is no table yet.
         files: all files of the new version. They exist.
         schema: columns of the rows.
-        facts: what `latest_version` shall return with this version, as JSON values. It must differ from the facts of all other
-            versions that could be written at the same time, unless they have the same files.
+        facts: JSON values by name, which `latest_version` returns with this version. They must differ from the facts of all other
+            versions that could be written at the same time, unless those have the same files.
 
     Returns:
         True if the version was added. False if another run added a version since `before`: then nothing was changed.
@@ -118,7 +118,7 @@ def add_version(table: str, before: Version | None, files: Sequence[File], schem
     """
     if _ESCAPE.search(table):
         raise UserError(
-            f"{table} can't be the folder of a table: Delta Lake takes {_ESCAPE.findall(table)[0]} in it for another letter"
+            f"{table} can't be the folder of a table: Delta Lake would read {_ESCAPE.findall(table)[0]} in it as another character"
         )
     try:
         _add(table, before, files, schema, facts)

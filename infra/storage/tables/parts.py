@@ -99,8 +99,8 @@ def part_name(fingerprint: str, key: Key) -> str:
     """Return the path of a part below its table's folder. Paths with positions sort in the order of the parts.
 
     Args:
-        fingerprint: digest of what all parts with the same one have in common. Their subfolder is named after it.
-        key: position of the part in the table, from 0, or a digest of what this part alone is made from.
+        fingerprint: digest of what the parts of a table have in common. Their subfolder is named after it.
+        key: position of the part in the table, from 0, or a digest of the inputs of this part.
     """
     return f"{fingerprint[:16]}/part-{f'{key:05d}' if isinstance(key, int) else key[:_KEY_LENGTH]}.parquet"
 
@@ -124,7 +124,7 @@ def finished_parts(
         table: URI of the table's folder. Its subfolder with these parts is listed once, which is faster than looking for each.
         fingerprint: digest with which the parts were written. Other parts are ignored.
         wanted: keys of the parts to find. None for all.
-        known: summaries of parts by name. Of the others, the files are opened.
+        known: summaries of parts by name. Only the files of other parts are opened.
 
     Returns:
         The summaries by key.
@@ -212,7 +212,7 @@ def write_part(
 
 
 def discard(table: str, parts: Iterable[Part]) -> None:
-    """Delete parts that were written, but shall not become part of a table. A version of the table must not name them.
+    """Delete parts that were written but are not needed. No version of the table may name them.
 
     Args:
         table: URI of the table's folder.

@@ -1,11 +1,11 @@
-"""Read tables, and make parts a table by adding a version to its Delta Lake log.
+"""Read tables, and turn parts into a version of a table by adding an entry to its Delta Lake log.
 
-The entry of a version in the log has three facts in its commit information, as the value of the key `deconvnet`: the table's
-fingerprint, the version of its columns and files, and the name of the commit record, a JSON file with the summaries of its parts.
-Delta Lake itself has no place for these summaries: of a file it stores the size, the number of rows and their range.
+The entry of a version has three facts in its commit information, under the key `deconvnet`: the table's fingerprint, the version of
+its columns and files, and the name of the commit record. The commit record is a JSON file with the summaries of the parts. Delta
+Lake's log itself has no place for these summaries: for each file it stores only the size, the number of rows and their range.
 
-Arguments called `table` are the URI of a table's folder, or of one version of the table: FOLDER@NUMBER (`at_version`). The folder
-alone stands for the latest version. Names of tables never end like this.
+An argument called `table` is the URI of a table's folder, which means the latest version, or the URI of a certain version:
+FOLDER@NUMBER (`at_version`). Names of tables themselves never end in @NUMBER.
 """
 
 import hashlib
@@ -78,14 +78,14 @@ def _folder_and_version(table: str) -> tuple[str, int | None]:
 
 
 def _find_version(table: str) -> Version | None:
-    """Return the entry of a version in the log; None if there is none, or its columns or files have another version."""
+    """Return the entry of a version in the log; None if there is none, or its `SCHEMA_VERSION` is another one."""
     folder, number = _folder_and_version(table)
     found = delta_log.latest_version(folder) if number is None else delta_log.read_version(folder, number)
     return found if found and found.facts.get("schema_version") == SCHEMA_VERSION else None
 
 
 def read_commit(table: str) -> Commit | None:
-    """Return the commit record of a table; None if there is no table or its columns or files have another version."""
+    """Return the commit record of a table; None if there is no table, or its `SCHEMA_VERSION` is another one."""
     folder = folder_of(table)
     while True:
         version = _find_version(table)
@@ -140,9 +140,7 @@ def commit(
     check: Callable[[], None] | None = None,
     keep_earlier: bool = False,
 ) -> Commit:
-    """Make a complete table of parts by adding a version to its log.
-
-    Nothing is added if the latest version has the same content.
+    """Add a version that consists of the given parts to a table. If the latest version has the same content, nothing is added.
 
     Args:
         table: URI of the table's folder.
@@ -182,13 +180,13 @@ def commit(
             break
         if check is None:
             raise UserError(
-                f"another run made the table {table} at the same time, and its rows count: "
+                f"another run made the table {table} at the same time, and its rows are kept: "
                 "let one run at a time write there, and run this one again"
             )
     if check:
         check()
     if not keep_earlier:
-        # Only files that were there before: those written since are of a run that began after this one.
+        # Only files that were listed above are deleted. Files written since then belong to a run that began later.
         keep = {record, *(p.name for p in parts)}
         storage.remove_files(table, [name for name in there if name not in keep and not name.startswith(f"{LOG}/")])
     return replace(made, version=number)
@@ -209,14 +207,14 @@ def _is_record_of(version: Version, fingerprint: str, content_digest: str) -> bo
 
 
 def prune(table: str, keep: Collection[int]) -> int:
-    """Delete the parts and commit records that neither the latest version of a table nor one of some others names.
+    """Delete the parts and commit records of a table that no version to keep names.
 
-    Nothing else may write to the table meanwhile: parts that are not in a version yet are deleted, too. A process that is killed
-    while it prunes has deleted a part of these files, and none that a kept version names.
+    No other process may write to the table meanwhile, because parts that are not in a version yet are deleted, too. If the process is
+    killed, only some of the files were deleted, but none that a kept version names.
 
     Args:
         table: URI of the table's folder.
-        keep: numbers of the versions to keep besides the latest one. Numbers of versions that are gone have no effect.
+        keep: numbers of the versions to keep. The latest version is always kept. Numbers of versions that are gone have no effect.
 
     Returns:
         The number of deleted files. It is 0 if there is no table, or another program has changed it.
@@ -237,12 +235,12 @@ def prune(table: str, keep: Collection[int]) -> int:
 
 
 def _file(part: Part) -> File:
-    """Return what Delta Lake's log stores of a part."""
+    """Return the facts about a part that Delta Lake's log stores."""
     return File(part.name, part.size, part.rows, {"image_id": (part.first, part.last)} if part.rows else {})
 
 
 def _schema(table: str, parts: Sequence[Part]) -> pa.Schema:
-    """Return the columns of a table that is made of parts. A table without any part has the column that all tables have."""
+    """Return the columns of a table by the file of its first part. A table without parts has only the column `image_id`."""
     if not parts:
         return pa.schema([pa.field("image_id", pa.string(), nullable=False)])
     fs, path = storage.filesystem(storage.join(table, parts[0].name))

@@ -176,5 +176,5 @@ def test_a_file_that_could_run_code_is_refused(tmp_path: Path, rng: np.random.Ge
     file.write_bytes(image_confusions_file(simulated(rng, 2)[0]))
     arrays = dict(np.load(file))
     np.savez(file, **arrays | {"image_ids": arrays["image_ids"].astype(object)})
-    with pytest.raises(UserError, match="it is not a whole file of confusion matrices"):
+    with pytest.raises(UserError, match="it is not a complete file of confusion matrices"):
         read_image_confusions(str(file))

@@ -1,4 +1,4 @@
-"""The images on which two models are compared: those by which both may be judged."""
+"""The images on which two models are compared: val images that neither was trained on."""
 
 import numpy as np
 import pytest
@@ -34,9 +34,9 @@ def test_fewer_than_half_of_the_champion_s_images_are_too_few(images: int, gone:
 @pytest.mark.parametrize(
     ("hold_out", "text"),
     [
-        (HoldOut(["a"], 0, 0), "val images by which both models may be judged: 1"),
-        (HoldOut(["a"], 1200, 0), "val images by which both models may be judged: 1; left out, as new to the champion: 1,200"),
-        (HoldOut(["a"], 0, 2), "val images by which both models may be judged: 1; changed or gone of the champion's: 2"),
+        (HoldOut(["a"], 0, 0), "val images of both models: 1"),
+        (HoldOut(["a"], 1200, 0), "val images of both models: 1; left out, because new since the champion: 1,200"),
+        (HoldOut(["a"], 0, 2), "val images of both models: 1; changed or removed since the champion: 2"),
     ],
 )
 def test_what_is_left_out_is_said(hold_out: HoldOut, text: str) -> None:

@@ -242,7 +242,7 @@ def test_fc6_and_fc7_are_kept_at_width_1(tmp_path, unlike):
 def test_a_table_of_one_example_is_refused(tmp_path, vgg16):
     table = examples_table(str(tmp_path / "t"), 1, repeats=(1,))
     settings = ModelSettings(width=0.125, input_size=32, vgg16=vgg16)
-    with pytest.raises(UserError, match="holds too little to prune VGG-16 by: add images"):
+    with pytest.raises(UserError, match="has too few examples to prune VGG-16: add images"):
         list(prune(PruningJob("deconvnet", settings, table, str(tmp_path / "start.npz"), 0)))
 
 

@@ -127,7 +127,7 @@ def test_every_image_is_in_a_table_lowest_mean_iou_first_and_links_to_its_pictur
 def test_a_table_of_many_images_has_the_worst_and_counts_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deconvnet.reporting.report._MAX_CELLS", 23)  # two rows of eleven cells
     html = render_report(example_summary(images=example_images()))
-    assert "2 other images are in the Parquet file only." in html and "a9" in html and "a10" not in html
+    assert "2 further images are only in the Parquet file." in html and "a9" in html and "a10" not in html
 
 
 def test_the_only_script_sorts_tables_and_nothing_else_may_run() -> None:

@@ -58,7 +58,7 @@ def test_the_limits_are_those_that_the_results_show_and_the_settings_set() -> No
     _, text = card(SIZES, segment={"max_side": 1024}, data={"max_pixels": 25_000_000})
     weakest = f"cat 12.3 %, {escaped(CLASSES[3])} 50.0 %, background 90.0 %"
     assert f"Least accurate classes (IoU): {weakest}." in text
-    assert f"Not measured, as no image of the results shows them: {escaped(SCRIPT_TAG)}." in text
+    assert f"Not measured, because no evaluated image shows them: {escaped(SCRIPT_TAG)}." in text
     assert "12.5 % if they cover 0–1 % of the image (40), 75.0 % if they cover 10–100 % of the image (7)." in text
     assert "exceeds 1,024 px" in text and "more than 25,000,000 pixels" in text
     _, text = card()

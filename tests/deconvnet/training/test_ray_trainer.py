@@ -82,7 +82,9 @@ def test_a_batch_that_can_t_be_shared_is_refused_before_ray_is_used(tmp_path: Pa
 def test_more_resources_than_ray_has_are_refused(tmp_path: Path, ray_session, logged):
     with pytest.raises(UserError, match=r"room for 8 training workers of 1 CPU each \(Ray has it for 2\): lower compute.workers"):
         train_on_ray(job(tmp_path, compute=ComputeSettings(workers=8)))
-    with pytest.raises(UserError, match=r"room for a training worker of 1 CPU and a GPU \(Ray has it for 0\).*compute.gpu to false"):
+    with pytest.raises(
+        UserError, match=r"room for a training worker of 1 CPU and a GPU \(Ray has it for 0\).*compute.gpu to false"
+    ):
         train_on_ray(job(tmp_path, compute=ComputeSettings(gpu=True)))
     with pytest.raises(UserError, match=r"room for 3 training workers"):
         check_resources(ComputeSettings(workers=8, min_workers=3), ClusterSettings())

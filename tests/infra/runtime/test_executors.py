@@ -141,7 +141,7 @@ def test_it_stops_after_a_result_once_told_to(name: str, request: pytest.Fixture
 @pytest.mark.ray
 @pytest.mark.parametrize(
     ("units", "stop", "message"),
-    [([0] * 200, True, "the same command resumes it"), ([99], False, "its processes died")],
+    [([0] * 200, True, "the same command resumes it"), ([99], False, "processes died")],
     ids=["a stop", "dead actors"],
 )
 def test_the_actors_of_a_job_that_ends_early_free_their_cpus_even_if_the_error_is_kept(
@@ -200,7 +200,9 @@ def test_a_unit_whose_process_dies_is_done_by_another_one(ray_executor: RayExecu
 def test_a_unit_that_kills_its_workers_ends_the_job(ray_executor: RayExecutor, tmp_path: Path) -> None:
     log = tmp_path / "log"
     actors = Actors(most=1, retries=1, remedy="count less")
-    with pytest.raises(UserError, match=r"^counting: its processes died, 2 times over one of the numbers .*: count less$"):
+    with pytest.raises(
+        UserError, match=r"^counting: processes died 2 times while they worked on one of the numbers .*: count less$"
+    ):
         list(ray_executor.map_actors({0: 3}, partial(squares, log, 3, -1), actors, **WORDS))
     assert log.read_text().count("unit 3") == 2
 

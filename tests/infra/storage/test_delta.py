@@ -139,7 +139,7 @@ def test_a_table_may_be_in_any_folder(folder: str, path: str) -> None:
 
 
 def test_a_folder_that_delta_lake_would_mistake_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="Delta Lake takes %20 in it for another letter"):
+    with pytest.raises(UserError, match="Delta Lake would read %20 in it as another character"):
         make(str(tmp_path / "a%20b"), "one", "ab")
 
 
@@ -161,7 +161,7 @@ def test_of_two_writers_one_succeeds_and_the_other_is_told(folder: str, monkeypa
     if before:
         make(folder, "old", before)
     at_the_first(monkeypatch, "latest_version", lambda: make(folder, "two", "cd"))
-    with pytest.raises(UserError, match=r"another run made the table .* at the same time, and its rows count"):
+    with pytest.raises(UserError, match=r"another run made the table .* at the same time, and its rows are kept"):
         make(folder, "one", "xyz")
     assert names(folder) == "cd" and opened(folder).version() == bool(before)
     with pytest.raises(UserError, match="another run deleted"):

@@ -54,7 +54,7 @@ def test_a_run_that_wakes_after_another_one_overwrites_nothing(guard, tmp_path, 
             LockGuard(lock.uri, lock.token).write(str(file), b"of two")
 
     freeze(monkeypatch, before, meanwhile)
-    with pytest.raises(Interrupted, match=r"two \(process \d+ on .*\) took the lock .*: the results of that run count"):
+    with pytest.raises(Interrupted, match=r"two \(process \d+ on .*\) took the lock .*: only the results of that run are kept"):
         guard.write(str(file), b"of one")
     assert file.read_bytes() == b"of two"
 

@@ -197,7 +197,7 @@ def find_images(index: ImageIndex, by_task: Mapping[str, Any], listed: Sequence[
             numbered[PurePosixPath(name).stem.removeprefix("task-").lstrip("0") or "0"].append(name)
         if unnamed := [task for task in by_task if task not in numbered]:
             raise UserError(
-                f"the masks don't say which image is that of task {unnamed[0]}: put the JSON export of the project beside them "
+                f"the masks don't say which image belongs to task {unnamed[0]}: put the JSON export of the project beside them "
                 "(or name the images by their tasks, as 1.jpg)"
             )
         return {task: numbered[task][0] for task in by_task if len(numbered[task]) == 1}

@@ -69,7 +69,7 @@ def _read_export(uri: str, encoding: str | None) -> list[Task]:
     if not isinstance(tasks, list) or not all(map(_is_task, tasks)):
         raise UserError(
             f"--annotations {uri} is no JSON export of Label Studio (a list of tasks with id and data): export `JSON`, not `JSON-MIN`; "
-            "of brush labels to PNG name the folder"
+            "for `Brush labels to PNG`, name the folder of the PNG files"
         )
     return tasks
 

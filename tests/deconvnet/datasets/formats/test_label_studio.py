@@ -95,7 +95,7 @@ def test_without_it_images_are_named_by_their_tasks_or_refused(tmp_path):
     check_scene(dataset, "002")
     assert "there is no JSON export of the project" in dataset.notes[0]
     (tmp_path / "images/002.jpg").rename(tmp_path / "images/cat.jpg")
-    with pytest.raises(UserError, match="which image is that of task 2: put the JSON export of the project beside them"):
+    with pytest.raises(UserError, match="which image belongs to task 2: put the JSON export of the project beside them"):
         read(tmp_path)
 
 

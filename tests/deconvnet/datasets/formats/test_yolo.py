@@ -170,7 +170,7 @@ def test_text_files_without_an_image_are_rejected(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (line(7, SQUARE), "line 1 has the class 7, and the class names are of 0–1"),
+        (line(7, SQUARE), "line 1 has the class 7, but only the classes 0–1 have names"),
         ("\n0 0.1 0.2 0.3 0.4 0.5\n", "line 2 has 5 numbers after the class"),
         ("0 10 20 30 40 50 60\n", "line 1 has numbers outside 0–1"),
         ("0 0.1 nan 0.3 0.4 0.5 0.6\n", "line 1 has numbers outside 0–1"),
@@ -198,7 +198,7 @@ def test_a_line_that_repeats_another_is_counted_and_not_drawn(tmp_path):
         ("train: images\n", "it has no list of names"),
         ("names: [crate\n", "can't be used"),
         ("names: [crate, ball]\nkpt_shape: [17, 3]\n", "keypoints"),
-        ("train: gone\nval: away\nnames: [crate, ball]\n", "folders of images that it names are not there"),
+        ("train: gone\nval: away\nnames: [crate, ball]\n", "folders of images that it names don't exist"),
         ("train: images\nval: images/a.jpg\nnames: [crate, ball]\ntest: images", "is in train and in test"),
     ],
 )

@@ -114,7 +114,7 @@ def test_objects_are_forgotten_only_where_the_class_mask_changes_without_new_obj
 
 def test_other_images_of_the_same_names_are_all_named_and_nothing_is_written(layout):
     before = tree(layout.root)
-    with pytest.raises(UserError, match=r"other images with the names of 2 of these: b, v\. .*Nothing was written"):
+    with pytest.raises(UserError, match=r"2 new images have the names of different images in .*: b, v\. .*Nothing was written"):
         add(layout.root, {"b": TWO_CATS, "v": TWO_CATS, "x": TWO_CATS, "a": corrected(layout, "a", mask_of((1, 1, 1)))})
     assert tree(layout.root) == before
 
