@@ -76,7 +76,9 @@ def evaluate(args: argparse.Namespace) -> None:
     """
     unet, run = load(args)
     if not run.is_done:
-        raise ValueError(f"the training in {args.out} is not complete ({run.recipe.share_done(run.progress):.0%}): train first")
+        raise ValueError(
+            f"the training in {args.out} is not complete ({int(100 * run.recipe.share_done(run.progress))} %): train first"
+        )
     torch.set_num_threads(run.recipe.threads)
     ids = data.read_splits(args.root, run.recipe.seed)[args.split]
     found = {}
