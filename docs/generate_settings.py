@@ -18,8 +18,9 @@ from pydantic.fields import FieldInfo
 
 from infra.settings import Section
 from workflows.cli import CommandSettings
-from workflows.settings import EdgeSettings, ImportSettings, PredictSettings, ServeSettings, Settings
+from workflows.settings import EdgeSettings, PredictSettings, ServeSettings, Settings
 from workflows.settings.export import ExportSettings
+from workflows.settings.import_data import ImportSettings
 
 FILE = Path(__file__).parent / "settings.md"
 

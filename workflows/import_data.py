@@ -35,7 +35,8 @@ folder was written; with --add_to, the same command completes it.
 """
 
 from workflows import cli
-from workflows.settings import CONFIGS, ImportSettings
+from workflows.settings import CONFIGS
+from workflows.settings.import_data import ImportSettings
 
 INTERRUPTED = "no new folder was written; with --add_to, the same command completes it"
 

@@ -34,8 +34,9 @@ from workflows.cli import CommandSettings, setting_fields
 from workflows.operations import data_addition, data_import, fiftyone_export, label_export, network_export, prediction
 from workflows.pipelines import base, edges
 from workflows.pipelines.edges import EdgeTraining
-from workflows.settings import EdgeSettings, ImportSettings, PredictSettings, ServeSettings
+from workflows.settings import EdgeSettings, PredictSettings, ServeSettings
 from workflows.settings.export import ExportSettings
+from workflows.settings.import_data import ImportSettings
 
 VERSION = registry.Version("net", "3", "id", "file:///net")
 Record = Callable[..., Callable[..., Any]]
@@ -154,7 +155,7 @@ def export_calls(options: list[str], patch: pytest.MonkeyPatch, record: Record) 
     patch.setattr(network_export, "model_store", record("store", "sqlite:///x"))
     patch.setattr(registry, "find", record("find", VERSION, ends=True))
     patch.setattr(
-        fiftyone_export, "_evaluated", lambda settings, _: record("evaluated", ends=True)(evaluation=settings.evaluation)
+        fiftyone_export, "_evaluation_source", lambda settings, _: record("evaluated", ends=True)(evaluation=settings.evaluation)
     )
     patch.setattr(label_export, "check_rejects", lambda rejects, images, max_rejects: record("rejects")(max_rejects=max_rejects))
     with suppress(Called):

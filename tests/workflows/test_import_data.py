@@ -13,7 +13,8 @@ from infra.errors import UserError
 from proposals.image_codec import decode_mask, encode_mask
 from workflows import cli, import_data, train_pipeline
 from workflows.operations import data_import
-from workflows.settings import CONFIGS, ImportSettings
+from workflows.settings import CONFIGS
+from workflows.settings.import_data import ImportSettings
 
 CLASSES = "background,disc,square,triangle,star,ring"
 

@@ -15,7 +15,8 @@ from infra.errors import UserError
 from infra.settings import Section
 from workflows import cli
 from workflows.cli import setting_fields
-from workflows.settings import CONFIGS, EdgeSettings, ImportSettings, Settings, as_dict, load, parser
+from workflows.settings import CONFIGS, EdgeSettings, Settings, as_dict, load, parser
+from workflows.settings.import_data import ImportSettings
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from workflows.operations.data_import import (
     split_dataset,
     write_check,
 )
-from workflows.settings import ImportSettings
+from workflows.settings.import_data import ImportSettings
 
 logger = logging.getLogger(__name__)
 

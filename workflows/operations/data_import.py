@@ -25,7 +25,7 @@ from infra import storage
 from infra.errors import UserError
 from proposals.edgebox import EdgeBoxOptions
 from workflows import cli
-from workflows.settings import ImportSettings
+from workflows.settings.import_data import ImportSettings
 
 logger = logging.getLogger(__name__)
 

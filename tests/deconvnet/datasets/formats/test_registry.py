@@ -3,7 +3,7 @@
 from typing import get_args
 
 from deconvnet.datasets import formats
-from workflows.settings import ImportSettings
+from workflows.settings.import_data import ImportSettings
 
 
 def test_each_module_is_a_format() -> None:
