@@ -44,7 +44,7 @@ def for_inference(network: N, *, bf16: bool = True) -> N:
                 del unit.norm
             layer = _without_deconvolution(layer)
             unit.conv = _as_product(layer) if as_products else layer
-            if isinstance(unit.conv, WinogradConv2d):
+            if isinstance(unit.conv, WinogradConv2d) and unit.conv is not layer:
                 del unit.relu
     fused.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return fused

@@ -59,6 +59,11 @@ def test_scores_are_the_same_without_batch_norm(network, images):
     torch.testing.assert_close(scores(fused, images), expected, rtol=1e-3, atol=5e-4 * float(expected.abs().max()))
 
 
+def test_a_network_that_was_converted_before_stays_as_it_is(network, images):
+    once = for_inference(network, bf16=False)
+    assert torch.equal(scores(for_inference(once, bf16=False), images), scores(once, images))
+
+
 @pytest.mark.skipif(not fast_bf16("cpu"), reason="this CPU has no AVX-512 BF16, where nothing is computed in bfloat16")
 def test_bfloat16_is_close_to_float32(network, images):
     """Of an untrained DeconvNet only the encoder is compared: a few switches in a hundred differ, and the decoder amplifies that."""
