@@ -177,8 +177,8 @@ class Elastic(ElasticScalingPolicy):
 class StartGuard(WorkerGroupCallback):
     """A Ray Train callback for the start of the training workers. It ends a wait on request, and works around faults of Ray.
 
-    Ray waits for room for the workers, for ever if other work takes the CPUs. The driver (the process that started the training)
-    is told that it waits. If the driver asks for a stop, or is gone, the wait ends.
+    Ray waits for room for the workers, for ever if other work takes the CPUs. During the wait the driver (the process that started
+    the training) gets a message. If the driver asks for a stop, or is gone, the wait ends.
 
     Two faults are in ray/train/v2/_internal/execution/worker_group/worker_group.py, `_start_impl`. First, if a worker dies during
     its start, Ray does not release the resources of the others, so new workers never find room. Second, Ray gives up the training

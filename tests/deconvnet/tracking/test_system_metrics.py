@@ -2,13 +2,13 @@
 
 import sys
 import threading
-import time
 
 import pytest
 
 from deconvnet.tracking.mlflow_runs import MlflowTracker
 from deconvnet.tracking.system_metrics import system_metrics_logged
 from tests.deconvnet.mlflow_server import free_port, server
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -28,10 +28,8 @@ def samplers() -> list[threading.Thread]:
 def test_the_load_of_the_machine_is_logged_by_seconds(tracker) -> None:
     with tracker.pipeline("p", {}) as run:
         with system_metrics_logged(run, tracker.client, 0.5):
-            end = time.monotonic() + 60
-            while len(tracker.client.get_metric_history(run.run_id, "system/cpu_utilization_percentage")) < 2:
-                assert time.monotonic() < end
-                time.sleep(0.2)
+            cpu = "system/cpu_utilization_percentage"
+            wait_until(lambda: len(tracker.client.get_metric_history(run.run_id, cpu)) >= 2, seconds=60)
         assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= names(tracker, run.run_id)
         history = tracker.client.get_metric_history(run.run_id, "system/cpu_utilization_percentage")
         began = tracker.client.get_run(run.run_id).info.start_time
