@@ -158,16 +158,16 @@ def test_a_training_says_that_it_waits_for_cpus_that_other_work_takes_and_ends_w
     with pytest.raises(Interrupted, match="while waiting for room for the workers: the same command resumes"):
         train_on_ray(job(tmp_path, compute=ComputeSettings(workers=2)), should_stop=lambda: waits in logged.messages)
     assert logged.messages.count(waits) == 1 and not any("stopping" in message for message in logged.messages)
-    wait_until(lambda: not controllers(), seconds=60)
+    wait_until(lambda: not processes_below(os.getpid(), "TrainController"), seconds=60)
     ray.kill(other)
 
 
-def controllers() -> list[psutil.Process]:
-    """The controllers of Ray Train that belong to the session's Ray."""
+def processes_below(pid: int, name: str) -> list[psutil.Process]:
+    """The processes of Ray with this name, of the Ray that process `pid` has started: other tests run beside this one."""
     found = []
-    for process in psutil.process_iter():
+    for process in psutil.Process(pid).children(recursive=True):
         with suppress(psutil.Error):  # it has just ended
-            found += [process] if "TrainController" in " ".join(process.cmdline()) else []
+            found += [process] if name in " ".join(process.cmdline()) else []
     return found
 
 
@@ -203,11 +203,7 @@ class Driver:
 
     def workers(self) -> list[psutil.Process]:
         """The training workers."""
-        found = []
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            with suppress(psutil.Error):  # it has just ended
-                found += [process] if "RayTrainWorker" in " ".join(process.cmdline()) else []
-        return found
+        return processes_below(self.process.pid, "RayTrainWorker")
 
 
 @pytest.fixture
