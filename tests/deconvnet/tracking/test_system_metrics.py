@@ -2,12 +2,15 @@
 
 import sys
 import threading
+import traceback
 
+import psutil
 import pytest
 
 from deconvnet.tracking.mlflow_runs import MlflowTracker
 from deconvnet.tracking.system_metrics import system_metrics_logged
-from tests.deconvnet.mlflow_server import free_port, server
+from infra.deploy.local.process import free_port
+from infra.deploy.local.servers import mlflow_server
 from tests.waiting import wait_until
 
 
@@ -49,17 +52,27 @@ def test_without_psutil_nothing_is_measured(tracker, monkeypatch) -> None:
 
 @pytest.mark.slow
 def test_an_mlflow_that_stops_answering_does_not_delay_the_end_of_a_run(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    with server(tmp_path, free_port()) as url:
-        tracker = MlflowTracker(url, "e")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr("deconvnet.tracking.system_metrics._STOP_SECONDS", 0.1)
+    with mlflow_server(tmp_path, free_port()) as server:
+        tracker = MlflowTracker(server.url, "e")
         run = tracker.pipeline("p", {}).__enter__()
-        watching = system_metrics_logged(run, tracker.client, 0.1)
-        watching.__enter__()
-    # As long as it waits for an answer that does not come, and no longer than it is allowed to.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("deconvnet.tracking.system_metrics._STOP_SECONDS", 0.1)
-        watching.__exit__(None, None, None)
-    assert samplers(), "it was waited for"
+        with system_metrics_logged(run, tracker.client, 0.1):
+            assert server.process is not None
+            main = psutil.Process(server.process.pid)
+            for process in [main, *main.children(recursive=True)]:
+                process.suspend()
+            wait_until(lambda: "log_metrics" in sampler_calls(), seconds=60)
+        assert "log_metrics" in sampler_calls(), "the end waited for the answer"
+        server.kill()
+    wait_until(lambda: not samplers(), seconds=60)
+
+
+def sampler_calls() -> list[str]:
+    """The names of the functions in which the threads that measure are."""
+    frames = sys._current_frames()
+    return [call.name for thread in samplers() for call in traceback.extract_stack(frames[thread.ident or 0])]
 
 
 def test_an_exception_of_the_block_is_raised(tracker) -> None:
