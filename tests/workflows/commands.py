@@ -17,7 +17,8 @@ TINY = shlex.split(
     "--data.generated.train 24 --data.generated.val 5 --data.generated.height 64 --data.generated.width 80 --data.dev_fraction 0.2 "
     "--model.width 0.05 --model.fcn_width 0.05 --model.fcn_input_size 96 --proposals.max_boxes 60 --segment.proposals 10 "
     "--train.fcn8s.epochs 1 --train.stage1.epochs 1 --train.stage2.epochs 1 --train.stage1.batch 16 --train.stage2.batch 16 "
-    "--train.fcn8s.bn_batches 2 --train.stage1.bn_batches 2 --train.stage2.bn_batches 2"
+    "--train.fcn8s.bn_batches 2 --train.stage1.bn_batches 2 --train.stage2.bn_batches 2 "
+    "--train.stage2.log_every 2"
 )
 LOCAL = ["--executor", "local", "--cluster.num_cpus", "1"]
 """Options that run everything in the process of the command."""

@@ -74,6 +74,7 @@ def run(script: str, folder: Path, val: int, steps: int, *more: str) -> subproce
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
 
 
+@pytest.mark.slow
 def test_a_retraining_that_is_killed_near_the_registry_keeps_one_version_and_trains_nothing_anew(tmp_path: Path) -> None:
     done = run(NEAR_THE_REGISTRY, tmp_path, 2, 2)
     assert done.returncode == 0, done.stderr

@@ -208,25 +208,3 @@ def test_metrics_reported_while_the_server_is_down_arrive_later(tmp_path, monkey
         assert tracker.client.get_run(run.run_id).info.status == "FINISHED"
     with sqlite3.connect(tmp_path / "server.db") as database:
         assert database.execute("select count(*) from runs where status != 'FINISHED'").fetchone() == (0,)
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_session")
-def test_reports_of_ray_train_become_metrics(tracker, tmp_path):
-    import ray.train
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    from deconvnet.training.ray_callbacks import ReportCallback
-
-    def loop() -> None:
-        for step in range(4):
-            ray.train.report({"step": step, "loss": 1.0 / (step + 1)})
-
-    with tracker.pipeline("p", {}) as parent, parent.stage("train") as run, run.training_metrics() as report:
-        TorchTrainer(
-            loop,
-            scaling_config=ScalingConfig(num_workers=1),
-            run_config=RunConfig(name="curves", storage_path=str(tmp_path / "ray"), callbacks=[ReportCallback(report)]),
-        ).fit()
-    assert [step for step, _ in history(tracker, run.run_id, "loss")] == [0, 1, 2, 3]
