@@ -244,6 +244,7 @@ def test_evaluate_refuses_other_classes_than_the_models(workspace) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_relative_workspace_is_refused_if_the_jobs_folder_is_temporary(ray_head: Head) -> None:
     uploaded = ["job", "submit", "--working-dir", ".", "--"]
     said = ray_head.ray(*uploaded, "python", "workflows/train_pipeline.py", "--workspace", "runs/x", check=False)
