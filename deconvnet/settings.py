@@ -305,6 +305,11 @@ class SegmentSettings(Section):
         "(all windows, or at least twenty boxes, are used); saves time on CPUs; empty: all boxes are used",
     )
     bf16: bool = Field(True, description="compute in bfloat16 where the device is fast at it")
+    int8: bool = Field(
+        False,
+        description="compute the networks in 8-bit integers on CPUs that are fast at it (AVX-512 VNNI, AVX-VNNI or AMX); some pixels "
+        "get another class",
+    )
     max_side: int = Field(
         1024,
         ge=32,

@@ -20,6 +20,19 @@ def fast_bf16(device: torch.device | str) -> bool:
     return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
+def fast_int8(device: torch.device | str) -> bool:
+    """Return whether a device computes much faster in 8-bit integers than in float32.
+
+    This is true of CPUs with the instruction sets AVX-512 VNNI (Intel from Cascade Lake, AMD from Zen 4 on), AVX-VNNI or AMX.
+    Without them, sums of products of 8-bit integers overflow in oneDNN, too.
+
+    Args:
+        device: the device, for example "cpu".
+    """
+    capabilities = torch.cpu.get_capabilities()
+    return torch.device(device).type == "cpu" and any(capabilities.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
+
+
 @contextmanager
 def convolutions_of_fixed_sizes() -> Iterator[None]:
     """Inside the block, choose the fastest algorithm for each size of a convolution on a GPU by trying them all.

@@ -23,10 +23,12 @@ from torch import Tensor
 from deconvnet.crf import dense_crf
 from deconvnet.inference.ensemble import Ensemble, combine, softmax
 from deconvnet.inference.instances import OnBox, choose_boxes, device_of, segment_instances, whole_image_scores
+from deconvnet.inference.int8.conversion import computes_int8, to_int8
+from deconvnet.inference.int8.ranges import Ranges, required_ranges
 from deconvnet.inference.pixels import measure, scan_pixels
 from deconvnet.inference.scaling import resize_nearest, scale_down
 from deconvnet.inference.score_maps import Aggregation
-from deconvnet.inference.uncertainty import Uncertainty
+from deconvnet.inference.uncertainty import Segmentation
 from deconvnet.models.checkpoint import load_model
 from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.fcn8s import FCN8s
@@ -65,6 +67,7 @@ class PredictorOptions:
         batch: number of boxes in one forward pass.
         early_exit: boxes end as soon as ten change the class in at most this share of the pixels, see `segment_instances`.
         bf16: whether the networks compute in bfloat16 on devices that are fast at it, instead of float32.
+        int8: whether the networks compute in 8-bit integers on CPUs that are fast at it, see `int8.conversion`.
         max_side: upper limit of the longer side of an image, in pixels. A larger image is scaled down to it, and its masks are
             scaled back up. `min_side` and the widths (sigmas) of the CRF's Gaussians then refer to pixels of the smaller image.
         crf: keyword arguments of `deconvnet.crf.dense_crf`; empty for its defaults.
@@ -84,6 +87,7 @@ class PredictorOptions:
     batch: int = 50
     early_exit: float | None = None
     bf16: bool = True
+    int8: bool = False
     max_side: int = 1024
     crf: Mapping[str, Any] = field(default_factory=dict)
     context: float = 1.2
@@ -121,23 +125,6 @@ class PredictorOptions:
         )
 
 
-@dataclass(frozen=True)
-class Segmentation:
-    """A predicted mask, and how sure it is.
-
-    Attributes:
-        mask: class ids, uint8 (H, W).
-        confidence_map: probability of each pixel's class before the CRF, uint8 (H, W); 255 is 1.
-        uncertainty: measures of the image and of each predicted class. If the image was scaled down, they are of the smaller one.
-        boxes: number of boxes, windows included, that DeconvNet segmented.
-    """
-
-    mask: Mask
-    confidence_map: NDArray[np.uint8]
-    uncertainty: Uncertainty
-    boxes: int
-
-
 class Predictor:
     """A predictor of an image's pixel classes that uses DeconvNet, FCN-8s and a dense CRF.
 
@@ -147,13 +134,16 @@ class Predictor:
         options: the options of prediction, see `PredictorOptions`.
     """
 
-    def __init__(self, deconvnet: DeconvNet, fcn8s: FCN8s, options: PredictorOptions | None = None) -> None:
+    def __init__(
+        self, deconvnet: DeconvNet, fcn8s: FCN8s, options: PredictorOptions | None = None, ranges: Sequence[Ranges] = ()
+    ) -> None:
         """Create a predictor with copies of the networks that are converted for inference. The given networks are not changed.
 
         Args:
             deconvnet: a trained DeconvNet.
             fcn8s: a trained FCN-8s on the same device.
             options: the options of prediction; None for the defaults.
+            ranges: ranges of both networks' activations, with which they compute in 8-bit integers; otherwise empty.
 
         Raises:
             ValueError: if the networks have different numbers of classes.
@@ -161,8 +151,8 @@ class Predictor:
         if deconvnet.num_classes != fcn8s.num_classes:
             raise ValueError(f"DeconvNet has {deconvnet.num_classes} classes, FCN-8s {fcn8s.num_classes}")
         self.options = options or PredictorOptions()
-        self.deconvnet = for_inference(deconvnet, bf16=self.options.bf16)
-        self.fcn8s = for_inference(fcn8s, bf16=self.options.bf16)
+        self.deconvnet = to_int8(deconvnet, ranges[0]) if ranges else for_inference(deconvnet, bf16=self.options.bf16)
+        self.fcn8s = to_int8(fcn8s, ranges[1]) if ranges else for_inference(fcn8s, bf16=self.options.bf16)
 
     @classmethod
     def load(cls, deconvnet_uri: str, fcn8s_uri: str, device: str = "cpu", options: PredictorOptions | None = None) -> Self:
@@ -178,12 +168,14 @@ class Predictor:
             The predictor.
 
         Raises:
-            UserError: if a folder holds no model, or another kind of network.
+            UserError: if a folder holds no model, another kind of network, or no ranges, which `options.int8` needs.
         """
+        options = options or PredictorOptions()
         deconvnet, fcn8s = (load_model(uri, device)[0] for uri in (deconvnet_uri, fcn8s_uri))
         if not (isinstance(deconvnet, DeconvNet) and isinstance(fcn8s, FCN8s)):
             raise UserError(f"{deconvnet_uri} and {fcn8s_uri} should hold a DeconvNet and an FCN-8s, and hold other networks")
-        return cls(deconvnet, fcn8s, options)
+        ranges = required_ranges((deconvnet_uri, fcn8s_uri)) if options.int8 and computes_int8(device) else ()
+        return cls(deconvnet, fcn8s, options, ranges)
 
     def probabilities(
         self, image: Image, boxes: Floats, results: Collection[str] = RESULTS, on_box: OnBox | None = None

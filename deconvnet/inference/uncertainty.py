@@ -12,6 +12,8 @@ All measures are of pixels (module `pixels`), and are averaged over an image and
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+import numpy as np
+
 DOUBT = 0.5
 """A pixel is in doubt if the probability of its class, before the CRF, is below this: then other classes are more probable together."""
 
@@ -53,3 +55,20 @@ class Uncertainty:
         by_class = [asdict(measures) for measures in self.classes.values()]
         whole = asdict(self.image)
         return whole | {f"class_{name}": [each[name] for each in by_class] for name in whole}
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A predicted mask, and how sure it is.
+
+    Attributes:
+        mask: class ids, uint8 (H, W).
+        confidence_map: probability of each pixel's class before the CRF, uint8 (H, W); 255 is 1.
+        uncertainty: measures of the image and of each predicted class. If the image was scaled down, they are of the smaller one.
+        boxes: number of boxes, windows included, that DeconvNet segmented.
+    """
+
+    mask: np.ndarray
+    confidence_map: np.ndarray
+    uncertainty: Uncertainty
+    boxes: int

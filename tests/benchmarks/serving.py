@@ -6,6 +6,7 @@ changes much of the mask: an early exit is measured with the limit 1, which lets
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,8 @@ def serving() -> list[Row]:
     import cv2
     import torch
 
+    from deconvnet.inference.int8.conversion import computes_int8
+    from deconvnet.inference.int8.ranges import recorded
     from deconvnet.inference.predictor import Predictor, PredictorOptions
     from deconvnet.models import fusion
     from deconvnet.models.architectures import DECONVNET, FCN8S
@@ -44,11 +47,13 @@ def serving() -> list[Row]:
     with patch.object(fusion, "_as_product", lambda layer: layer):
         before = Predictor(*networks, options)
     early = Predictor(*networks, replace(options, early_exit=1.0))
-    found = []
-    for image in sample_images(IMAGES + 1):
-        data = encode_jpeg(image, 90)
-        found.append([_predict(predictor, data) for predictor in (now, before, early)])
-    found = found[1:]  # what is compiled was compiled for the first one
+    first, *images = sample_images(IMAGES + 1)
+    with recorded(now.deconvnet) as deconvnet, recorded(now.fcn8s) as fcn8s:
+        _predict(now, encode_jpeg(first, 90))
+    predictors = [now, before, early, *([Predictor(*networks, options, (deconvnet, fcn8s))] if computes_int8("cpu") else [])]
+    for predictor in predictors:
+        _predict(predictor, encode_jpeg(first, 90))  # compiles what is to be compiled
+    found = [[_predict(predictor, encode_jpeg(image, 90)) for predictor in predictors] for image in images]
 
     def median(run: int, name: str) -> float:
         return statistics.median(each[run][0][name] for each in found)
@@ -64,6 +69,16 @@ def serving() -> list[Row]:
         *((f"  {name}", f"{median(0, name):.3f} s, with torch's convolutions {median(1, name):.3f}") for name in PARTS),
         ("  of the time with torch's convolutions", f"{ratio(0, 1):.2f} ({median(1, 'total'):.2f} s), at least {equal(1)}"),
         ("  an early exit after 20 of 50 boxes, of the time with all", f"{ratio(2, 0):.2f}, at least {equal(2)}"),
+        *(_int8_rows(median, ratio) if len(predictors) > 3 else []),
+    ]
+
+
+def _int8_rows(median: Callable[[int, str], float], ratio: Callable[[int, int], float]) -> list[Row]:
+    """How long an image takes in 8-bit integers. With random weights, masks are too noisy to be compared."""
+    parts = ", ".join(f"{name} {median(3, name):.3f}" for name in PARTS)
+    return [
+        ("  in 8-bit integers", f"{median(3, 'total'):.2f} s ({parts})"),
+        ("  of the time in floats, and of that with torch's convolutions", f"{ratio(3, 0):.2f}, {ratio(3, 1):.2f}"),
     ]
 
 

@@ -93,7 +93,8 @@ def test_a_copied_workspace_is_trained_and_evaluated_without_ray_mlflow_and_its_
     assert [path.name for path in workspace.glob("train/fcn8s-*/*")] == ["step_000000002"]
 
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": bare_environment}
-    process = subprocess.Popen(command(workspace, root), cwd="/", **pipes)
+    integers = "--segment.int8", "true"
+    process = subprocess.Popen(command(workspace, root, *integers), cwd="/", **pipes)
     while process.poll() is None and not json.loads((workspace / "workspace.lock").read_text())["expires"]:
         time.sleep(0.1)
     # Other settings, of which the results would be a mixture.
@@ -108,11 +109,13 @@ def test_a_copied_workspace_is_trained_and_evaluated_without_ray_mlflow_and_its_
         assert load_model(str(workspace / "models" / name))[1]["extra"]["steps"] == STEPS
     results = json.loads((workspace / "report/results.json").read_text())
     assert results["images"] == 3 and all(row["mean_iou"] is not None for row in results["rows"].values())
+    assert "largest activations recorded on 13 training images" in said
+    assert all([*workspace.glob(f"models/{name}/activation_ranges-*")] for name in ("fcn8s", "stage2"))
     for figure in ("comparison.png", "training_curves.png"):
         assert (workspace / "report" / figure).read_bytes().startswith(b"\x89PNG")
     assert "stage2" in (workspace / "report/index.html").read_text()
 
-    again = call(train_pipeline.main, *arguments(workspace, root))
+    again = call(train_pipeline.main, *arguments(workspace, root, *integers))
     assert again.returncode == 0 and "every stage is complete" in again.stdout
 
 

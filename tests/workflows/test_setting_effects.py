@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from deconvnet.datasets import images_table
 from deconvnet.datasets.palette import GENERATED_CLASSES
 from deconvnet.evaluation.evaluator import EvaluationInputs
+from deconvnet.inference.int8 import ranges_job
 from deconvnet.reporting import evaluation_report, plots
 from deconvnet.tracking import interface, register
 from deconvnet.tracking.register import Ensemble
@@ -267,6 +268,7 @@ def arguments(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     for name in ("data_folder", "hold_workspace"):
         monkeypatch.setattr(images_table if name == "data_folder" else base, name, recorder(name, ends=False))
     monkeypatch.setattr(Pipeline, "measure_proposals", lambda *_: None)
+    monkeypatch.setattr(ranges_job, "record_missing_ranges", lambda *_: None)
     monkeypatch.setattr(interface, "read_histories", lambda *_: {})
     monkeypatch.setattr(plots, "draw_training_curves", lambda *_: {})
     opened = base.open_executor

@@ -5,6 +5,7 @@ A workspace is the folder or bucket prefix that holds everything a pipeline run 
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -250,7 +251,7 @@ class WorkspaceFigures:
             with_windows = proposals.get("kind", "edgebox") != "edgebox"
             windows = {name: proposals[name] for name in ("window_sizes", "window_overlap") if with_windows}
             kept = {**windows, "background": self._background}
-        options = PredictorOptions(**kept)
+        options = replace(PredictorOptions(**kept), int8=False)  # figures show activations, too
         return Predictor.load(models[0], models[1], "cuda" if torch.cuda.is_available() else "cpu", options)
 
     def _json(self, name: str) -> Any:

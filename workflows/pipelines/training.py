@@ -219,9 +219,13 @@ class Pipeline(TrackedPipeline):
             UserError: if the networks were trained with other classes than those of the data.
         """
         from deconvnet.evaluation.image_measures import remove_other_files
+        from deconvnet.inference.int8.ranges_job import RangeInputs, record_missing_ranges
         from deconvnet.reporting.evaluation_report import evaluate_and_report
 
         inputs = replace(self.evaluation_inputs(split, models), report_uri=report)
+        if inputs.options.int8:
+            networks = inputs.deconvnet_uri, inputs.fcn8s_uri
+            record_missing_ranges(RangeInputs(*networks, self.images, self.proposals, inputs.options), self.executor)
         results, files = evaluate_and_report(inputs, f"{self.dataset_name} {split}", self.executor, self.settings.compute.gpu)
         self._write_report(files, report)
         remove_other_files(report)

@@ -13,6 +13,7 @@ DTYPES = {
     torch.bfloat16: (types.uint16, types.uint16),
     torch.float32: (types.float32, types.uint32),
     torch.float64: (types.float64, types.uint64),
+    torch.uint8: (types.uint8, types.uint8),  # of `inference.int8`
 }
 """For each dtype of activations, its numba type and that of an unsigned integer of the same size."""
 CHUNK = 2**15

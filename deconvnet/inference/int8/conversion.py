@@ -1,0 +1,117 @@
+"""Conversion of trained networks to 8-bit integers."""
+
+import copy
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from deconvnet.inference.int8.layers import Int8Conv2d, Int8MaxPool2d, Int8PixelDeconv2d, Int8Unpool
+from deconvnet.inference.int8.ranges import Ranges, units
+from deconvnet.models.fused.available import use_fused
+from deconvnet.models.layers import MatrixDeconv2d, Unpool, as_convolution_kernel
+from deconvnet.models.network import Network
+from deconvnet.models.preprocessing import prepare
+from infra.device import fast_int8
+
+N = TypeVar("N", bound=Network)
+
+_LEAST = 1e-3
+"""Least range of a channel, as a share of the largest range of its layer. Channels that were never active get it."""
+_SCORES = {"score": "", "score_pool4": "conv4", "score_pool3": "conv3"}
+"""Layers that compute scores, and the block before each; "" is the last layer of the network."""
+
+
+def computes_int8(device: torch.device | str) -> bool:
+    """Return whether networks in 8-bit integers can be computed on a device, and faster than others.
+
+    Args:
+        device: the device, such as "cpu".
+    """
+    return fast_int8(device) and use_fused(torch.device(device))
+
+
+def to_int8(network: N, ranges: Ranges) -> N:
+    """Return a copy of a network that computes about the same scores with 8-bit integers.
+
+    Weights have a scale for each output channel, and activations one for each channel of a layer. With the range r[c] of channel c
+    and the largest range R of its layer, the scale is √(r[c] · R) / 255, a compromise between scales of their own, with which the
+    weights of the next layer differ more in size, and the same scale for all channels (Nagel et al., ICCV 2019, equalise both; here
+    only the exponent is fixed). The first layer rounds the pixels. Score layers return float32.
+
+    Args:
+        network: a trained network on the CPU. It is not changed.
+        ranges: its largest activations.
+
+    Returns:
+        The copy, in evaluation mode. It can be neither trained nor saved.
+
+    Raises:
+        ValueError: if the ranges are those of another network.
+    """
+    network = copy.deepcopy(network).eval().requires_grad_(False)
+    layers = units(network)
+    if {name: len(value) for name, value in ranges.items()} != {name: _channels(unit) for name, unit in layers.items()}:
+        raise ValueError(f"the ranges of {', '.join(ranges)} are not those of this network")
+    scales = {name: _scales(ranges[name]) for name in layers}
+    before = torch.ones(3)
+    limits: tuple[float, float] | None = _limits(network.convention)
+    for name, unit in layers.items():
+        network.set_submodule(name, _converted(_without_norm(unit), before, scales[name], limits))
+        before, limits = scales[name], None
+    for name, block in _SCORES.items():
+        if hasattr(network, name):
+            layer = cast(nn.Conv2d, network.get_submodule(name))
+            inputs = scales[[each for each in layers if each.startswith(block)][-1]]
+            network.set_submodule(name, Int8Conv2d(layer.weight, cast(Tensor, layer.bias), 0, inputs, None))
+    for name, module in list(network.named_modules()):
+        if isinstance(module, nn.MaxPool2d):
+            network.set_submodule(name, Int8MaxPool2d(module.return_indices))
+        elif isinstance(module, Unpool):
+            network.set_submodule(name, Int8Unpool())
+    return network
+
+
+def _channels(unit: nn.Sequential) -> int:
+    """Return the number of output channels of a unit."""
+    return cast(nn.Conv2d, unit.get_submodule("conv")).out_channels
+
+
+def _scales(largest: Tensor) -> Tensor:
+    """Return the scales of a layer's channels, float32 (C,), from its largest activations."""
+    most = largest.max() if largest.any() else torch.tensor(1.0)
+    return (largest.clamp_min(_LEAST * float(most)) * most).sqrt() / 255
+
+
+def _limits(convention: str) -> tuple[float, float]:
+    """Return the smallest and the largest value of a network's input."""
+    black, white = (prepare(torch.full((1, 3, 1, 1), value, dtype=torch.uint8), convention) for value in (0, 255))
+    return float(black.min()), float(white.max())
+
+
+def _without_norm(unit: nn.Sequential) -> nn.Module:
+    """Return the layer of a unit, with its batch norm, if there is one, folded into the weights."""
+    layer = unit.get_submodule("conv")
+    if not hasattr(unit, "norm"):
+        return layer
+    norm = cast(nn.BatchNorm2d, unit.get_submodule("norm"))
+    return fuse_conv_bn_eval(cast(nn.Conv2d, layer), norm, transpose=isinstance(layer, nn.ConvTranspose2d))
+
+
+def _converted(layer: nn.Module, before: Tensor, scales: Tensor, limits: tuple[float, float] | None) -> nn.Module:
+    """Convert a layer and the ReLU after it.
+
+    Args:
+        layer: a convolution or deconvolution of `models.layers`.
+        before: the scales of its input.
+        scales: the scales of its result.
+        limits: smallest and largest value of the input, if it is not in 8-bit integers.
+    """
+    weight, bias = cast(Tensor, layer.weight), cast(Tensor, layer.bias)
+    if isinstance(layer, MatrixDeconv2d):
+        return Int8PixelDeconv2d(weight, bias, before, scales)
+    if isinstance(layer, nn.ConvTranspose2d):  # the only other one is Deconv3x3
+        return Int8Conv2d(as_convolution_kernel(weight), bias, 1, before, scales)
+    padding = cast(tuple[int, int], cast(nn.Conv2d, layer).padding)
+    return Int8Conv2d(weight, bias, padding[0], before, scales, limits)

@@ -1,0 +1,167 @@
+"""Layers that compute with 8-bit integers, for prediction on CPUs.
+
+Between layers, activations are uint8 tensors. A value q in channel c stands for the activation q · s[c]. The scales s are known
+before prediction, see `conversion`. All activations are at least 0, because each layer ends with ReLU.
+
+Convolutions are computed by oneDNN, with the operators that torch's compiler uses for networks in 8-bit integers. Sums of products
+of integers are exact, so results depend neither on the number of threads nor on the other examples of a batch.
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from deconvnet.models.fused.cpu.pooling import max_pool, max_unpool
+
+_LARGEST_WEIGHT = 127
+_LARGEST_ACTIVATION = 255
+_SMALLEST = 1e-20  # of the largest weights of channels, so that channels without weights divide nothing by 0
+
+
+class Int8Conv2d(nn.Module):
+    """A convolution with stride 1, and ReLU.
+
+    Attributes:
+        bias: parameter of shape (K,), float32, which is not trained. It is divided by the scales of the result.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        padding: int,
+        scales: Tensor,
+        new_scales: Tensor | None,
+        limits: tuple[float, float] | None = None,
+    ) -> None:
+        """Round the weights to 8-bit integers. Each output channel has a scale of its own for them.
+
+        Args:
+            weight: kernel (K, C, height, width), float32.
+            bias: tensor of shape (K,), float32.
+            padding: width of the border of zeros around the input.
+            scales: the scales of the input's channels, shape (C,).
+            new_scales: the scales of the result's channels, shape (K,). None: the result is float32, and there is no ReLU.
+            limits: smallest and largest value of the input, below and above 0, if it is float32 and not uint8.
+        """
+        super().__init__()
+        weight = weight * scales.view(1, -1, 1, 1)
+        steps = weight.abs().amax((1, 2, 3)).clamp_min(_SMALLEST) / _LARGEST_WEIGHT
+        integers = (weight / steps.view(-1, 1, 1, 1)).round().to(torch.int8)
+        unit = torch.ones_like(steps) if new_scales is None else new_scales
+        self.bias = nn.Parameter(bias / unit, requires_grad=False)
+        self._is_last, self._padding = new_scales is None, [padding, padding]
+        self._is_first = limits is not None
+        low, high = limits or (0.0, float(_LARGEST_ACTIVATION))
+        self._step = (high - low) / _LARGEST_ACTIVATION
+        self._zero = round(-low / self._step)
+        self._steps, self._zeros = steps / unit, torch.zeros(len(steps), dtype=torch.int64)
+        self._weight = torch.ops.onednn.qconv_prepack(
+            integers, self._steps, self._step, self._zero, [1, 1], self._padding, [1, 1], 1, None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the layer.
+
+        Args:
+            x: tensor of shape (N, C, H, W), uint8 activations or, if `limits` were given, float32.
+
+        Returns:
+            Tensor of shape (N, K, H', W') in memory format channels_last, uint8 activations or, without `new_scales`, float32.
+        """
+        if self._is_first:
+            x = (x / self._step).add_(self._zero).round_().clamp_(0, _LARGEST_ACTIVATION).to(torch.uint8)
+        dtype, last_step = (torch.float32, "none") if self._is_last else (torch.uint8, "relu")
+        result = torch.ops.onednn.qconv2d_pointwise(
+            x.contiguous(memory_format=torch.channels_last),
+            self._step,
+            self._zero,
+            self._weight,
+            self._steps,
+            self._zeros,
+            self.bias,
+            [1, 1],  # stride
+            self._padding,
+            [1, 1],  # dilation
+            1,  # groups
+            1.0,  # step and zero of the result
+            0,
+            dtype,
+            last_step,
+            [],
+            "",
+        )
+        return cast(Tensor, result)
+
+
+class Int8PixelDeconv2d(nn.Module):
+    """A deconvolution without padding of a single pixel (a 1×1 map), and ReLU. Each output pixel is a 1×1 convolution of it."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, scales: Tensor, new_scales: Tensor) -> None:
+        """Round the weights to 8-bit integers.
+
+        Args:
+            weight: kernel (C, K, height, width), float32.
+            bias: tensor of shape (K,), float32.
+            scales: the scales of the input's channels, shape (C,).
+            new_scales: the scales of the result's channels, shape (K,).
+        """
+        super().__init__()
+        inputs, outputs, height, width = weight.shape
+        self._shape = height, width, outputs
+        rows = weight.permute(2, 3, 1, 0).reshape(-1, inputs, 1, 1)
+        self.conv = Int8Conv2d(rows, bias.repeat(height * width), 0, scales, new_scales.repeat(height * width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the layer.
+
+        Args:
+            x: uint8 activations of shape (N, C, 1, 1).
+
+        Returns:
+            uint8 activations of shape (N, K, height, width), in memory format channels_last.
+        """
+        pixels = cast(Tensor, self.conv(x))
+        return pixels.reshape(len(x), *self._shape).permute(0, 3, 1, 2)
+
+
+class Int8MaxPool2d(nn.Module):
+    """A 2×2 max-pooling layer on uint8 activations."""
+
+    def __init__(self, return_indices: bool) -> None:
+        """Create the layer.
+
+        Args:
+            return_indices: whether to return the positions of the maxima, too.
+        """
+        super().__init__()
+        self.return_indices = return_indices
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Take the maximum of each 2×2 square.
+
+        Args:
+            x: uint8 activations of shape (N, C, H, W). H and W are even.
+
+        Returns:
+            The maxima, of shape (N, C, H/2, W/2). If `return_indices` is set, also their positions for `Int8Unpool`.
+        """
+        maxima, positions = max_pool(x)
+        return (maxima, positions) if self.return_indices else maxima
+
+
+class Int8Unpool(nn.Module):
+    """The inverse of `Int8MaxPool2d`."""
+
+    def forward(self, x: Tensor, switches: Tensor) -> Tensor:
+        """Put each activation at the position of a maximum, and zeros elsewhere.
+
+        Args:
+            x: uint8 activations of shape (N, C, H, W).
+            switches: the positions, as returned by the matching pooling layer.
+
+        Returns:
+            uint8 activations of shape (N, C, 2H, 2W).
+        """
+        return max_unpool(x, switches)

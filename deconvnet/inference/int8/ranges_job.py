@@ -1,0 +1,127 @@
+"""Record the ranges of both networks' activations on some images of a table, by the workers of an executor."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from deconvnet.inference.int8.ranges import Ranges, largest, load_ranges, recorded, save_ranges
+from deconvnet.inference.predictor import Predictor, PredictorOptions
+from infra.errors import UserError
+from infra.runtime.executor import Actors, Executor, Work
+from infra.storage import tables
+from proposals.image_codec import decode_image
+from proposals.job import iter_proposals
+
+logger = logging.getLogger(__name__)
+
+IMAGES = 16
+"""Number of images on which ranges are recorded."""
+
+
+@dataclass(frozen=True)
+class RangeInputs:
+    """The networks and images of the job.
+
+    Attributes:
+        deconvnet_uri: folder of a trained DeconvNet. Its ranges are written there.
+        fcn8s_uri: folder of a trained FCN-8s. Its ranges are written there.
+        images_uri: URI of the table `images`, from whose training images some are taken.
+        proposals_uri: URI of the table `proposals`, which holds the boxes that were found in these images.
+        options: options for predicting.
+    """
+
+    deconvnet_uri: str
+    fcn8s_uri: str
+    images_uri: str
+    proposals_uri: str
+    options: PredictorOptions
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """A unit of work: one image.
+
+    Attributes:
+        images: the part (Parquet file) of the table `images` that holds the image.
+        proposals: the part of the table `proposals` that holds its boxes.
+        row_group: index of the image's row group in its part.
+        position: position of the image among the training images of the row group.
+    """
+
+    images: tables.Part
+    proposals: tables.Part
+    row_group: int
+    position: int
+
+
+def record_missing_ranges(inputs: RangeInputs, executor: Executor) -> None:
+    """Record the ranges of two networks in their folders, unless both are there. All workers compute on CPUs.
+
+    The images are taken at even distances from all training images, so the ranges are the same for any number of workers.
+
+    Args:
+        inputs: the networks and the images.
+        executor: runs the workers, each of which holds both networks.
+
+    Raises:
+        UserError: if there are no training images.
+    """
+    folders = inputs.deconvnet_uri, inputs.fcn8s_uri
+    if all(load_ranges(folder) is not None for folder in folders):
+        return
+    units = dict(enumerate(_units(inputs)))
+    if not units:
+        raise UserError("segment.int8 needs training images, and there are none: set it to false")
+    make = partial(_make_worker, inputs)
+    title = "recording the largest activations (segment.int8)"
+    deconvnet: Ranges = {}
+    fcn8s: Ranges = {}
+    for _, found in executor.map_actors(units, make, Actors(), title=title, unit="training images"):
+        deconvnet, fcn8s = largest(deconvnet, found[0]), largest(fcn8s, found[1])
+    for folder, ranges in zip(folders, (deconvnet, fcn8s), strict=True):
+        save_ranges(folder, ranges)
+    logger.info(f"  largest activations recorded on {len(units)} training images, for prediction in 8-bit integers")
+
+
+def _units(inputs: RangeInputs) -> Sequence[_Unit]:
+    """Choose the images."""
+    images, proposals = (tables.require_commit(uri).parts for uri in (inputs.images_uri, inputs.proposals_uri))
+    every = [
+        _Unit(part, boxes, number, position)
+        for part, boxes in zip(images, proposals, strict=True)
+        for number, group in enumerate(part.row_groups)
+        for position in range(group.splits.get("train", 0))
+    ]
+    return [every[i * len(every) // IMAGES] for i in range(IMAGES)] if len(every) > IMAGES else every
+
+
+def _make_worker(inputs: RangeInputs, threads: int) -> Work[tuple[Ranges, Ranges]]:
+    """Load the networks into a worker process. The executor calls this once in each worker process.
+
+    Args:
+        inputs: the networks and the images.
+        threads: number of CPU threads that the worker may use.
+
+    Returns:
+        A function that takes the index of an image and the image, predicts it, and returns the ranges of both networks.
+    """
+    torch.set_num_threads(threads)
+    options = replace(inputs.options, int8=False)
+    predictor = Predictor.load(inputs.deconvnet_uri, inputs.fcn8s_uri, "cpu", options)
+    return lambda index, unit: _record(predictor, inputs, unit)
+
+
+def _record(predictor: Predictor, inputs: RangeInputs, unit: _Unit) -> tuple[Ranges, Ranges]:
+    """Predict an image and return the ranges of DeconvNet and of FCN-8s."""
+    columns = ["image_id", "split", "image"]
+    rows = tables.read_row_group(inputs.images_uri, unit.images.name, unit.row_group, columns).to_pylist()
+    row = [row for row in rows if row["split"] == "train"][unit.position]
+    boxes = {name: found for name, found, _ in iter_proposals(inputs.proposals_uri, unit.proposals)}
+    no_boxes = np.zeros((0, 4), np.float32)
+    with recorded(predictor.deconvnet) as deconvnet, recorded(predictor.fcn8s) as fcn8s:
+        predictor.probabilities(decode_image(row["image"]), boxes.get(row["image_id"], no_boxes), ("edeconvnet",))
+    return deconvnet, fcn8s
