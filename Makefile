@@ -12,7 +12,7 @@ PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
 
 help:
 	@echo "make run           the whole pipeline, small, on generated data     (ARGS='--seed 1' passes settings on)"
-	@echo "make cluster       the same on a cluster on this machine: Ray head and two nodes, S3, MLflow on PostgreSQL; stopped at its end"
+	@echo "make cluster       the same on a cluster on this machine: Ray head and two nodes, S3, MLflow (on PostgreSQL if it is installed); stopped at its end"
 	@echo "make test          lint, types and tests"
 	@echo "make test-slow     the tests that take minutes"
 	@echo "make test-cluster  the tests that break such a cluster, minutes each"

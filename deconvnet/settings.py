@@ -242,8 +242,8 @@ class InitSettings(Section):
     from_: Location | None = Field(
         None,
         alias="from",
-        description="model folder, workspace, or registered model (models:/NAME@ALIAS) to start from; class scores are taken over by "
-        "class name; empty: no fine-tuning",
+        description="model folder, workspace, or registered model (models:/NAME@ALIAS) to start from; the weights of the last "
+        "layer are copied for classes of the same name; empty: no fine-tuning",
     )
 
 
@@ -301,8 +301,8 @@ class SegmentSettings(Section):
         None,
         ge=0,
         lt=1,
-        description="leave out an image's remaining boxes as soon as ten change DeconvNet's class in at most this share of the pixels "
-        "(all windows, or at least twenty boxes, are used); saves time on CPUs; empty: all boxes are used",
+        description="leave out an image's remaining boxes once ten boxes have changed the class in at most this share of the pixels; "
+        "all windows, or at least twenty boxes, are always used; saves time on CPUs; empty: all boxes are used",
     )
     bf16: bool = Field(True, description="compute in bfloat16 where the device is fast at it")
     int8: bool = Field(

@@ -144,8 +144,8 @@ class ExampleSettings(Section):
     min_object_side: PositiveInt = Field(4, description="objects whose box has a shorter side than this are left out, px")
     max_per_image: PositiveInt | None = Field(
         None,
-        description="stage 2: most crops per image: the best of each object, the rest at random by the seed; with proposals.kind both, "
-        "up to as many windows in addition; empty: all",
+        description="stage 2: most crops of an image; the best crop of each object is kept, and the rest are drawn at random by the seed; "
+        "with proposals.kind both, as many windows may be added; empty: all",
     )
     balance: bool = Field(True, description="repeat examples of rare classes")
     max_repeats: PositiveInt = Field(10, description="most times that one example is repeated in an epoch")

@@ -24,7 +24,7 @@ The new folder appears only when it is complete. It contains:
   rejects.csv                       what was not imported, and why
   check.md, contact_sheet.png       the check: a report, and a picture of some images with their masks
 
-The last line printed is the command that trains on this folder.
+The last line printed is the command that trains on this folder (with --add_to, the retraining).
 
 With --add_to, new images are added to a folder in this layout. Images that the folder already has (same name and content) get the
 new masks and stay in their splits. The classes must be those of the folder. If a new image has the name of a different image in

@@ -21,16 +21,16 @@ from deconvnet.models.fused.cpu.winograd_kernels import (
 DTYPES = {torch.float32: types.float32, torch.float64: types.float64}
 """Numba types of the supported dtypes."""
 NUMBERS = 2**18
-"""Numbers that a thread computes with at a time, about, so that they stay in its core's caches (1 MB of float32) …"""
+"""About how many numbers a thread works on at a time, so that they stay in the caches of its core (1 MB of float32)."""
 WEIGHTS_PER_TILE = 2**9
-"""… but at least as many tiles as this is contained in the weights, because these are read once for all tiles together …"""
+"""A thread works on at least one tile for this many weights, because weights are read once for all tiles together."""
 MOST_TILES = 16 * ROWS
-"""… up to this."""
+"""Largest number of tiles that `WEIGHTS_PER_TILE` may ask for."""
 KEPT, KEPT_PER_WEIGHT = 2**19, 2**5
-"""Least number of transformed numbers that are kept at a time for the gradient of the weights, and least for each input · output,
-because the sums are read and written once for all of them."""
+"""Lower limits of how many transformed numbers are kept at a time when the gradient of the weights is computed: in all, and for each
+pair of an input and an output channel. Fewer would be slower, because the sums are read and written once for all of them."""
 BLOCK = (128, 2 * PANEL)
-"""Most outputs and inputs of a block of weights whose gradient is computed at a time."""
+"""Largest numbers of output and of input channels of a block of weights whose gradient is computed at a time."""
 
 
 def divides(channels: int) -> bool:
