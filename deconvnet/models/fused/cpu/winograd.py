@@ -43,8 +43,8 @@ def transformed_weights(kernel: Tensor, turned: bool = False) -> Tensor:
 
     Args:
         kernel: kernel (outputs, inputs, 3, 3) of a dtype in `DTYPES`, with numbers of channels that `divides` accepts.
-        turned: whether `convolve` shall compute the gradient of the input from that of the results, which is also the deconvolution
-            with this kernel.
+        turned: True to prepare the weights for the gradient of the input. The deconvolution with this kernel is the same
+            computation.
 
     Returns:
         The weights. They are not meant for any other use.

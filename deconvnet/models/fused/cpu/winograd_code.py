@@ -105,9 +105,12 @@ def _matrix_column(builder: Any, matrices: tuple[Matrix, ...], values: list[Any]
 def transformation(matrices: tuple[Matrix, ...], finish: bool = False) -> Any:
     """Return a function for kernels that computes M·d·Mᵀ for `WIDTH` channels.
 
-    Its arguments are the address of a table with the addresses of d's numbers, row by row, and a number to add to each of them; the
-    same for the result; the addresses of what to add to all results and of their least values, which count if `finish` is set; and
-    the dtype, float32 or float64.
+    Its arguments, by their index:
+
+        0, 1  address of a table with the addresses of d's numbers, row by row, and what to add to each of these addresses
+        2, 3  the same for the result
+        4, 5  addresses of what to add to all results, and of their least values; they count if `finish` is set
+        6     dtype, float32 or float64
 
     Args:
         matrices: matrices whose product is M.
@@ -148,9 +151,14 @@ def transformation(matrices: tuple[Matrix, ...], finish: bool = False) -> Any:
 def product(rows: int) -> Any:
     """Return a function for kernels that computes a block of `rows` × `PANEL` numbers of a product of matrices.
 
-    Its arguments are, for the first matrix, the address and the bytes between its rows and between its columns; for the second one
-    and for the block, the address and the bytes between rows; the number of products in each sum; whether (0 or 1) to add to what
-    is in the block; and the dtype, float32 or float64.
+    Its arguments, by their index:
+
+        0–2   the first matrix: address, bytes between rows, bytes between columns
+        3, 4  the second matrix: address, bytes between rows
+        5, 6  the block: address, bytes between rows
+        7     number of products in each sum
+        8     1 to add to what is in the block, 0 to replace it
+        9     dtype, float32 or float64
 
     Args:
         rows: number of rows.

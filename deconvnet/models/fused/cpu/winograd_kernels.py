@@ -16,7 +16,7 @@ from deconvnet.models.fused.cpu.winograd_code import PANEL, ROWS, VERSION, WIDTH
 TABLES = 1024
 """Bytes at the start of each thread's memory, for addresses."""
 GRADIENT_ROWS = min(ROWS, 8)
-"""The same for the gradient of the weights, so that it divides the numbers of channels."""
+"""Number of rows that are computed together for the gradient of the weights. It divides the numbers of channels."""
 
 
 class Images(NamedTuple):
@@ -65,8 +65,8 @@ def _tile_table(side: int) -> Any:
 def _tiles(matrices: tuple[Matrix, ...], given: bool) -> Any:
     """Return a function for kernels that transforms tiles to planes, or planes to tiles.
 
-    Its arguments are the address of `TABLES` bytes; the first tile and the number of tiles; the number of channels; where images
-    and planes are; what is done to the results, if these are tiles; and the dtype.
+    Its arguments are in this order: the address of `TABLES` bytes; the first tile; the number of tiles; the number of channels; where
+    the images are; where the planes are; what is done to the results, if these are tiles; the dtype.
 
     Args:
         matrices: matrices whose product is that of the transform. Tiles of 6×6 pixels overlap, those of 4×4 do not.
@@ -150,8 +150,14 @@ _multiply, _multiply_gradients = product(ROWS), product(GRADIENT_ROWS)
 def weights_kernel(dtype: Any) -> Any:
     """Compile the kernel that transforms 3×3 kernels.
 
-    Its arguments are the numbers of rows, of rows in a chunk, and of columns; of what is given and of the result, the address and
-    the bytes between planes, rows and panels; `TABLES` bytes for each chunk.
+    The numbers that the kernel gets, by their index:
+
+        2     number of rows
+        3     number of rows in a chunk
+        4     number of columns
+        5–8   where the 3×3 kernels are, see `Planes`
+        9–12  where the result is, see `Planes`
+        13    address of `TABLES` bytes for each chunk
 
     Args:
         dtype: numba type of the numbers, float32 or float64.
@@ -176,9 +182,19 @@ def weights_kernel(dtype: Any) -> Any:
 def convolution_kernel(dtype: Any) -> Any:
     """Compile the kernel of the convolution. Each chunk stands for a thread's memory; tiles are counted separately.
 
-    Its arguments are the numbers of tiles, and of tiles at a time (a multiple of `ROWS`); of input and output channels; height and
-    width; addresses of the inputs, of the weights' planes in panels, of the results, of a pixel of zeros, of one to write to, of
-    what to add to each channel and of its least value, and of a counter, 0 before; the memory for each chunk, and its bytes.
+    The numbers that the kernel gets, by their index:
+
+        2, 3    number of tiles, and of tiles at a time (a multiple of `ROWS`)
+        4, 5    number of input channels, and of output channels
+        6, 7    height and width of the images
+        8       address of the inputs
+        9       address of the weights' planes, in panels
+        10      address of the results
+        11      address of a pixel of zeros, which is read in place of those outside
+        12      address of a pixel that is written in place of those outside
+        13, 14  addresses of what to add to each channel, and of each channel's least value
+        15      address of a number that counts the tiles, 0 before
+        16, 17  address of the memory for the chunks, and its bytes for each
 
     Args:
         dtype: numba type of the numbers, float32 or float64.
@@ -223,8 +239,16 @@ def convolution_kernel(dtype: Any) -> Any:
 def planes_kernel(dtype: Any, inputs: bool) -> Any:
     """Compile a kernel that transforms tiles to planes.
 
-    Its arguments are the first tile; the numbers of tiles, of tiles in a chunk and of channels; height and width; addresses of the
-    images and of a pixel of zeros; of the planes, the address and the bytes between planes and rows; `TABLES` bytes for each chunk.
+    The numbers that the kernel gets, by their index:
+
+        2      first tile
+        3, 4   number of tiles, and of tiles in a chunk
+        5      number of channels
+        6, 7   height and width of the images
+        8      address of the images
+        9      address of a pixel of zeros, which is read in place of those outside
+        10–12  address of the planes, and the bytes between planes and between rows
+        13     address of `TABLES` bytes for each chunk
 
     Args:
         dtype: numba type of the numbers, float32 or float64.
@@ -255,10 +279,17 @@ def planes_kernel(dtype: Any, inputs: bool) -> Any:
 def weight_gradients_kernel(dtype: Any) -> Any:
     """Compile the kernel of the weights' gradient. A chunk is a block of outputs × inputs.
 
-    Its arguments are the numbers of tiles, outputs and inputs, and of outputs and inputs (a multiple of `PANEL`) in a chunk; of the
-    planes of the outputs' gradients and of the inputs, the address and the bytes between planes and rows; the address of the sums,
-    36 planes for each chunk; whether to add to these sums; the address of the result (outputs, 3, 3, inputs), 0 if more tiles will
-    follow; `TABLES` bytes for each chunk.
+    The numbers that the kernel gets, by their index:
+
+        2      number of tiles
+        3, 4   number of output channels, and of input channels
+        5, 6   the same of a chunk; that of input channels is a multiple of `PANEL`
+        7–9    planes of the outputs' gradients: address, bytes between planes, bytes between rows
+        10–12  planes of the inputs: the same
+        13     address of the sums, 36 planes for each chunk
+        14     1 to add to these sums, 0 to replace them
+        15     address of the result (outputs, 3, 3, inputs); 0 if more tiles will follow
+        16     address of `TABLES` bytes for each chunk
 
     Args:
         dtype: numba type of the numbers, float32 or float64.
