@@ -1,11 +1,10 @@
 """Evaluate DeconvNet and FCN-8s on one split of a data set.
 
-The images are split into batches. Workers that hold both networks predict each image in five ways and compare the masks with the
-annotation. The counts of all batches are then added up. Noh et al. (ICCV 2015), the paper on DeconvNet, compare the same five
-ways: FCN-8s, DeconvNet, DeconvNet refined by a CRF, the ensemble of both networks, and the ensemble refined by a CRF. Each way
-is called a result (`RESULTS`).
+The images are split into batches. Workers that hold both networks predict each image in the five ways that Noh et al. (ICCV 2015)
+compare, the results (`RESULTS`), and compare the masks with the annotation. The counts of all batches are then added up.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -36,8 +35,10 @@ from proposals.image_codec import decode_image, decode_mask, encode_jpeg, encode
 from proposals.job import iter_proposals
 from proposals.recall import counts_up_to
 
+logger = logging.getLogger(__name__)
+
 IMAGES_PER_UNIT = 8
-_OF_IMAGES = ("image_ids", "mean_iou", "confusions", "boundaries", "certainty", "shares")
+_OF_IMAGES = ("image_ids", "mean_iou", "confusions", "boundaries", "certainty", "shares", "in_int8")
 _QUALITY = 85  # JPEG quality of the pictures of images
 
 
@@ -68,10 +69,7 @@ class EvaluationInputs:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Return the numbers of proposals from which DeconvNet's masks are predicted and measured.
-
-        They are in ascending order, and the last is `options.proposals`.
-        """
+        """Return the numbers of proposals from which masks are measured, in ascending order; the last is `options.proposals`."""
         return counts_up_to(self.options.proposals)
 
 
@@ -100,9 +98,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class _Unit:
-    """A unit of work: a batch of images that a worker measures in one call.
-
-    The images lie in one row group (block of rows) of a Parquet file.
+    """A unit of work: a batch of images of one row group (block of rows), which a worker measures in one call.
 
     Attributes:
         images: the part (Parquet file) of the table `images` that holds the images.
@@ -184,11 +180,11 @@ def _measure(predictor: Predictor, inputs: EvaluationInputs, unit: _Unit) -> dic
 
     Returns:
         A dict with the arrays of sums that `Breakdowns.arrays` returns, those of `BoundaryCounts` (`contours` and `bands`) and of
-        `calibration_counts` (`calibration`), and six lists that have an item for each image: `image_ids` has the image's id.
+        `calibration_counts` (`calibration`), and seven lists that have an item for each image: `image_ids` has the image's id.
         `mean_iou` has a list of floats, one for each result in the order of `RESULTS`; they are nan if the whole annotation is void.
         The others are of the result "edeconvnet_crf": `confusions` has the confusion matrix, int32 (C, C), `boundaries` a pair of the
         boundary F-measure and the Boundary IoU, both means over the classes, `certainty` a dict of how sure the prediction is (see
-        `uncertainty.Measures`), and `shares` the share of each class in the mask.
+        `uncertainty.Measures`), and `shares` the share of each class in the mask. `in_int8` says whether 8-bit integers were used.
     """
     boxes = {name: found for name, found, _ in iter_proposals(inputs.proposals_uri, unit.proposals)}
     no_boxes = np.zeros((0, 4), np.float32)  # for images that EdgeBox could not read
@@ -209,6 +205,7 @@ def _measure(predictor: Predictor, inputs: EvaluationInputs, unit: _Unit) -> dic
         found["boundaries"].append((mean_of_defined(own.f_measure[final]), mean_of_defined(own.iou[final])))
         calibration += calibration_counts(class_mask, mask, resize_nearest(pixels.confidence, mask.shape))
         found["certainty"].append(asdict(measure(pixels).image))
+        found["in_int8"].append(predictor.in_int8)
         found["shares"].append(np.bincount(mask.ravel(), minlength=len(inputs.classes)) / mask.size)
         if inputs.report_uri:
             picture = side_by_side(image, (class_mask, mask), inputs.classes, inputs.options.background)
@@ -273,6 +270,10 @@ def _merge(measured: Iterable[Mapping[str, Any]], inputs: EvaluationInputs, data
             "list some that have masks, or take another split"
         )
     of_image = dict(sorted(of_image.items()))
+    if inputs.options.int8 and (floats := sum(not each["in_int8"] for each in of_image.values())):
+        logger.warning(
+            f"  segment.int8: {floats:,} of {len(of_image):,} images were predicted in floats, as the device is not fast at it"
+        )
     matrices = [ConfusionMatrix(len(classes), matrix) for matrix in total.confusion]
     rows = zip(RESULTS, matrices, boundaries.f_measure, boundaries.iou, strict=True)
     error = round(expected_calibration_error(calibration), 6)  # the digits beyond depend on the order of the sums

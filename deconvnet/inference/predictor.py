@@ -132,6 +132,7 @@ class Predictor:
         deconvnet: copy of DeconvNet that was converted for fast inference by `deconvnet.models.fusion`.
         fcn8s: copy of FCN-8s that was converted in the same way.
         options: the options of prediction, see `PredictorOptions`.
+        in_int8: whether the networks compute in 8-bit integers.
     """
 
     def __init__(
@@ -150,7 +151,7 @@ class Predictor:
         """
         if deconvnet.num_classes != fcn8s.num_classes:
             raise ValueError(f"DeconvNet has {deconvnet.num_classes} classes, FCN-8s {fcn8s.num_classes}")
-        self.options = options or PredictorOptions()
+        self.options, self.in_int8 = options or PredictorOptions(), bool(ranges)
         self.deconvnet = to_int8(deconvnet, ranges[0]) if ranges else for_inference(deconvnet, bf16=self.options.bf16)
         self.fcn8s = to_int8(fcn8s, ranges[1]) if ranges else for_inference(fcn8s, bf16=self.options.bf16)
 

@@ -171,7 +171,8 @@ class Pipeline(TrackedPipeline):
                         job, device=device, on_report=report, should_stop=lambda: bool(caught) or self.should_stop()
                     )
         self._write_report(plots.draw_training_curves({stage: self.run_of_stage.history(plots.TRAINING_METRICS)}))
-        return outcome
+        # The network's content, because a training that is repeated, on another number of workers for example, gives another one.
+        return {**outcome, "key": storage.read_json(storage.join(self.model(stage), "model.json"))["sha256"]}
 
     def _evaluate_stage(self) -> Stage:
         """Define the stage `evaluate`, which measures the networks and writes the report, and return it with its settings."""
@@ -223,6 +224,7 @@ class Pipeline(TrackedPipeline):
         from deconvnet.reporting.evaluation_report import evaluate_and_report
 
         inputs = replace(self.evaluation_inputs(split, models), report_uri=report)
+        storage.remove(storage.join(report, "results.json"))  # else it would belong to other pictures and masks until the end
         if inputs.options.int8:
             networks = inputs.deconvnet_uri, inputs.fcn8s_uri
             record_missing_ranges(RangeInputs(*networks, self.images, self.proposals, inputs.options), self.executor)

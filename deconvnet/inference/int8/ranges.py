@@ -63,17 +63,31 @@ def largest(first: Ranges, second: Ranges) -> Ranges:
     return {name: torch.maximum(first.get(name, value), value) for name, value in {**first, **second}.items()}
 
 
-def save_ranges(folder: str, ranges: Mapping[str, Tensor]) -> None:
-    """Save ranges in the folder of their network. Those of earlier weights of the network are deleted.
+def save_ranges(folder: str, ranges: Mapping[str, Tensor], made_from: str) -> None:
+    """Save ranges in the folder of their network. Other ranges there are deleted.
 
     Args:
         folder: the model folder (see `models.checkpoint`), local or in a bucket.
         ranges: the ranges.
+        made_from: digest of the images and options with which they were recorded, at least 16 hexadecimal digits.
     """
-    file = _file(folder)
-    storage.write_bytes(file, safetensors.torch.save({name: value.clone() for name, value in ranges.items()}))
-    earlier = [name for name in storage.list_files(folder) if name.startswith(_PREFIX) and storage.join(folder, name) != file]
-    storage.remove_files(folder, earlier)
+    name = f"{_prefix(folder)}{made_from[:16]}.safetensors"
+    data = safetensors.torch.save({layer: value.clone() for layer, value in ranges.items()})
+    storage.write_bytes(storage.join(folder, name), data)
+    storage.remove_files(folder, [each for each in _files(folder) if each != name])
+
+
+def has_ranges(folder: str, made_from: str) -> bool:
+    """Return whether a network has ranges for its present weights that were recorded with these images and options.
+
+    Args:
+        folder: the model folder, local or in a bucket.
+        made_from: digest of the images and options, as given to `save_ranges`.
+
+    Raises:
+        UserError: if the folder holds no model.
+    """
+    return _files(folder) == [f"{_prefix(folder)}{made_from[:16]}.safetensors"]
 
 
 def load_ranges(folder: str) -> Ranges | None:
@@ -88,9 +102,11 @@ def load_ranges(folder: str) -> Ranges | None:
     Raises:
         UserError: if the file is damaged, or the folder holds no model.
     """
-    file = _file(folder)
-    if not storage.exists(file):
+    prefix = _prefix(folder)
+    names = [name for name in _files(folder) if name.startswith(prefix)]
+    if not names:
         return None
+    file = storage.join(folder, names[0])
     try:
         return safetensors.torch.load(storage.read_bytes(file))
     except safetensors.SafetensorError as error:
@@ -118,8 +134,13 @@ def required_ranges(folders: Sequence[str]) -> list[Ranges]:
     return [ranges for ranges in found.values() if ranges is not None]
 
 
-def _file(folder: str) -> str:
-    """Return the path or URI of a network's ranges, which names the network's weights.
+def _files(folder: str) -> list[str]:
+    """Return the names of the files with ranges in a model folder, also of those of earlier weights."""
+    return [name for name in storage.list_files(folder) if name.startswith(_PREFIX)]
+
+
+def _prefix(folder: str) -> str:
+    """Return how the name of the file with a network's ranges begins, which names the network's weights.
 
     Raises:
         UserError: if the folder holds no model.
@@ -128,4 +149,4 @@ def _file(folder: str) -> str:
         digest = storage.read_json(storage.join(folder, "model.json"))["sha256"]
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} is not a model: it has no complete model.json") from error
-    return storage.join(folder, f"{_PREFIX}{digest[:16]}.safetensors")
+    return f"{_PREFIX}{digest[:16]}-"

@@ -1,14 +1,16 @@
 """Record the ranges of both networks' activations on some images of a table, by the workers of an executor."""
 
+import hashlib
+import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
 
-from deconvnet.inference.int8.ranges import Ranges, largest, load_ranges, recorded, save_ranges
+from deconvnet.inference.int8.ranges import Ranges, has_ranges, largest, recorded, save_ranges
 from deconvnet.inference.predictor import Predictor, PredictorOptions
 from infra.errors import UserError
 from infra.runtime.executor import Actors, Executor, Work
@@ -20,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 IMAGES = 16
 """Number of images on which ranges are recorded."""
+_WITHOUT_EFFECT = {"aggregation", "ensemble", "fcn_weight", "batch", "int8", "crf", "background"}
+"""Options that don't change what the networks compute."""
 
 
 @dataclass(frozen=True)
@@ -59,31 +63,35 @@ class _Unit:
 
 
 def record_missing_ranges(inputs: RangeInputs, executor: Executor) -> None:
-    """Record the ranges of two networks in their folders, unless both are there. All workers compute on CPUs.
+    """Record the ranges of two networks in their folders, unless these of the same images and options are there.
 
-    The images are taken at even distances from all training images, so the ranges are the same for any number of workers.
+    All workers compute on CPUs. The images are taken at even distances from all training images, so the ranges are the same for any
+    number of workers.
 
     Args:
         inputs: the networks and the images.
         executor: runs the workers, each of which holds both networks.
 
     Raises:
-        UserError: if there are no training images.
+        UserError: if there are no training images, or no boxes in them.
     """
     folders = inputs.deconvnet_uri, inputs.fcn8s_uri
-    if all(load_ranges(folder) is not None for folder in folders):
-        return
     units = dict(enumerate(_units(inputs)))
-    if not units:
-        raise UserError("segment.int8 needs training images, and there are none: set it to false")
+    made_from = _digest(inputs.options, units.values())
+    if all(has_ranges(folder, made_from) for folder in folders):
+        return
     make = partial(_make_worker, inputs)
     title = "recording the largest activations (segment.int8)"
     deconvnet: Ranges = {}
     fcn8s: Ranges = {}
     for _, found in executor.map_actors(units, make, Actors(), title=title, unit="training images"):
         deconvnet, fcn8s = largest(deconvnet, found[0]), largest(fcn8s, found[1])
+    if not deconvnet:
+        raise UserError(
+            f"segment.int8 needs training images with boxes, and {len(units)} were tried: set it to false, or lower segment.min_side"
+        )
     for folder, ranges in zip(folders, (deconvnet, fcn8s), strict=True):
-        save_ranges(folder, ranges)
+        save_ranges(folder, ranges, made_from)
     logger.info(f"  largest activations recorded on {len(units)} training images, for prediction in 8-bit integers")
 
 
@@ -97,6 +105,15 @@ def _units(inputs: RangeInputs) -> Sequence[_Unit]:
         for position in range(group.splits.get("train", 0))
     ]
     return [every[i * len(every) // IMAGES] for i in range(IMAGES)] if len(every) > IMAGES else every
+
+
+def _digest(options: PredictorOptions, units: Iterable[_Unit]) -> str:
+    """Return a digest of the images, of their boxes, and of the options on which the ranges of given networks depend."""
+    used = {name: value for name, value in asdict(options).items() if name not in _WITHOUT_EFFECT}
+    images = [
+        (unit.images.name, unit.proposals.name, unit.row_group, unit.position) for unit in units
+    ]  # parts name their content
+    return hashlib.sha256(json.dumps([used, images], sort_keys=True).encode()).hexdigest()
 
 
 def _make_worker(inputs: RangeInputs, threads: int) -> Work[tuple[Ranges, Ranges]]:

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deconvnet.evaluation.evaluator import EvaluationInputs, evaluate
 from deconvnet.inference.int8 import conversion, ranges_job
 from deconvnet.inference.int8.conversion import computes_int8, to_int8
 from deconvnet.inference.int8.layers import Int8Conv2d, Int8MaxPool2d, Int8PixelDeconv2d, Int8Unpool
-from deconvnet.inference.int8.ranges import Ranges, largest, load_ranges, recorded, save_ranges, units
+from deconvnet.inference.int8.ranges import Ranges, has_ranges, largest, load_ranges, recorded, save_ranges, units
 from deconvnet.inference.int8.ranges_job import RangeInputs, record_missing_ranges
 from deconvnet.inference.predictor import Predictor, PredictorOptions
 from deconvnet.models.checkpoint import load_model, save_model
@@ -165,9 +166,11 @@ def test_ranges_belong_to_the_weights_that_they_were_recorded_with(tmp_path: Pat
     for seed in (1, 2):
         save_model(random_networks(seed=seed)[0], folder, CLASSES)
         assert load_ranges(folder) is None
-        save_ranges(folder, {"conv1.1": torch.tensor([1.0, seed])})
-        assert load_ranges(folder)["conv1.1"].tolist() == [1, seed]
-        assert len([name for name in storage.list_files(folder) if name.startswith("activation_ranges-")]) == 1
+        for made_from in ("a" * 64, "b" * 64):
+            save_ranges(folder, {"conv1.1": torch.tensor([1.0, seed])}, made_from)
+            assert load_ranges(folder)["conv1.1"].tolist() == [1, seed]
+            assert len([name for name in storage.list_files(folder) if name.startswith("activation_ranges-")]) == 1
+            assert [has_ranges(folder, each) for each in ("a" * 64, "b" * 64)] == [made_from[0] == "a", made_from[0] == "b"]
     (file,) = tmp_path.glob("model/activation_ranges-*")
     file.write_bytes(file.read_bytes()[:20])
     with pytest.raises(UserError, match="is damaged: delete it"):
@@ -209,11 +212,27 @@ def test_ranges_are_recorded_once_on_training_images_at_even_distances(
     assert before == sorted((file, file.stat().st_mtime_ns) for file in Path(inputs.deconvnet_uri).parent.rglob("*.*"))
 
 
-def test_without_training_images_there_are_no_ranges(inputs: RangeInputs, tmp_path: Path) -> None:
-    rows = [image_row("0", random_image(0, 40, 56), None, None, "val")]
-    images, proposals = write_images_and_proposals(tmp_path / "val", rows, [boxes_row(rows[0], [[2, 2, 30, 38]])])
-    with pytest.raises(UserError, match=r"segment\.int8 needs training images"), LocalExecutor(1) as executor:
-        record_missing_ranges(replace(inputs, images_uri=images, proposals_uri=proposals), executor)
+@pytest.mark.parametrize(
+    ("name", "value"), [("proposals", 1), ("flip", True), ("max_side", 48), ("early_exit", 0.5), ("context", 2.0)]
+)
+def test_ranges_are_recorded_anew_with_other_options_that_change_them(inputs: RangeInputs, name: str, value: object) -> None:
+    files = []
+    for options in ({}, {name: value}, {name: value, "aggregation": "mean", "crf": {"iterations": 1}, "batch": 1}):
+        record_missing_ranges(replace(inputs, options=replace(inputs.options, **options)), LocalExecutor(1))
+        files.append(sorted(Path(inputs.deconvnet_uri).glob("activation_ranges-*")))
+    assert len(files[0]) == 1 and files[0] != files[1] == files[2]
+
+
+@pytest.mark.parametrize(("split", "min_side"), [("val", 0), ("train", 100)])
+def test_without_boxes_in_training_images_there_are_no_ranges(
+    inputs: RangeInputs, tmp_path: Path, split: str, min_side: int
+) -> None:
+    rows = [image_row("0", random_image(0, 40, 56), None, None, split)]
+    images, proposals = write_images_and_proposals(tmp_path / "other", rows, [boxes_row(rows[0], [[2, 2, 30, 38]])])
+    options = replace(inputs.options, min_side=min_side)
+    with pytest.raises(UserError, match=r"segment\.int8 needs training images with boxes, and \d were tried: set it to false"):
+        record_missing_ranges(replace(inputs, images_uri=images, proposals_uri=proposals, options=options), LocalExecutor(1))
+    assert not list(Path(inputs.deconvnet_uri).glob("activation_ranges-*"))
 
 
 @needs_int8
@@ -222,7 +241,9 @@ def test_a_predictor_computes_in_integers_if_it_is_asked_to_and_needs_the_ranges
     image, boxes = random_image(20, 40, 56), np.array([[2, 2, 30, 38]], np.float32)
     with pytest.raises(UserError, match=rf"{folders[0]} and {folders[1]}, which .* run workflows/evaluate.py"):
         Predictor.load(*folders, options=inputs.options)
-    save_ranges(folders[0], ranges_of(load_model(folders[0])[0], torch.from_numpy(image[:32, :32]).permute(2, 0, 1)[None]))
+    save_ranges(
+        folders[0], ranges_of(load_model(folders[0])[0], torch.from_numpy(image[:32, :32]).permute(2, 0, 1)[None]), "a" * 64
+    )
     with pytest.raises(UserError, match=rf"of the activations of {folders[1]}, which"):
         Predictor.load(*folders, options=inputs.options)
     with LocalExecutor(1) as executor:
@@ -249,3 +270,22 @@ def test_where_integers_are_not_fast_floats_are_used_and_ranges_are_not_needed(
         assert computes_int8("cpu") and not computes_int8("cuda")
     monkeypatch.setattr(conversion, "use_fused", lambda device: False)
     assert not computes_int8("cpu")
+
+
+def test_an_evaluation_says_how_many_images_were_predicted_in_floats(
+    inputs: RangeInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    masks = np.arange(40 * 56).reshape(40, 56).astype(np.uint8) % 3
+    rows = [image_row(f"{i}", random_image(i, 40, 56), masks, None, "val" if i else "train") for i in range(4)]
+    tables = write_images_and_proposals(tmp_path / "annotated", rows, [boxes_row(row, [[2, 2, 30, 38]]) for row in rows])
+    folders = inputs.deconvnet_uri, inputs.fcn8s_uri
+    record_missing_ranges(RangeInputs(*folders, *tables, inputs.options), LocalExecutor(1))
+    if computes_int8("cpu"):
+        evaluate(EvaluationInputs(*folders, *tables, "val", CLASSES, inputs.options), "d", LocalExecutor(1))
+        assert "floats" not in caplog.text
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {})
+    for int8 in (False, True):
+        assert "floats" not in caplog.text
+        options = replace(inputs.options, int8=int8)
+        evaluate(EvaluationInputs(*folders, *tables, "val", CLASSES, options), "d", LocalExecutor(1))
+    assert "segment.int8: 3 of 3 images were predicted in floats" in caplog.text

@@ -153,12 +153,9 @@ def product(rows: int) -> Any:
 
     Its arguments, by their index:
 
-        0–2   the first matrix: address, bytes between rows, bytes between columns
-        3, 4  the second matrix: address, bytes between rows
-        5, 6  the block: address, bytes between rows
-        7     number of products in each sum
-        8     1 to add to what is in the block, 0 to replace it
-        9     dtype, float32 or float64
+        0–2  the first matrix: address, bytes between rows, bytes between columns
+        3–6  the second matrix: address, bytes between rows; the same of the block
+        7–9  number of products in each sum; 1 to add to what is in the block, 0 to replace it; dtype, float32 or float64
 
     Args:
         rows: number of rows.
