@@ -1,6 +1,7 @@
 """import_data.py: data sets that are imported, checked, refused, and trained on."""
 
 import json
+import os
 import shlex
 from pathlib import Path
 
@@ -141,6 +142,13 @@ def test_options_of_an_import_have_no_effect_on_a_check(data, tmp_path, capsys):
         "check",
         "add_to",
     }
+
+
+def test_masks_are_imported_where_the_system_can_not_tell_which_cpus_a_process_may_use(data, tmp_path, monkeypatch, capsys):
+    """As on macOS."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    import_data.main(arguments(data, tmp_path / "new", "--classes", CLASSES, "--dry-run"))
+    assert "would import 10 images" in capsys.readouterr().out
 
 
 def test_an_existing_folder_is_not_overwritten(data, tmp_path):
