@@ -1,7 +1,8 @@
 """Choose the images and training crops that the report shows, and draw the figures of them as PNGs, 1,200 px wide."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -269,16 +270,17 @@ def draw_instances(predictor: "Predictor", sample: Sample, classes: Sequence[str
 
     Args:
         predictor: predicts the masks. Its options say which windows and how many of the best boxes are used. The windows are
-            added first, then the boxes from the largest to the smallest.
+            added first, then the boxes from the largest to the smallest. All are used: `early_exit` is not applied.
         sample: the image and its boxes.
         classes: class names, ordered by id.
 
     Returns:
         The content of a PNG file, 1,200 px wide.
     """
+    predictor = copy(predictor)
+    predictor.options = replace(predictor.options, early_exit=None)
     chosen = predictor.best_boxes(sample.boxes)
-    sides = chosen[:, 2:] - chosen[:, :2]
-    chosen = chosen[np.argsort(-sides.prod(axis=1), kind="stable")]
+    chosen = chosen[np.argsort(-np.prod(chosen[:, 2:] - chosen[:, :2], axis=1), kind="stable")]
     shown = np.concatenate([predictor.windows(*sample.image.shape[:2]), chosen])
     counts = sorted({k for k in STEPS if k < len(shown)} | {len(shown)})
     _, steps, _ = predictor.masks_by_box_count(sample.image, chosen, counts, ("deconvnet",))

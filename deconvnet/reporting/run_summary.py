@@ -71,7 +71,8 @@ CHARTS = {
     "iou_by_class": ("IoU by class", "Intersection over union of every class, for the five results."),
     "iou_by_proposals": (
         "IoU by number of proposals",
-        "DeconvNet's mean IoU by the number of proposals that it uses in each image. Mirrored images (segment.flip) are not used here.",
+        "DeconvNet's mean IoU by the number of proposals that it uses in each image. An image whose boxes end earlier (segment.early_exit) "
+        "counts with its last mask at larger numbers. Mirrored images (segment.flip) are not used here.",
     ),
     "iou_by_size": ("IoU by object size", "IoU of objects by the share of the image that they cover."),
     "confusion": ("Confusion", "How EDeconvNet+CRF divides each true class's pixels among the classes."),

@@ -116,7 +116,7 @@ class Gate:
         self._predictors, self._limits, self._replicas, self._shadow = predictors, limits, replicas, shadow
         self._uploads, self._metrics = Uploads(limits), Metrics()
         self._metrics.follow([model])
-        self._tallies: dict[str, Tally] = {}
+        self._tallies: dict[Version, Tally] = {}
         self._shadow_tally = ShadowTally()
         self._comparisons: set[asyncio.Task[None]] = set()
         self._seconds = 1.0  # how long a prediction takes, averaged over the latest ones
@@ -246,8 +246,8 @@ class Gate:
         if answer.confidence is None:
             return
         self._seconds += 0.2 * (sum(answer.seconds.values()) - self._seconds)
-        self._tallies.setdefault(version.number, Tally()).add(answer.confidence, answer.shares)
-        self._metrics.count_prediction(version.number, seconds, answer.confidence, answer.shares, answer.boxes)
+        self._tallies.setdefault(version, Tally()).add(answer.confidence, answer.shares)
+        self._metrics.count_prediction(version, seconds, answer.confidence, answer.shares, answer.boxes)
 
     def _start_comparison(self, challenger: LoadedModel, data: bytes, champion: LoadedModel, mask: bytes) -> None:
         """Let the challenger predict an image in the background, unless it would keep a process from answering a request.
@@ -276,22 +276,27 @@ class Gate:
             return
         tally.compared += 1
         tally.different += different
-        numbers = f"version {challenger.version.number} differs from version {champion.version.number}"
-        logger.info(f"shadow: {numbers} in {100 * different:.1f} % of an image's pixels")
+        titles = f"{challenger.version.title} differs from {champion.version.title}"
+        logger.info(f"shadow: {titles} in {100 * different:.1f} % of an image's pixels")
 
     def _version(self) -> dict[str, Any]:
         """Return the content of /version: the versions, and what their answers were like, for JSON."""
-        challenger = self.challenger.version.number if self.challenger else None
+        challenger = self._number(self.challenger.version) if self.challenger else None
         canary = {"version": challenger, "share": self.routes.share} if challenger and self.routes.share else None
         shadow = {"version": challenger, **self._shadow_tally.summary()} if challenger and self._shadow else None
+        answers = {self._number(version): tally.summary() for version, tally in self._tallies.items()}
         return {
             "model": self.model.version.name,
             "version": self.model.version.number,
             "since": f"{self.routes.since:%Y-%m-%dT%H:%M:%SZ}",
             "canary": canary,
             "shadow": shadow,
-            "answers": {number: tally.summary() for number, tally in sorted(self._tallies.items())},
+            "answers": dict(sorted(answers.items())),
         }
+
+    def _number(self, version: "Version") -> str:
+        """Return the number of a version, or its name and number if it is one of another model than the version in use."""
+        return version.number if version.name == self.model.version.name else version.title
 
     async def _send(self, send: Send, reply: Reply, version: "Version", request: _Request) -> None:
         """Send a reply. If the request's body has not been read, the rest is discarded and the connection closed.

@@ -4,12 +4,16 @@ Prometheus is a program that reads such a page every few seconds, stores the num
 """
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest
 
 from deconvnet.evaluation.drift import Drift
 from deconvnet.serving.http import Reply
 from deconvnet.serving.routing import LoadedModel
+
+if TYPE_CHECKING:
+    from deconvnet.tracking.registry import Version
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -30,23 +34,23 @@ class Metrics:
         self._confidence = Summary(
             "deconvnet_confidence",
             "Mean probability of the predicted class, by version of the model",
-            ["version"],
+            ["model", "version"],
             registry=self._registry,
         )
         self._boxes = Summary(
             "deconvnet_boxes",
             "Boxes of an image that DeconvNet segmented, by version of the model",
-            ["version"],
+            ["model", "version"],
             registry=self._registry,
         )
         self._waiting = Gauge("deconvnet_requests_waiting", "Requests that wait or are answered now", registry=self._registry)
         self._psi = Gauge(
             "deconvnet_drift_psi",
             "Population stability index of the newest answers against the predictions on val, by version of the model",
-            ["version", "of"],
+            ["model", "version", "of"],
             registry=self._registry,
         )
-        self._drifts: dict[str, Drift] = {}
+        self._drifts: dict[Version, Drift] = {}
         self._bytes = Gauge("deconvnet_upload_bytes", "Request bodies in memory", registry=self._registry)
 
     def follow(self, models: Iterable[LoadedModel]) -> None:
@@ -55,8 +59,8 @@ class Metrics:
         Args:
             models: the versions that answer. Those without statistics of their predictions on val have no drift.
         """
-        known = {model.version.number: model.statistics for model in models if model.statistics}
-        self._drifts = {number: self._drifts.get(number) or Drift(statistics) for number, statistics in known.items()}
+        known = {model.version: model.statistics for model in models if model.statistics}
+        self._drifts = {version: self._drifts.get(version) or Drift(statistics) for version, statistics in known.items()}
 
     def count_request(self, status: int) -> None:
         """Count a request.
@@ -66,19 +70,21 @@ class Metrics:
         """
         self._requests.labels(str(status)).inc()
 
-    def count_prediction(self, version: str, seconds: float, confidence: float, shares: Mapping[str, float], boxes: int) -> None:
+    def count_prediction(
+        self, version: "Version", seconds: float, confidence: float, shares: Mapping[str, float], boxes: int
+    ) -> None:
         """Count a predicted mask.
 
         Args:
-            version: number of the model's version.
+            version: the version that has predicted it.
             seconds: time from the arrival of the request to the end of the prediction.
             confidence: mean probability of the predicted class, 0 to 1.
             shares: share of the pixels of each class in the mask, by name.
             boxes: number of boxes, windows included, that DeconvNet segmented.
         """
         self._seconds.observe(seconds)
-        self._confidence.labels(version).observe(confidence)
-        self._boxes.labels(version).observe(boxes)
+        self._confidence.labels(version.name, version.number).observe(confidence)
+        self._boxes.labels(version.name, version.number).observe(boxes)
         if drift := self._drifts.get(version):
             drift.add(confidence, shares)
 
@@ -97,5 +103,5 @@ class Metrics:
         self._psi.clear()
         for version, drift in self._drifts.items():
             for what, index in drift.indices().items():
-                self._psi.labels(version, what).set(index)
+                self._psi.labels(version.name, version.number, what).set(index)
         return Reply(200, CONTENT_TYPE_LATEST, generate_latest(self._registry))

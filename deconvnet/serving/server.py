@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 _CHECK_SECONDS = 5.0
 """Seconds between two checks whether Ray Serve is still running."""
 _REQUEST_SECONDS = 600.0
+_WITHOUT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy in http_proxy does not reach this machine
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def measure_latency(url: str) -> float | None:
     request = urllib.request.Request(url, warmup_image(), {"Content-Type": "image/jpeg"})
     started = time.perf_counter()
     try:
-        with urllib.request.urlopen(request, timeout=_REQUEST_SECONDS) as reply:
+        with _WITHOUT_PROXY.open(request, timeout=_REQUEST_SECONDS) as reply:
             reply.read()
     except urllib.error.HTTPError as error:
         if error.code < 500 or error.code == 503:

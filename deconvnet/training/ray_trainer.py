@@ -240,14 +240,15 @@ class _Run:
         with caught_signals() as caught:
             thread.start()
             while thread.is_alive():
+                self._log_messages()  # first, as they say whether workers run
                 if (caught or should_stop()) and not requested:
                     if self._workers != 0:
-                        logger.info("  stopping: the workers finish their step and leave a checkpoint (again to stop at once)")
+                        what = "the workers finish their step and leave a checkpoint" if self._workers else "no workers run yet"
+                        logger.info(f"  stopping: {what} (again to stop at once)")
                     self._queue.request_stop.remote()
                     requested = True
                 if requested and self._workers == 0:
                     raise Interrupted(_STOPPED)
-                self._log_messages()
                 thread.join(POLL_SECONDS)
             self._log_messages()
         if self._error is not None:

@@ -20,7 +20,7 @@ from ray._private.services import canonicalize_bootstrap_address
 from ray._private.state import available_resources_per_node, state
 from ray.data._internal.cluster_autoscaler.default_cluster_autoscaler_v2 import _NodeResourceSpec
 from ray.data._internal.execution.execution_callback import ExecutionCallback
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import DEFAULT_PREEMPTION_DEADLINE_S
@@ -248,10 +248,12 @@ class StartGuard(WorkerGroupCallback):
             self._queue.put.remote({"workers": workers})
 
     def _check_stop(self) -> None:
-        """Raise Interrupted if the driver asked for a stop, or its queue has ended with it."""
+        """Raise Interrupted if the driver asked for a stop, or its queue has ended with it. An unreachable queue is no reason."""
         try:
             stop = ray.get(self._queue.stop_requested.remote())
-        except RayActorError:
+        except ActorUnavailableError:  # for a moment
+            stop = False
+        except ActorDiedError:
             stop = True
         if stop:
             raise Interrupted("stopped before the workers ran")

@@ -56,13 +56,15 @@ class StopFlag:
     def __call__(self) -> bool:
         """Return whether a stop was requested, according to the latest answer of the queue actor.
 
-        If a new answer has arrived, the actor is asked again in the background. Once the result is True, it stays True. If the
-        actor has died, the result is False.
+        If a new answer has arrived, or the actor was out of reach for a moment, it is asked again in the background. Once the
+        result is True, it stays True. If the actor has died, the result is False.
         """
         ready, _ = ray.wait([self._answer], timeout=0)
         if ready and not self._stopped:
             try:
                 self._stopped = bool(ray.get(self._answer))
+            except ray.exceptions.ActorUnavailableError:
+                pass
             except ray.exceptions.RayError:  # the driver has died, and Ray will end the job
                 return False
             self._answer = self._queue.stop_requested.remote()

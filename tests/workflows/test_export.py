@@ -156,6 +156,12 @@ def test_an_output_of_predict_that_is_not_whole_is_refused(run, predictions, tmp
 
 
 def test_user_errors_are_sentences(run, predictions, tmp_path):
+    (tmp_path / "none.txt").write_text("\n \n")
+    for name in ("coco", "fiftyone"):
+        done = run(name, "--only", str(tmp_path / "none.txt"))
+        assert (
+            done.returncode == 2 and f"only {tmp_path}/none.txt names no image" in done.stderr and not (tmp_path / "out").exists()
+        )
     (tmp_path / "names.txt").write_text("a.jpg\nz.jpg\n")
     assert "1 images have no prediction, the first is z.jpg" in run("coco", "--only", str(tmp_path / "names.txt")).stderr
     assert "shapes masks is not possible for format yolo" in run("yolo", "--shapes", "masks").stderr
@@ -294,6 +300,8 @@ def test_fiftyone_gets_no_annotation_other_than_the_one_that_was_evaluated(evalu
 
 
 def test_user_errors_about_evaluations_are_sentences(evaluated, tmp_path, run):
+    (tmp_path / "none.txt").write_text("")
+    assert f"only {tmp_path}/none.txt names no image" in export_evaluated(evaluated, "--only", str(tmp_path / "none.txt")).stderr
     assert "has no evaluation in evaluations/dev" in export_evaluated(evaluated, "--evaluation", "evaluations/dev").stderr
     (tmp_path / "names.txt").write_text("p5\np4\n")
     assert (

@@ -1,6 +1,7 @@
 """import_data.py: data sets that are imported, checked, refused, and trained on."""
 
 import json
+import os
 import shlex
 from pathlib import Path
 
@@ -141,6 +142,13 @@ def test_options_of_an_import_have_no_effect_on_a_check(data, tmp_path, capsys):
         "check",
         "add_to",
     }
+
+
+def test_masks_are_imported_where_the_system_can_not_tell_which_cpus_a_process_may_use(data, tmp_path, monkeypatch, capsys):
+    """As on macOS."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    import_data.main(arguments(data, tmp_path / "new", "--classes", CLASSES, "--dry-run"))
+    assert "would import 10 images" in capsys.readouterr().out
 
 
 def test_an_existing_folder_is_not_overwritten(data, tmp_path):
@@ -366,12 +374,27 @@ def test_the_check_tells_what_training_would_set_aside(tmp_path, capsys):
             ["--from", "coco", "--images", "x", "--annotations", "/no.json", "--to", "x"],
             "/no.json is no COCO JSON: there is no file",
         ),
+        (
+            ["--from", "labelme", "--annotations", "x", "--to", "y", "--encoding", "gbkk"],
+            "encoding: 'gbkk' is not allowed: it must be one of Python's text encodings",
+        ),
+        (
+            ["--from", "labelme", "--annotations", "x", "--to", "y", "--encoding", "hex"],
+            "encoding: 'hex' is not allowed: it must be one of Python's text encodings",
+        ),
+        (["--check", "x", "--encoding", "gbkk"], "encoding: 'gbkk' is not allowed: it must be one of Python's text encodings"),
     ],
 )
 def test_user_errors_are_sentences(given, words):
     with pytest.raises(UserError) as caught:
         import_data.main(given)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "utf-16", "UTF_32", "cp1252", None])
+def test_encodings_in_which_a_byte_is_no_whole_character_are_accepted_too(encoding):
+    settings = ImportSettings.model_validate({"from": "labelme", "annotations": "x", "to": "y", "encoding": encoding})
+    assert settings.encoding == encoding
 
 
 def test_a_switch_needs_no_value():

@@ -37,8 +37,8 @@ def test_a_training_on_ray_exports_its_metrics_by_the_name_of_its_stage(tmp_path
     assert (metric.name, value, labels) == ("deconvnet_train_loss", 2.0, {"stage": "stage1"})
 
 
-def delivered(to: str, outcome: run_metrics.Outcome, version: int | None = None, reasons: str = "") -> None:
-    metrics = RunMetrics("net", to)
+def delivered(to: str, outcome: run_metrics.Outcome, version: int | None = None, reasons: str = "", model: str = "net") -> None:
+    metrics = RunMetrics(model, to)
     if version is not None:
         metrics.update(CHAMPION_VERSION, version)
     for reason in reasons:
@@ -72,6 +72,24 @@ def test_a_file_keeps_what_a_run_does_not_know(tmp_path: Path) -> None:
     check(first, values(file.read_text()))
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     assert oct(file.stat().st_mode)[-3:] == "644", "node_exporter is another user"
+
+
+def test_a_file_keeps_the_metrics_of_other_models(tmp_path: Path) -> None:
+    """Also one of an earlier release, with a label that there is no longer."""
+    file = tmp_path / "deconvnet.prom"
+    file.write_text(f'# TYPE {CHAMPION_VERSION.name} gauge\n{CHAMPION_VERSION.name}{{model="old",stage="x"}} 9\n')
+    delivered(str(file), "promoted", 3, "ab")
+    first = values(file.read_text())
+    delivered(str(file), "failed", 4, "a", model="other")
+    both = values(file.read_text())
+    assert first.items() < both.items() and len(both) == 2 * len(first) - 2
+    assert both[f'{CHAMPION_VERSION.name}{{model="other"}}'] == 4
+    delivered(str(file), "unchanged", reasons="a")
+    third = values(file.read_text())
+    changed = {name for name in both if third.get(name) != both[name]}
+    assert len(changed) == 3 and all('model="net"' in name for name in changed), "two outcomes, and the reason b"
+    types = re.findall(r"^# TYPE (\S+)", file.read_text(), re.MULTILINE)
+    assert len(types) == len(set(types)), "Prometheus takes no family twice"
 
 
 @pytest.mark.skipif(not shutil.which("prometheus-pushgateway"), reason="needs the Debian package prometheus-pushgateway")

@@ -1,6 +1,5 @@
 """Both servers by their commands, as the README has them: Ray Serve behind serve.py, and `mlflow models serve`; and user errors."""
 
-import io
 import json
 import os
 import shutil
@@ -8,11 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -248,17 +249,39 @@ def test_the_memory_for_all_bodies_must_hold_the_largest_one() -> None:
         serve.main(["--max_megabytes", "9", "--max_total_megabytes", "8"])
 
 
-@pytest.mark.parametrize("status", [400, 413, 429, 500, 502, 503, 504])
-def test_a_server_that_fails_on_the_test_image_is_refused_and_one_that_declines_it_is_not(status, monkeypatch) -> None:
-    def answer(*_, **__):
-        raise urllib.error.HTTPError("http://x", status, "", {}, io.BytesIO(b"RuntimeError: out of memory"))
+class Failing(BaseHTTPRequestHandler):
+    """Answers that there is no memory, with the status of its server."""
 
-    monkeypatch.setattr(urllib.request, "urlopen", answer)
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(self.server.status)
+        self.end_headers()
+        self.wfile.write(b"RuntimeError: out of memory")
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Print nothing."""
+
+
+@pytest.fixture(scope="module")
+def failing() -> Iterator[HTTPServer]:
+    with HTTPServer(("127.0.0.1", 0), Failing) as found:
+        threading.Thread(target=found.serve_forever, args=(0.05,), daemon=True).start()
+        yield found
+        found.shutdown()
+
+
+@pytest.mark.parametrize("status", [200, 400, 413, 429, 500, 502, 503, 504])
+def test_a_server_that_fails_on_the_test_image_is_refused_and_one_that_declines_it_is_not(status, failing, monkeypatch) -> None:
+    """The proxy of the environment, which does not know this server, is not asked."""
+    failing.status, url = status, f"http://127.0.0.1:{failing.server_port}"
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
     if status in (500, 502, 504):
         with pytest.raises(UserError, match=rf"can't predict a test image \(HTTP status {status}\): RuntimeError: out of memory"):
-            server.measure_latency("http://x")
+            server.measure_latency(url)
     else:
-        assert server.measure_latency("http://x") is None
+        assert (server.measure_latency(url) is None) == (status != 200)
 
 
 def test_the_printed_address_can_be_opened() -> None:

@@ -1,7 +1,6 @@
 """Import an annotated data set into PASCAL VOC's folder layout, and check a folder that has this layout."""
 
 import logging
-import os
 import shlex
 from collections import Counter
 from collections.abc import Collection
@@ -23,6 +22,7 @@ from deconvnet.datasets.writing.voc_writer import (
 )
 from infra import storage
 from infra.errors import UserError
+from infra.runtime.local_executor import available_cpus
 from proposals.edgebox import EdgeBoxOptions
 from workflows import cli
 from workflows.settings.import_data import ImportSettings
@@ -290,7 +290,7 @@ def write_check(
 
 def count_threads(threads: int | None) -> int:
     """Return a number of threads: the one that a setting gives, or if it is None, the number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if threads is None else threads
+    return available_cpus() if threads is None else threads
 
 
 def local_folder(uri: str, option: str = "to") -> Path:

@@ -117,8 +117,8 @@ def find_rows(
         rejects: a Reject for each image that is gone, or has changed since it was predicted.
 
     Raises:
-        UserError: if an image that `only` lists was not predicted, the folder of images is gone, or predict.py was stopped while it
-            predicted the images by another model.
+        UserError: if `only` lists no image or one that was not predicted, the folder of images is gone, or predict.py was stopped
+            while it predicted the images by another model.
     """
     rows = {row["image_id"]: row for row in tables.iter_rows(storage.join(source, TABLE), columns)}
     state = read_state(source)
@@ -154,8 +154,10 @@ def choose_rows(
         lack: what is wrong with images that have no row, such as "have no prediction".
 
     Raises:
-        UserError: if an image has no row.
+        UserError: if the list is empty, or an image has no row.
     """
+    if not listed:
+        raise UserError(f"only {only} names no image: name one a line, or leave only out to export all")
     found, missing, _ = NameIndex(list(rows), root).find_all(listed)
     if missing:
         first, reason = next(iter(missing.items()))

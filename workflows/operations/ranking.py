@@ -2,7 +2,6 @@
 
 import io
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from deconvnet.inference.uncertainty import DOUBT
 from deconvnet.ranking.selection import MEASURES, Selection, class_quota, doubtful_class, select, uncertainty_scores
 from infra import storage
 from infra.errors import BadInput, UserError
+from infra.runtime.local_executor import available_cpus
 from infra.storage import tables
 from infra.storage.guarded import LockGuard
 from proposals.image_codec import decode_image, decode_mask
@@ -177,7 +177,7 @@ def _labelled_fingerprints(folder: str) -> list[str]:
             return ""
 
     names = [image.name for image in list_image_files(folder)]
-    found = dict(zip(names, thread_map(read, names, os.cpu_count() or 1, "labelled images", "images"), strict=True))
+    found = dict(zip(names, thread_map(read, names, available_cpus(), "labelled images", "images"), strict=True))
     if unread := [name for name, digits in found.items() if not digits]:
         logger.warning(
             f"{len(unread):,} labelled images can't be read, so nothing is compared with them: {', '.join(unread[:10])}"

@@ -1,18 +1,22 @@
 """Report the results of a retraining to Prometheus, a program that collects metrics, draws them and alerts.
 
 A retraining is a batch job, which has usually ended when Prometheus asks for metrics. So the metrics are written to a file that
-Prometheus' node_exporter reads (its textfile collector), or sent to a Pushgateway. A run replaces only the metrics that it sets.
+Prometheus' node_exporter reads (its textfile collector), or sent to a Pushgateway. A run replaces only the metrics of its model that
+it sets.
 """
 
 import logging
 import time
-from collections.abc import Collection, Iterator
-from typing import Any, Literal, get_args
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Literal, get_args
 
 from infra import storage
 from infra.live_metrics import LiveMetrics, Metric
 from infra.redaction import without_secrets
 from infra.webhook import problem_within
+
+if TYPE_CHECKING:
+    import prometheus_client
 
 Outcome = Literal["promoted", "refused", "unchanged", "failed", "interrupted"]
 """How a retraining ended. "refused": the new model is not better. "unchanged": no image or mask is new."""
@@ -75,36 +79,55 @@ class RunMetrics(LiveMetrics):
 
     def _deliver(self) -> str:
         """Deliver the metrics. Return what went wrong, or "" if nothing did."""
-        from prometheus_client import CollectorRegistry, Gauge, generate_latest
+        from prometheus_client import CollectorRegistry, generate_latest
         from prometheus_client.exposition import pushadd_to_gateway
 
         assert self._to is not None
         registry = CollectorRegistry()
         try:
-            for metric, values in self._values.items():
-                gauge = Gauge(metric.name, metric.description, metric.labels, registry=registry)
-                for labels, value in values.items():
-                    gauge.labels(*labels).set(value)
             if "://" in self._to:
+                registry.register(_Families(self._families()))
                 pushadd_to_gateway(self._to, _JOB, registry, {"model": self._model}, timeout=_SECONDS)
             else:
-                registry.register(_Kept(self._to, {metric.name for metric in self._values}))
+                registry.register(_Families(self._families_with_kept(self._to)))
                 storage.write_bytes(self._to, generate_latest(registry))
         except Exception as error:  # the run goes on without them, whatever a server or another program's file does
             return without_secrets(f"{type(error).__name__}: {error}")[:300]
         return ""
 
+    def _families(self) -> Sequence["prometheus_client.Metric"]:
+        """Return the metrics as prometheus_client has them: families, each with its samples (values with their labels)."""
+        from prometheus_client.metrics_core import GaugeMetricFamily
 
-class _Kept:
-    """The metrics of an earlier run in a file that the present run does not know. prometheus_client collects them."""
+        families = []
+        for metric, values in self._values.items():
+            family = GaugeMetricFamily(metric.name, metric.description, labels=metric.labels)
+            for labels, value in values.items():
+                family.add_metric(labels, value)
+            families.append(family)
+        return families
 
-    def __init__(self, file: str, known: Collection[str]) -> None:
-        """Read the file, if there is one. `known`: names of the metrics of the present run."""
+    def _families_with_kept(self, file: str) -> list["prometheus_client.Metric"]:
+        """Return the metrics with those in a file that this run does not replace. Raise ValueError if it holds other text."""
         from prometheus_client.parser import text_string_to_metric_families
 
         text = storage.read_bytes(file).decode() if storage.exists(file) else ""
-        self._families = [family for family in text_string_to_metric_families(text) if family.name not in known]
+        families = {family.name: family for family in self._families()}
+        for kept in text_string_to_metric_families(text):
+            if kept.name in families:  # a family may be in the file once
+                families[kept.name].samples += [each for each in kept.samples if each.labels.get("model") != self._model]
+            else:
+                families[kept.name] = kept
+        return [*families.values()]
 
-    def collect(self) -> Iterator[Any]:
-        """Yield the metrics, as prometheus_client asks for them."""
-        yield from self._families
+
+class _Families:
+    """Metrics as prometheus_client collects them."""
+
+    def __init__(self, families: Iterable["prometheus_client.Metric"]) -> None:
+        """Store the metrics."""
+        self._families = families
+
+    def collect(self) -> Iterable["prometheus_client.Metric"]:
+        """Return the metrics, as prometheus_client asks for them."""
+        return self._families

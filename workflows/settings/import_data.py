@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from infra.settings import Location
 from workflows.cli import CommandSettings
@@ -87,6 +87,18 @@ class ImportSettings(CommandSettings):
     train_split: str = Field("train", description="check, add_to: the list of training images")
     val_split: str = Field("val", description="check, add_to: the list of validation images")
 
+    @field_validator("encoding")
+    @classmethod
+    def _check_encoding(cls, encoding: str | None) -> str | None:
+        """Return the setting `encoding` unchanged. Raise ValueError if Python has no text encoding of this name."""
+        try:
+            b"a".decode(encoding or "utf-8")  # an empty text is decoded without looking the encoding up
+        except LookupError:
+            raise ValueError("it must be one of Python's text encodings, such as gbk or cp1252") from None
+        except UnicodeDecodeError:  # in UTF-16 a character is more than a byte
+            pass
+        return encoding
+
     @model_validator(mode="after")
     def _complete(self) -> "ImportSettings":
         """Check that the settings describe either an import or a check of an existing folder. Raise ValueError if they don't."""
@@ -106,10 +118,6 @@ class ImportSettings(CommandSettings):
             self._check_inputs(self.from_)
         if self.table and (self.from_ != "masks" or self.classes):
             raise ValueError("table is for masks, and names their classes itself: leave out classes, or table")
-        try:
-            b"".decode(self.encoding or "utf-8")
-        except LookupError:
-            raise ValueError(f"encoding {self.encoding} is not known: name one of Python's, such as gbk or cp1252") from None
         if self.val_annotations and (self.train_list or self.val_list):
             raise ValueError("val_annotations gives the split already: leave out train_list and val_list")
         return self

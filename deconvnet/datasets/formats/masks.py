@@ -3,7 +3,6 @@
 The pixel values of the masks are ids (in paletted or grey images) or colours.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -27,6 +26,7 @@ from deconvnet.datasets.importing.orientation import (
 from deconvnet.datasets.thread_map import thread_map
 from infra import storage
 from infra.errors import BadInput, UserError
+from infra.runtime.local_executor import available_cpus
 from proposals.image_codec import image_size
 
 _TABLES = ("_classes.csv", "class_dict.csv", "labelmap.txt", "label_colors.txt")  # class tables that tools write beside masks
@@ -214,7 +214,7 @@ def _make_table(uris: Sequence[str], rules: ImportRules) -> ClassTable:
         except BadInput as error:  # its image is rejected, with the reason, when it is loaded
             return f"{uri}: {error}"
 
-    found = list(thread_map(read, uris, len(os.sched_getaffinity(0)), "reading mask values", "masks"))
+    found = list(thread_map(read, uris, available_cpus(), "reading mask values", "masks"))
     masks = {uri: values for uri, values in zip(uris, found, strict=True) if isinstance(values, MaskValues)}
     if not masks and not path:
         raise UserError(f"none of the {len(uris):,} masks can be used; {found[0]}")

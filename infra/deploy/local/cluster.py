@@ -28,7 +28,7 @@ from typing import Any
 
 import requests
 
-from infra.deploy.local.process import Server, find_program, free_port, free_ports, write_private
+from infra.deploy.local.process import Server, bypass_proxies, find_program, free_port, free_ports, write_private
 from infra.deploy.local.servers import S3, mlflow_server, postgres_programs, postgres_server, s3_server
 from infra.errors import UserError
 
@@ -315,6 +315,7 @@ def _run(arguments: argparse.Namespace, stack: ExitStack) -> int:
     Returns:
         The exit code of the job; 0 without a job.
     """
+    bypass_proxies()
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deconvnet-cluster-")))
     logger.info("starting S3")
     s3 = stack.enter_context(s3_server(folder / "s3"))

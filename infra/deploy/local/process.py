@@ -72,6 +72,12 @@ def write_private(path: Path, text: str) -> None:
         file.write(text)
 
 
+def bypass_proxies() -> None:
+    """Have this process, and those that it starts, reach servers on this machine without the proxy that `http_proxy` names."""
+    hosts = ",".join(filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), HOST)))
+    os.environ.update(no_proxy=hosts, NO_PROXY=hosts)  # programs read one or the other
+
+
 @dataclass
 class Server:
     """A server process that can be started, stopped, killed and started again.

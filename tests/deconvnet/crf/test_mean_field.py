@@ -6,11 +6,13 @@ import sys
 import cv2
 import numpy as np
 import pytest
+import yaml
 
 from deconvnet.crf import dense_crf, mean_field, permutohedral
 from deconvnet.datasets import synthetic
 from deconvnet.datasets.palette import GENERATED_CLASSES
 from proposals.image_codec import decode_image, decode_mask
+from tests.conftest import ROOT
 
 CLASSES = 21
 
@@ -108,6 +110,12 @@ def test_without_the_authors_code_ci_fails_and_other_runs_skip_the_comparison(mo
         monkeypatch.delenv("DECONVNET_CI")
     with pytest.raises(outcome, match="pydensecrf2 is not installed"):
         authors_crf(np.zeros((4, 4, 3), np.uint8), np.ones((1, 4, 4), np.float32))
+
+
+def test_every_workflow_of_ci_that_tests_makes_a_comparison_that_is_left_out_fail():
+    found = {path.name: yaml.safe_load(path.read_text()) for path in (ROOT / ".github/workflows").glob("*.yml")}
+    testing = {name: each.get("env", {}) for name, each in found.items() if "make test" in str(each)}
+    assert testing and all(environment == {"DECONVNET_CI": "1"} for environment in testing.values())
 
 
 def test_is_close_to_the_mean_field_over_all_pairs(rng):

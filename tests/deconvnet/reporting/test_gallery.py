@@ -127,6 +127,24 @@ def test_instances_order_the_best_boxes_from_the_largest_to_the_smallest(
     assert list(calls[3]) == [0] and not calls[3][0].any(), "no proposals: all background"
 
 
+def test_instances_show_masks_of_all_boxes_though_predictions_may_end_early(
+    predictor: Predictor, uris: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`segment.early_exit` would end this image after twenty boxes. The predictor itself stays as it is, for the other figures."""
+    calls: list[Any] = []
+    monkeypatch.setattr("deconvnet.reporting.panels.instances", lambda *arguments: calls.extend(arguments) or b"")
+    shown = gallery.read_samples(*uris, ["c"])["c"]
+    boxes = np.array([[k, k // 2, k + 25, k // 2 + 25 - k / 2] for k in range(30)], np.float32)  # from large to small
+    options = replace(predictor.options, proposals=40, batch=10)
+    early = Predictor(predictor.deconvnet, predictor.fcn8s, replace(options, early_exit=1.0))
+    every = Predictor(predictor.deconvnet, predictor.fcn8s, options)
+    gallery.draw_instances(early, replace(shown, boxes=boxes), CLASSES)
+    assert list(calls[3]) == [1, 5, 10, 20, 30]
+    found = [each.masks(shown.image, boxes, ("deconvnet",))["deconvnet"] for each in (every, early)]
+    np.testing.assert_array_equal(calls[3][30], found[0])
+    assert (found[0] != found[1]).any()
+
+
 def test_unpooling_shows_the_crop_of_the_largest_object(
     predictor: Predictor, uris: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,8 +21,8 @@ GONE = "gone"
 """In the chunks of a body: the client goes."""
 
 
-def loaded(number: int | str, classes: tuple[str, ...] = CLASSES) -> LoadedModel:
-    return LoadedModel(Version("net", str(number), f"id {number}", "nowhere"), classes, True)
+def loaded(number: int | str, classes: tuple[str, ...] = CLASSES, name: str = "net") -> LoadedModel:
+    return LoadedModel(Version(name, str(number), f"id {name} {number}", "nowhere"), classes, True)
 
 
 @dataclass

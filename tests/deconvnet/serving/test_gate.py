@@ -213,9 +213,12 @@ def test_metrics_count_codes_durations_and_confidences() -> None:
         ask(gate, body=body)
     text = ask(gate, "GET", "/metrics").body.decode()
     assert 'deconvnet_requests_total{code="200"} 2.0' in text and 'deconvnet_requests_total{code="400"} 1.0' in text
-    assert "deconvnet_prediction_seconds_count 2.0" in text and 'deconvnet_confidence_sum{version="1"} 1.5' in text
+    assert "deconvnet_prediction_seconds_count 2.0" in text and 'deconvnet_confidence_sum{model="net",version="1"} 1.5' in text
     assert "deconvnet_upload_bytes 0.0" in text
-    assert 'deconvnet_boxes_sum{version="1"} 60.0' in text and 'deconvnet_boxes_count{version="1"} 2.0' in text
+    assert (
+        'deconvnet_boxes_sum{model="net",version="1"} 60.0' in text
+        and 'deconvnet_boxes_count{model="net",version="1"} 2.0' in text
+    )
 
 
 def test_metrics_have_the_drift_of_the_versions_that_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +235,7 @@ def test_metrics_have_the_drift_of_the_versions_that_answer(monkeypatch: pytest.
         for _ in range(answers):
             ask(gate, body=PHOTO)
         text = ask(gate, "GET", "/metrics").body.decode()
-        found = re.findall(r'^deconvnet_drift_psi\{of="(\w+)",version="(\d)"\} (\S+)$', text, re.MULTILINE)
+        found = re.findall(r'^deconvnet_drift_psi\{model="net",of="(\w+)",version="(\d)"\} (\S+)$', text, re.MULTILINE)
         return {f"{what} {version}": float(value) for what, version, value in found}
 
     confidence = pytest.approx((1 - 0.5) * np.log(1 / 0.5) + (0.0001 - 0.5) * np.log(0.0001 / 0.5))
@@ -264,6 +267,30 @@ def test_a_canary_answers_its_share_and_both_are_counted() -> None:
     assert said["answers"] == {"1": {"answers": 6, **counted}, "2": {"answers": 2, **counted}}
 
 
+def test_a_challenger_of_another_model_is_counted_on_its_own_though_its_number_is_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`--challenger models:/other@champion`. All answers have a quarter of "cat", as net's predictions on val had."""
+    monkeypatch.setattr(drift, "ENOUGH_ANSWERS", 2)
+    statistics = [PredictionStatistics(40, {"background": b, "cat": 1 - b}, [0.6], [0.5, 0.5]) for b in (0.75, 0.5)]
+    net, other = (replace(loaded(3, name=name), statistics=each) for name, each in zip(("net", "other"), statistics, strict=True))
+    gate = Gate(Predictors(), net, Limits(max_bytes=20_000), canary=0.25, shadow=True)
+    gate._predictors.open.set()  # type: ignore[attr-defined]
+    gate.routes.change(net.version, other.version)
+    gate.announce(net, other)
+    titles = [ask(gate, body=PHOTO).headers["x-model"] for _ in range(8)]
+    assert titles == (["net version 3"] * 3 + ["other version 3"]) * 2
+    said = json.loads(ask(gate, "GET", "/version").body)
+    assert said["version"] == "3" and said["canary"]["version"] == said["shadow"]["version"] == "other version 3"
+    assert {name: counted["answers"] for name, counted in said["answers"].items()} == {"3": 6, "other version 3": 2}
+    text = ask(gate, "GET", "/metrics").body.decode()
+    for metric in ("confidence", "boxes"):
+        found = dict(re.findall(rf'^deconvnet_{metric}_count\{{model="(\w+)",version="3"\}} (\S+)$', text, re.MULTILINE))
+        assert found == {"net": "6.0", "other": "2.0"}
+    found = dict(re.findall(r'^deconvnet_drift_psi\{model="(\w+)",of="classes",version="3"\} (\S+)$', text, re.MULTILINE))
+    assert float(found["net"]) == 0 < 0.1 < float(found["other"])
+
+
 def shadowed(predictors: Predictors, replicas: int = 1) -> Gate:
     gate = Gate(predictors, loaded(1), Limits(), replicas=replicas, shadow=True)
     gate.routes.change(loaded(1).version, loaded(2).version)
@@ -293,7 +320,7 @@ def test_in_the_shadow_the_challenger_predicts_too_and_only_its_difference_is_lo
     said = json.loads(ask(gate, "GET", "/version").body)["shadow"]
     if isinstance(different, float):
         assert said == {"version": "2", "compared": 2, "skipped": 0, "failed": 0, "different_pixels": 0.25}
-        assert "version 2 differs from version 1 in 25.0 % of an image's pixels" in caplog.text
+        assert "net version 2 differs from net version 1 in 25.0 % of an image's pixels" in caplog.text
     else:
         assert said == {"version": "2", "compared": 0, "skipped": 0, "failed": 2} and "out of memory" in caplog.text
 

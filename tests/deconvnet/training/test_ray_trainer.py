@@ -6,10 +6,12 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -20,6 +22,7 @@ from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from deconvnet.models import checkpoint
 from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
+from deconvnet.training import ray_trainer
 from deconvnet.training.job import TrainingJob
 from deconvnet.training.local_trainer import train_locally
 from deconvnet.training.ray_trainer import check_resources, train_on_ray
@@ -33,6 +36,8 @@ from tests.waiting import wait_until
 CLASSES = ("background", "red", "green")
 WHILE_WRITTEN = 2
 """Most steps that these small trainings do while a checkpoint is written."""
+NONE_YET = "  stopping: no workers run yet (again to stop at once)"
+THEY_FINISH = "  stopping: the workers finish their step and leave a checkpoint (again to stop at once)"
 MODEL = ModelSettings(width=0.05, input_size=SIZE, fcn_input_size=64, fcn_batch_norm=True)
 
 
@@ -160,6 +165,21 @@ def test_a_training_says_that_it_waits_for_cpus_that_other_work_takes_and_ends_w
     assert logged.messages.count(waits) == 1 and not any("stopping" in message for message in logged.messages)
     wait_until(lambda: not processes_below(os.getpid(), "TrainController"), seconds=60)
     ray.kill(other)
+
+
+@pytest.mark.parametrize(("first", "then", "said"), [([], [], NONE_YET), ([0], [2], THEY_FINISH), ([2], [], THEY_FINISH)])
+def test_a_stop_says_what_the_workers_do_by_the_newest_message(tmp_path: Path, first, then, said, logged, monkeypatch):
+    """The second look for messages comes with the stop request."""
+    stopped, looks = threading.Event(), iter([first, then])
+    queue = SimpleNamespace(
+        take=SimpleNamespace(remote=lambda: [{"workers": number} for number in next(looks, [])]),
+        request_stop=SimpleNamespace(remote=stopped.set),
+    )
+    trainer = SimpleNamespace(fit=lambda: stopped.wait(60) and SimpleNamespace(return_value={"interrupted": "at step 7"}))
+    monkeypatch.setattr(ray, "get", lambda found: found)
+    asked = iter([False])
+    assert ray_trainer._Run(job(tmp_path), trainer, queue, 30).wait(lambda: next(asked, True)) == {"interrupted": "at step 7"}
+    assert [message for message in logged.messages if "stopping" in message] == [said]
 
 
 def processes_below(pid: int, name: str) -> list[psutil.Process]:

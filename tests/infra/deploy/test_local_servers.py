@@ -5,11 +5,15 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
+from argparse import Namespace
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from requests.utils import should_bypass_proxies
 
-from infra.deploy.local import servers
+from infra.deploy.local import cluster, servers
 from infra.deploy.local.process import Server, find_program, free_port, free_ports, is_listening, running, write_private
 from infra.deploy.local.servers import postgres_programs, postgres_server
 from infra.errors import UserError
@@ -49,6 +53,24 @@ def test_the_error_of_a_server_that_does_not_start_has_the_end_of_its_log(tmp_pa
 def test_the_error_for_a_missing_program_names_its_package():
     with pytest.raises(UserError, match="no-such-program is not installed: pip install it"):
         find_program("no-such-program", "it")
+
+
+@pytest.mark.parametrize("given", [{}, {"no_proxy": "a.example"}, {"NO_PROXY": "a.example"}])
+def test_the_servers_of_a_cluster_are_reached_without_the_proxy_of_the_environment(given, monkeypatch):
+    for name, value in {"no_proxy": "", "NO_PROXY": "", **given, "http_proxy": "http://proxy.example:3128"}.items():
+        monkeypatch.setenv(name, value)
+    found = []
+
+    def start(folder: Path) -> None:
+        urls = ("http://127.0.0.1:5000/x", "http://a.example", "http://b.example")
+        found.extend(should_bypass_proxies(url, None) for url in urls)
+        found.extend(bool(urllib.request.proxy_bypass(host)) for host in ("127.0.0.1:5000", "a.example", "b.example"))
+        raise UserError("no S3 here")
+
+    monkeypatch.setattr(cluster, "s3_server", start)
+    with ExitStack() as stack, pytest.raises(UserError, match="no S3 here"):
+        cluster._run(Namespace(), stack)
+    assert found == [True, bool(given), False] * 2
 
 
 def test_a_server_ends_with_the_process_that_started_it(tmp_path: Path):

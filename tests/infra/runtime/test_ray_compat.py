@@ -4,6 +4,7 @@ import ast
 import inspect
 import math
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from ray.core.generated.common_pb2 import LabelSelectorOperator
 from ray.data._internal.cluster_autoscaler.default_cluster_autoscaler_v2 import DefaultClusterAutoscalerV2
 from ray.data._internal.cluster_autoscaler.default_cluster_autoscaler_v2 import _NodeResourceSpec as Spec
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
+from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller.state import ReschedulingState
@@ -29,6 +31,7 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup, WorkerGro
 from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
 from ray.train.v2.api import data_parallel_trainer
 
+from infra.errors import Interrupted
 from infra.runtime import ray_compat
 from tests.conftest import ROOT
 
@@ -183,6 +186,28 @@ def test_worker_group_callbacks_are_called_where_a_start_can_fail() -> None:
     assert "raise WorkerGroupStartupTimeoutError(" in inspect.getsource(WorkerGroup._start_impl)
     assert callable(WorkerGroup.shutdown)
     assert parameters(ray.train.WorkerGroupError)[:2] == ["error_message", "worker_failures"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "stops"),
+    [(True, True), (False, False), (ActorDiedError(), True), (ActorUnavailableError("no route to its node", None), False)],
+)
+def test_a_start_of_workers_ends_if_the_driver_asks_for_it_or_is_gone_but_not_if_it_is_out_of_reach_for_a_moment(
+    answer: Any, stops: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get(reference: Any) -> bool:
+        if isinstance(reference, Exception):
+            raise reference
+        return bool(reference)
+
+    monkeypatch.setattr(ray, "get", get)
+    sent: list[Any] = []
+    queue = SimpleNamespace(stop_requested=SimpleNamespace(remote=lambda: answer), put=SimpleNamespace(remote=sent.append))
+    guard = ray_compat.StartGuard(queue, report=True)
+    guard.before_worker_group_start(SimpleNamespace(num_workers=2))
+    with pytest.raises(Interrupted) if stops else nullcontext():
+        guard.after_worker_group_start(None)
+    assert sent == ([] if stops else [{"workers": 2}])
 
 
 @pytest.mark.ray
