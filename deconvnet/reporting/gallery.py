@@ -234,7 +234,7 @@ def load_and_draw_gallery(
     """
     from deconvnet.inference.predictor import Predictor
 
-    predictor = Predictor.load(*models, "cuda" if gpu else "cpu", options)
+    predictor = Predictor.load(*models, "cuda" if gpu else "cpu", replace(options, int8=False))  # activations are shown
     return list(draw_gallery(predictor, *arguments).items())
 
 
