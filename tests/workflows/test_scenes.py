@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from deconvnet.models.checkpoint import load_model
-from infra.errors import UserError
+from deconvnet.reporting import evaluation_report
+from infra.errors import Interrupted, UserError
 from infra.storage import tables
 from proposals.image_codec import decode_mask, encode_jpeg, encode_mask
 from tests.conftest import ROOT
@@ -102,19 +103,11 @@ def test_results_are_of_all_classes_and_the_charts_of_objects_are_left_out(train
 
 
 def test_the_test_split_is_evaluated_by_option_and_windows_may_overlap_more_than_in_training(
-    trained: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    main(
-        [
-            "--config",
-            QUICKSTART,
-            *arguments(trained),
-            "--split",
-            "test",
-            "--proposals.window_overlap",
-            "0.7",
-        ]
-    )
+    """If the evaluation is run again and interrupted, the results of before are gone: new masks may lie beside them."""
+    of_test = ["--config", QUICKSTART, *arguments(trained), "--split", "test", "--proposals.window_overlap", "0.7"]
+    main(of_test)
     assert "data test, 3 images" in capsys.readouterr().out
     found = json.loads((trained / "run/evaluations/test/analysis.json").read_text())
     assert found["segmenter"]["window_overlap"] == 0.7
@@ -133,6 +126,24 @@ def test_the_test_split_is_evaluated_by_option_and_windows_may_overlap_more_than
     for other in (("--proposals.kind", "both"), ("--data.background", "first")):
         with pytest.raises(UserError, match=rf"trained with other windows: {other[0][2:]} {other[1]} \(was "):
             main(["--config", QUICKSTART, *arguments(trained, *other)])
+
+    def interrupted(*_: object) -> None:
+        raise Interrupted("Ctrl-C")
+
+    monkeypatch.setattr(evaluation_report, "evaluate_and_report", interrupted)
+    with pytest.raises(Interrupted):
+        main(of_test)
+    with pytest.raises(UserError, match="evaluations/test"):
+        export.main(
+            ["--format", "fiftyone", "--workspace", str(trained / "run"), "--evaluation", "evaluations/test", "--to", f"{to}2"]
+        )
+
+
+def test_what_follows_a_training_depends_on_the_weights_and_not_only_on_the_settings(trained: Path) -> None:
+    """A training that is repeated may give other weights; then the evaluation is repeated, too."""
+    for stage in ("fcn8s", "stage2"):
+        record = json.loads((trained / f"run/stages/{stage}.json").read_text())
+        assert record["key"] == json.loads((trained / f"run/models/{stage}/model.json").read_text())["sha256"]
 
 
 def test_settings_that_are_not_used_are_no_part_of_earlier_fingerprints() -> None:
