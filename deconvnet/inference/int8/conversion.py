@@ -17,8 +17,6 @@ from infra.device import fast_int8
 
 N = TypeVar("N", bound=Network)
 
-_LEAST = 1e-3
-"""Least range of a channel, as a share of the largest range of its layer. Channels that were never active get it."""
 _SCORES = {"score": "", "score_pool4": "conv4", "score_pool3": "conv3"}
 """Layers that compute scores, and the block before each; "" is the last layer of the network."""
 
@@ -35,10 +33,8 @@ def computes_int8(device: torch.device | str) -> bool:
 def to_int8(network: N, ranges: Ranges) -> N:
     """Return a copy of a network that computes about the same scores with 8-bit integers.
 
-    Weights have a scale for each output channel, and activations one for each channel of a layer. With the range r[c] of channel c
-    and the largest range R of its layer, the scale is √(r[c] · R) / 255, a compromise between scales of their own, with which the
-    weights of the next layer differ more in size, and the same scale for all channels (Nagel et al., ICCV 2019, equalise both; here
-    only the exponent is fixed). The first layer rounds the pixels. Score layers return float32.
+    Weights have a scale for each output channel. Activations have one for each layer: its largest activation divided by 255. The first
+    layer rounds the pixels. Score layers return float32.
 
     Args:
         network: a trained network on the CPU. It is not changed.
@@ -52,36 +48,25 @@ def to_int8(network: N, ranges: Ranges) -> N:
     """
     network = copy.deepcopy(network).eval().requires_grad_(False)
     layers = units(network)
-    if {name: len(value) for name, value in ranges.items()} != {name: _channels(unit) for name, unit in layers.items()}:
+    if layers.keys() != ranges.keys():
         raise ValueError(f"the ranges of {', '.join(ranges)} are not those of this network")
-    scales = {name: _scales(ranges[name]) for name in layers}
-    before = torch.ones(3)
-    limits: tuple[float, float] | None = _limits(network.convention)
-    for name, unit in layers.items():
+    scales = {name: (ranges[name] or 1.0) / 255 for name in layers}
+    before = 1.0
+    for number, (name, unit) in enumerate(layers.items()):
+        limits = None if number else _limits(network.convention)
         network.set_submodule(name, _converted(_without_norm(unit), before, scales[name], limits))
-        before, limits = scales[name], None
+        before = scales[name]
     for name, block in _SCORES.items():
         if hasattr(network, name):
             layer = cast(nn.Conv2d, network.get_submodule(name))
-            inputs = scales[[each for each in layers if each.startswith(block)][-1]]
-            network.set_submodule(name, Int8Conv2d(layer.weight, cast(Tensor, layer.bias), 0, inputs, None))
+            scale = scales[[each for each in layers if each.startswith(block)][-1]]
+            network.set_submodule(name, Int8Conv2d(layer.weight, cast(Tensor, layer.bias), 0, scale, None))
     for name, module in list(network.named_modules()):
         if isinstance(module, nn.MaxPool2d):
             network.set_submodule(name, Int8MaxPool2d(module.return_indices))
         elif isinstance(module, Unpool):
             network.set_submodule(name, Int8Unpool())
     return network
-
-
-def _channels(unit: nn.Sequential) -> int:
-    """Return the number of output channels of a unit."""
-    return cast(nn.Conv2d, unit.get_submodule("conv")).out_channels
-
-
-def _scales(largest: Tensor) -> Tensor:
-    """Return the scales of a layer's channels, float32 (C,), from its largest activations."""
-    most = largest.max() if largest.any() else torch.tensor(1.0)
-    return (largest.clamp_min(_LEAST * float(most)) * most).sqrt() / 255
 
 
 def _limits(convention: str) -> tuple[float, float]:
@@ -99,19 +84,19 @@ def _without_norm(unit: nn.Sequential) -> nn.Module:
     return fuse_conv_bn_eval(cast(nn.Conv2d, layer), norm, transpose=isinstance(layer, nn.ConvTranspose2d))
 
 
-def _converted(layer: nn.Module, before: Tensor, scales: Tensor, limits: tuple[float, float] | None) -> nn.Module:
+def _converted(layer: nn.Module, before: float, scale: float, limits: tuple[float, float] | None) -> nn.Module:
     """Convert a layer and the ReLU after it.
 
     Args:
         layer: a convolution or deconvolution of `models.layers`.
-        before: the scales of its input.
-        scales: the scales of its result.
+        before: the scale of its input.
+        scale: the scale of its result.
         limits: smallest and largest value of the input, if it is not in 8-bit integers.
     """
     weight, bias = cast(Tensor, layer.weight), cast(Tensor, layer.bias)
     if isinstance(layer, MatrixDeconv2d):
-        return Int8PixelDeconv2d(weight, bias, before, scales)
+        return Int8PixelDeconv2d(weight, bias, before, scale)
     if isinstance(layer, nn.ConvTranspose2d):  # the only other one is Deconv3x3
-        return Int8Conv2d(as_convolution_kernel(weight), bias, 1, before, scales)
+        return Int8Conv2d(as_convolution_kernel(weight), bias, 1, before, scale)
     padding = cast(tuple[int, int], cast(nn.Conv2d, layer).padding)
-    return Int8Conv2d(weight, bias, padding[0], before, scales, limits)
+    return Int8Conv2d(weight, bias, padding[0], before, scale, limits)

@@ -1,7 +1,7 @@
 """Layers that compute with 8-bit integers, for prediction on CPUs.
 
-Between layers, activations are uint8 tensors. A value q in channel c stands for the activation q · s[c]. The scales s are known
-before prediction, see `conversion`. All activations are at least 0, because each layer ends with ReLU.
+Between layers, activations are uint8 tensors. A value q stands for the activation q · s. The scale s of each layer is known before
+prediction, see `conversion`. All activations are at least 0, because each layer ends with ReLU.
 
 Convolutions are computed by oneDNN, with the operators that torch's compiler uses for networks in 8-bit integers. Sums of products
 of integers are exact, so results depend neither on the number of threads nor on the other examples of a batch.
@@ -23,7 +23,7 @@ class Int8Conv2d(nn.Module):
     """A convolution with stride 1, and ReLU.
 
     Attributes:
-        bias: parameter of shape (K,), float32, which is not trained. It is divided by the scales of the result.
+        bias: parameter of shape (K,), float32, which is not trained.
     """
 
     def __init__(
@@ -31,8 +31,8 @@ class Int8Conv2d(nn.Module):
         weight: Tensor,
         bias: Tensor,
         padding: int,
-        scales: Tensor,
-        new_scales: Tensor | None,
+        scale: float,
+        new_scale: float | None,
         limits: tuple[float, float] | None = None,
     ) -> None:
         """Round the weights to 8-bit integers. Each output channel has a scale of its own for them.
@@ -41,24 +41,21 @@ class Int8Conv2d(nn.Module):
             weight: kernel (K, C, height, width), float32.
             bias: tensor of shape (K,), float32.
             padding: width of the border of zeros around the input.
-            scales: the scales of the input's channels, shape (C,).
-            new_scales: the scales of the result's channels, shape (K,). None: the result is float32, and there is no ReLU.
+            scale: the scale of the input. Not used if `limits` are given.
+            new_scale: the scale of the result. None: the result is float32, and there is no ReLU.
             limits: smallest and largest value of the input, below and above 0, if it is float32 and not uint8.
         """
         super().__init__()
-        weight = weight * scales.view(1, -1, 1, 1)
-        steps = weight.abs().amax((1, 2, 3)).clamp_min(_SMALLEST) / _LARGEST_WEIGHT
-        integers = (weight / steps.view(-1, 1, 1, 1)).round().to(torch.int8)
-        unit = torch.ones_like(steps) if new_scales is None else new_scales
-        self.bias = nn.Parameter(bias / unit, requires_grad=False)
-        self._is_last, self._padding = new_scales is None, [padding, padding]
-        self._is_first = limits is not None
-        low, high = limits or (0.0, float(_LARGEST_ACTIVATION))
-        self._step = (high - low) / _LARGEST_ACTIVATION
-        self._zero = round(-low / self._step)
-        self._steps, self._zeros = steps / unit, torch.zeros(len(steps), dtype=torch.int64)
+        self._scales = weight.abs().amax((1, 2, 3)).clamp_min(_SMALLEST) / _LARGEST_WEIGHT
+        integers = (weight / self._scales.view(-1, 1, 1, 1)).round().to(torch.int8)
+        self.bias = nn.Parameter(bias.clone(), requires_grad=False)
+        self._zeros, self._padding = torch.zeros(len(bias), dtype=torch.int64), [padding, padding]
+        self._is_first, self._scale, self._zero, self._new_scale = limits is not None, scale, 0, new_scale
+        if limits is not None:
+            self._scale = (limits[1] - limits[0]) / _LARGEST_ACTIVATION
+            self._zero = round(-limits[0] / self._scale)
         self._weight = torch.ops.onednn.qconv_prepack(
-            integers, self._steps, self._step, self._zero, [1, 1], self._padding, [1, 1], 1, None
+            integers, self._scales, self._scale, self._zero, [1, 1], self._padding, [1, 1], 1, None
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,24 +65,24 @@ class Int8Conv2d(nn.Module):
             x: tensor of shape (N, C, H, W), uint8 activations or, if `limits` were given, float32.
 
         Returns:
-            Tensor of shape (N, K, H', W') in memory format channels_last, uint8 activations or, without `new_scales`, float32.
+            Tensor of shape (N, K, H', W') in memory format channels_last, uint8 activations or, without `new_scale`, float32.
         """
         if self._is_first:
-            x = (x / self._step).add_(self._zero).round_().clamp_(0, _LARGEST_ACTIVATION).to(torch.uint8)
-        dtype, last_step = (torch.float32, "none") if self._is_last else (torch.uint8, "relu")
+            x = (x / self._scale).add_(self._zero).round_().clamp_(0, _LARGEST_ACTIVATION).to(torch.uint8)
+        dtype, last_step = (torch.float32, "none") if self._new_scale is None else (torch.uint8, "relu")
         result = torch.ops.onednn.qconv2d_pointwise(
             x.contiguous(memory_format=torch.channels_last),
-            self._step,
+            self._scale,
             self._zero,
             self._weight,
-            self._steps,
+            self._scales,
             self._zeros,
             self.bias,
             [1, 1],  # stride
             self._padding,
             [1, 1],  # dilation
             1,  # groups
-            1.0,  # step and zero of the result
+            1.0 if self._new_scale is None else self._new_scale,
             0,
             dtype,
             last_step,
@@ -98,20 +95,20 @@ class Int8Conv2d(nn.Module):
 class Int8PixelDeconv2d(nn.Module):
     """A deconvolution without padding of a single pixel (a 1×1 map), and ReLU. Each output pixel is a 1×1 convolution of it."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, scales: Tensor, new_scales: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, scale: float, new_scale: float) -> None:
         """Round the weights to 8-bit integers.
 
         Args:
             weight: kernel (C, K, height, width), float32.
             bias: tensor of shape (K,), float32.
-            scales: the scales of the input's channels, shape (C,).
-            new_scales: the scales of the result's channels, shape (K,).
+            scale: the scale of the input.
+            new_scale: the scale of the result.
         """
         super().__init__()
         inputs, outputs, height, width = weight.shape
         self._shape = height, width, outputs
         rows = weight.permute(2, 3, 1, 0).reshape(-1, inputs, 1, 1)
-        self.conv = Int8Conv2d(rows, bias.repeat(height * width), 0, scales, new_scales.repeat(height * width))
+        self.conv = Int8Conv2d(rows, bias.repeat(height * width), 0, scale, new_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the layer.

@@ -3,19 +3,16 @@
 They are recorded while a network predicts some images, and kept in the network's model folder.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import safetensors
-import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from infra import storage
 from infra.errors import UserError
 
-Ranges = dict[str, Tensor]
-"""The largest activation of each output channel, float32 (channels,), by the name of the layer, such as "conv1.1"."""
+Ranges = dict[str, float]
+"""The largest activation of each layer by the layer's name, such as "conv1.1"."""
 
 _PREFIX = "activation_ranges-"
 
@@ -44,8 +41,7 @@ def recorded(network: nn.Module) -> Iterator[Ranges]:
     found: Ranges = {}
 
     def record(name: str, output: Tensor) -> None:
-        largest = output.amax((0, 2, 3)).float().cpu()
-        found[name] = torch.maximum(found[name], largest) if name in found else largest
+        found[name] = max(found.get(name, 0.0), float(output.amax()))
 
     hooks = [
         unit.register_forward_hook(lambda module, args, output, name=name: record(name, output))
@@ -60,10 +56,10 @@ def recorded(network: nn.Module) -> Iterator[Ranges]:
 
 def largest(first: Ranges, second: Ranges) -> Ranges:
     """Return the larger ones of two ranges of the same network, of which either may be empty."""
-    return {name: torch.maximum(first.get(name, value), value) for name, value in {**first, **second}.items()}
+    return {name: max(first.get(name, 0.0), second.get(name, 0.0)) for name in {**first, **second}}
 
 
-def save_ranges(folder: str, ranges: Mapping[str, Tensor], made_from: str) -> None:
+def save_ranges(folder: str, ranges: Ranges, made_from: str) -> None:
     """Save ranges in the folder of their network. Other ranges there are deleted.
 
     Args:
@@ -71,9 +67,8 @@ def save_ranges(folder: str, ranges: Mapping[str, Tensor], made_from: str) -> No
         ranges: the ranges.
         made_from: digest of the images and options with which they were recorded, at least 16 hexadecimal digits.
     """
-    name = f"{_prefix(folder)}{made_from[:16]}.safetensors"
-    data = safetensors.torch.save({layer: value.clone() for layer, value in ranges.items()})
-    storage.write_bytes(storage.join(folder, name), data)
+    name = f"{_prefix(folder)}{made_from[:16]}.json"
+    storage.write_json(storage.join(folder, name), ranges)
     storage.remove_files(folder, [each for each in _files(folder) if each != name])
 
 
@@ -87,7 +82,7 @@ def has_ranges(folder: str, made_from: str) -> bool:
     Raises:
         UserError: if the folder holds no model.
     """
-    return _files(folder) == [f"{_prefix(folder)}{made_from[:16]}.safetensors"]
+    return _files(folder) == [f"{_prefix(folder)}{made_from[:16]}.json"]
 
 
 def load_ranges(folder: str) -> Ranges | None:
@@ -108,8 +103,8 @@ def load_ranges(folder: str) -> Ranges | None:
         return None
     file = storage.join(folder, names[0])
     try:
-        return safetensors.torch.load(storage.read_bytes(file))
-    except safetensors.SafetensorError as error:
+        return {str(name): float(value) for name, value in storage.read_json(file).items()}
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is damaged: delete it, and evaluate the model again") from error
 
 

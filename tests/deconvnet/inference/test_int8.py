@@ -33,11 +33,6 @@ def integers(shape: tuple[int, ...], low: int, high: int, seed: int = 0) -> Tens
     return torch.randint(low, high + 1, shape, generator=torch.Generator().manual_seed(seed)).float()
 
 
-def scaled(channels: int) -> Tensor:
-    """Scales that differ between channels, and whose products are exact in binary."""
-    return 2.0 ** (torch.arange(channels) % 3 - 1)
-
-
 @needs_int8
 @pytest.mark.parametrize(("kernel", "padding", "size"), [(3, 1, (7, 5)), (1, 0, (4, 6)), (7, 3, (3, 9)), (2, 0, (2, 2))])
 def test_a_convolution_is_exact_if_its_numbers_are_8_bit_integers(kernel: int, padding: int, size: tuple[int, int]) -> None:
@@ -45,24 +40,24 @@ def test_a_convolution_is_exact_if_its_numbers_are_8_bit_integers(kernel: int, p
     inputs, outputs = 5, 19
     weight, x = integers((outputs, inputs, kernel, kernel), -3, 3), integers((2, inputs, *size), 0, 20, 1)
     weight[:, 0, 0, 0] = 127 * (-1.0) ** torch.arange(outputs)  # the largest of each channel
-    before, after = scaled(inputs), scaled(outputs) * 4
-    real = weight / before.view(1, -1, 1, 1) * after.view(-1, 1, 1, 1)
     bias = integers((outputs,), -9, 9, 2)
-    layer = Int8Conv2d(real, bias * after, padding, before, after)
+    own = 2.0 ** (torch.arange(outputs) % 3 - 1)  # scales of the weights, which are exact in binary
+    real = weight / 2 * own.view(-1, 1, 1, 1) * 4
+    layer = Int8Conv2d(real, bias * own * 4, padding, 2.0, 4.0)
     found = layer(x.to(torch.uint8))
-    expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=padding)
+    expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=padding) * own.double().view(1, -1, 1, 1)
     assert found.dtype == torch.uint8 and (expected > 255).any() and (expected < 0).any()
-    assert torch.equal(found.double(), expected.clamp(0, 255))
-    scores = Int8Conv2d(real, bias * after, padding, before, None)(x.to(torch.uint8))
+    assert torch.equal(found.double(), expected.round().clamp(0, 255))
+    scores = Int8Conv2d(real, bias * own * 4, padding, 2.0, None)(x.to(torch.uint8))
     assert scores.dtype == torch.float32
-    assert torch.allclose(scores.double(), expected * after.view(1, -1, 1, 1), rtol=1e-6)
+    assert torch.allclose(scores.double(), expected * 4, rtol=1e-6)
 
 
 @needs_int8
 def test_the_first_layer_rounds_its_input_and_zero_stays_zero_at_the_border() -> None:
     weight = integers((8, 3, 3, 3), -127, 127)
     weight[:, 0, 0, 0] = 127
-    layer = Int8Conv2d(weight, torch.zeros(8), 1, torch.ones(3), None, (-100.0, 155.0))
+    layer = Int8Conv2d(weight, torch.zeros(8), 1, 0.0, None, (-100.0, 155.0))
     x = integers((1, 3, 6, 4), -100, 155)
     expected = F.conv2d(x, weight, padding=1)
     assert torch.allclose(layer(x), expected, rtol=1e-6)
@@ -76,7 +71,7 @@ def test_the_first_layer_rounds_its_input_and_zero_stays_zero_at_the_border() ->
 def test_a_deconvolution_of_a_pixel_is_exact_if_its_numbers_are_8_bit_integers() -> None:
     weight, x = integers((6, 8, 2, 3), -9, 9), integers((3, 6, 1, 1), 0, 9, 1)
     weight[0] = 127
-    found = Int8PixelDeconv2d(weight * 4, torch.full((8,), 4.0), torch.ones(6), torch.full((8,), 4.0))(x.to(torch.uint8))
+    found = Int8PixelDeconv2d(weight * 4, torch.full((8,), 4.0), 1.0, 4.0)(x.to(torch.uint8))
     expected = F.conv_transpose2d(x, weight) + 1
     assert found.shape == (3, 8, 2, 3) and torch.equal(found.float(), expected.clamp(0, 255))
 
@@ -131,19 +126,22 @@ def test_a_network_has_about_the_same_scores_whatever_the_batch_and_the_number_o
 
 @needs_int8
 def test_channels_without_weights_or_activations_do_no_harm(images: Tensor) -> None:
-    network = random_networks()[0]
+    network = random_networks(width=0.25)[1]
     unit = network.get_submodule("conv2.1")
     with torch.no_grad():
         unit.conv.weight[3] = 0
         unit.norm.weight[4] = 0
         unit.norm.bias[4] = -1
-    one = to_int8(network, ranges_of(network, images))
-    with torch.no_grad():
-        unit.norm.weight.zero_()
-        unit.norm.bias.fill_(-1)
-    for converted in (one, to_int8(network, ranges_of(network, images))):
-        assert all(value.isfinite().all() for value in converted.parameters())
-        assert scores(converted, images).isfinite().all()
+    for dead in (False, True):
+        if dead:
+            with torch.no_grad():
+                unit.norm.weight.zero_()
+                unit.norm.bias.fill_(-1)
+        converted = to_int8(network, ranges_of(network, images))
+        layers = [module for module in converted.modules() if isinstance(module, Int8Conv2d)]
+        assert all(layer._scales.min() > 0 and layer._new_scale != 0 for layer in layers), "something is divided by 0"
+        expected, found = scores(network, images), scores(converted, images)
+        assert (found - expected).abs().mean() <= 0.1 * expected.abs().mean(), dead
 
 
 def test_ranges_are_the_largest_activations_of_all_predictions(images: Tensor) -> None:
@@ -151,12 +149,11 @@ def test_ranges_are_the_largest_activations_of_all_predictions(images: Tensor) -
     whole, parts = ranges_of(network, images), [ranges_of(network, images[start : start + 4]) for start in (0, 4, 8)]
     joint = largest(largest(largest({}, parts[0]), parts[1]), parts[2])
     assert list(whole) == list(units(network)) and not any(module._forward_hooks for module in network.modules())
-    assert all(torch.allclose(joint[name], value, rtol=1e-4) for name, value in whole.items())
-    assert any((parts[0][name] < value * 0.99).any() for name, value in whole.items())
+    assert joint == pytest.approx(whole, rel=1e-4)
+    assert any(parts[0][name] < value * 0.99 for name, value in whole.items())
     with torch.inference_mode():
-        x = network.prepare(images)
-        expected = network.conv1(x).amax((0, 2, 3))
-    assert torch.allclose(whole["conv1.2"], expected, rtol=1e-4)
+        expected = network.conv1(network.prepare(images)).amax()
+    assert whole["conv1.2"] == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_ranges_belong_to_the_weights_that_they_were_recorded_with(tmp_path: Path) -> None:
@@ -167,8 +164,8 @@ def test_ranges_belong_to_the_weights_that_they_were_recorded_with(tmp_path: Pat
         save_model(random_networks(seed=seed)[0], folder, CLASSES)
         assert load_ranges(folder) is None
         for made_from in ("a" * 64, "b" * 64):
-            save_ranges(folder, {"conv1.1": torch.tensor([1.0, seed])}, made_from)
-            assert load_ranges(folder)["conv1.1"].tolist() == [1, seed]
+            save_ranges(folder, {"conv1.1": 1.5, "a": float(seed)}, made_from)
+            assert load_ranges(folder) == {"conv1.1": 1.5, "a": seed}
             assert len([name for name in storage.list_files(folder) if name.startswith("activation_ranges-")]) == 1
             assert [has_ranges(folder, each) for each in ("a" * 64, "b" * 64)] == [made_from[0] == "a", made_from[0] == "b"]
     (file,) = tmp_path.glob("model/activation_ranges-*")
@@ -205,8 +202,7 @@ def test_ranges_are_recorded_once_on_training_images_at_even_distances(
         record_missing_ranges(inputs, executor)
     for folder, expected in zip(folders, (deconvnet, fcn8s), strict=True):
         found = load_ranges(folder)
-        assert found is not None and found.keys() == expected.keys()
-        assert all(torch.equal(found[name], value) for name, value in expected.items())
+        assert found == expected and len(expected) > 10
     before = sorted((file, file.stat().st_mtime_ns) for file in Path(inputs.deconvnet_uri).parent.rglob("*.*"))
     record_missing_ranges(inputs, LocalExecutor(1))
     assert before == sorted((file, file.stat().st_mtime_ns) for file in Path(inputs.deconvnet_uri).parent.rglob("*.*"))
