@@ -6,19 +6,27 @@ from typing import Any
 
 _SECRET_KEY = re.compile(r"password|passwd|secret|token|credential|api_?key|access_?key", re.IGNORECASE)
 _HIDDEN = "***"
+# `user:password@` up to the last @, as a password may have "/" and "@"; or a user alone, who has no "/".
+_USER = re.compile(r"(?<=://)(?:[^/\s:]*:[^\s?#]*@|[^/\s?#]*@)")
+# An @ after "?" or "#" may be in a password or in the query, so nothing is known to be the host.
+_UNCLEAR = re.compile(r"(?<=://)[^/\s:]*:\S*[?#]\S*@\S*")
+_QUERY = re.compile(r"(\w://[^\s?#]*)[?#][^\s'\"]*")
 
 
 def without_secrets(text: str) -> str:
     """Remove the parts that may hold secrets (user names, passwords, queries and fragments) from all URIs in a text.
 
+    A URI ends at a blank. If it is not clear what belongs to a password, more is removed than necessary: of `http://host:80/a@3`,
+    `http://3` is left.
+
     Args:
         text: any text, for example an error message or a single URI.
 
     Returns:
-        The text, in which each `scheme://user:password@host/path?query#fragment` is shortened to `scheme://host/path`.
+        The text, in which each `scheme://user:password@host/path?query#fragment` is shortened to `scheme://host/path`, or to
+        `scheme://***` if an "@" after "?" or "#" may end a password.
     """
-    text = re.sub(r"(?<=://)[^/\s@]*@(?=[^\s])", "", text)
-    return re.sub(r"(\w://[^\s?#'\"]*)[?#][^\s'\"]*", r"\1", text)
+    return _QUERY.sub(r"\1", _USER.sub("", _UNCLEAR.sub(_HIDDEN, text)))
 
 
 def redacted(value: Any, key: str = "") -> Any:

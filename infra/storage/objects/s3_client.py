@@ -5,7 +5,6 @@ the role of the machine.
 """
 
 import os
-import re
 import time
 from functools import cache, partial
 from typing import Any
@@ -14,6 +13,7 @@ from urllib.parse import SplitResult, quote, urlsplit
 import pyarrow.fs as pafs
 
 from infra.errors import UserError
+from infra.redaction import without_secrets
 from infra.storage.objects import store
 
 TRANSIENT_CODES = (
@@ -86,7 +86,7 @@ def _client(pid: int, variables: frozenset[tuple[str, str]], retry_seconds: floa
     try:
         made = boto3.session.Session().client("s3", config=config)
     except ValueError as error:  # botocore's "Invalid endpoint"
-        reason = without_password(str(error))
+        reason = without_secrets(str(error)).rpartition("@")[2]  # user:password@host:port is refused, too
         raise UserError(f"AWS_ENDPOINT_URL is not the address of an S3 server ({reason}): http://host:port is needed") from None
     made.meta.events.register("needs-retry.s3", partial(_retry_delay, retry_seconds))
     return made
@@ -213,11 +213,6 @@ def delta_location(bucket: str, key: str) -> tuple[str, dict[str, str]]:
 def endpoint() -> str:
     """Return the URL of the S3 server, without a password, for use in messages; "its endpoint" if it can't be determined."""
     try:
-        return without_password(client().meta.endpoint_url)
+        return without_secrets(client().meta.endpoint_url)
     except Exception:  # while another error is being explained, a second one would only hide it
         return "its endpoint"
-
-
-def without_password(text: str) -> str:
-    """Return a text with `user:password@` removed from all URLs in it."""
-    return re.sub(r"//[^/@\s]*@", "//", text)

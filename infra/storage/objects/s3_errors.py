@@ -9,7 +9,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from infra.errors import UserError
-from infra.storage.objects.s3_client import endpoint, network_errors, without_password
+from infra.redaction import without_secrets
+from infra.storage.objects.s3_client import endpoint, network_errors
 
 _NOT_FOUND = ("NoSuchKey", "404", "NotFound")
 _WRONG_CREDENTIALS = (
@@ -105,4 +106,4 @@ def _failed_message(uri: str, error: Exception) -> str:
             f"S3 does not answer at {endpoint()}{where}: {type(error).__name__}; {uri} can't be used: "
             "check the address, and that the server is running"
         )
-    return f"S3 can't be used for {uri}: {without_password(' '.join(str(error).split()))}"
+    return f"S3 can't be used for {uri}: {without_secrets(' '.join(str(error).split()))}"

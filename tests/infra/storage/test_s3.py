@@ -154,7 +154,9 @@ def test_missing_credentials_and_unreachable_servers_give_messages(s3, bucket, t
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://192.0.2.255:9")  # a reserved address that never answers
     assert "does not answer at http://192.0.2.255:9" in message_of_check(bucket)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "seaweed:8333")
-    assert "AWS_ENDPOINT_URL" in message_of_check(bucket)
+    assert "AWS_ENDPOINT_URL is not the address of an S3 server (Invalid endpoint: seaweed:8333)" in message_of_check(bucket)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"user:{SECRET_KEY}@seaweed:8333")
+    assert "AWS_ENDPOINT_URL is not the address of an S3 server (seaweed:8333)" in message_of_check(bucket)
     use_s3(monkeypatch, s3)
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     assert "credentials" in message_of_check(bucket)
