@@ -23,6 +23,8 @@ from typing import Any
 
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from infra.redaction import without_secrets
+
 LOST = 75
 """Exit code if it may help to run the same command again, as of the project's commands."""
 POLL_SECONDS = 1.0
@@ -110,7 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (
         Exception
     ) as error:  # ConnectionError, or of requests, aiohttp or Ray: whatever it is, the cluster has not done the work
-        print(f"the Ray cluster at {options.address} has not run the command to its end: {error}", file=sys.stderr)
+        text = f"the Ray cluster at {options.address} has not run the command to its end: {error}"
+        print(without_secrets(text), file=sys.stderr)
         return LOST
 
 

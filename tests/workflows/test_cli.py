@@ -48,6 +48,13 @@ def wrapped(error: Exception) -> Exception:
         (UserError("data.root: there is no such folder"), 2, "error: data.root: there is no such folder"),
         (wrapped(UserError("a mask is damaged")), 2, "error: a mask is damaged"),
         (PermissionError(13, "Permission denied", "/x"), 2, "error: [Errno 13] Permission denied: '/x'"),
+        (
+            UserError("there is no file https://anne:pa/55@host/w.pth?X-Amz-Signature=5ec2e7: copy it"),
+            2,
+            "error: there is no file https://host/w.pth copy it",
+        ),
+        (OSError("https://host/w.pth?sig=5ec2e7 can't be read"), 2, "error: https://host/w.pth can't be read"),
+        (Interrupted("stopped at https://host/w.pth?sig=5ec2e7"), 75, "stopped at https://host/w.pth"),
         (Locked("another run holds the lock"), 3, "another run holds the lock"),
         (Interrupted("stopped after stage 1"), 75, "stopped after stage 1"),
         (KeyboardInterrupt(), 75, "interrupted: nothing was written"),

@@ -141,6 +141,15 @@ def test_each_fault_of_the_command_line_is_a_sentence(config, arguments: list[st
         load(config(""), *arguments)
 
 
+@pytest.mark.parametrize(
+    "arguments", [["--seed", "http://anne:" + "hush" * 30 + "@host/x"], ["--wieghts", "https://anne:hush/hush@host/x"]]
+)
+def test_a_message_that_is_cut_shows_no_part_of_a_password(config, arguments: list[str]) -> None:
+    with pytest.raises(UserError, match=r"^(seed|unknown): .*//host") as refused:
+        load(config(""), *arguments)
+    assert "hush" not in str(refused.value)
+
+
 def test_the_command_line_wins_wherever_config_stands(config) -> None:
     assert parser("x").parse_settings(["--seed", "7", "--config", config("seed: 1")])[0].seed == 7
 

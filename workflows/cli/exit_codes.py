@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from infra.errors import Interrupted, find_user_error
+from infra.redaction import without_secrets
 from infra.storage.lock import Locked
 from workflows.cli.logs import configure_logging
 
@@ -19,7 +20,7 @@ INTERRUPTED = 75
 
 
 def run(main: Callable[[], None], interrupted: str = "the same command resumes from what is complete") -> int:
-    """Run a command with logging configured. An expected error becomes a line on stderr and an exit code.
+    """Run a command with logging configured. An expected error becomes a line on stderr, without secrets, and an exit code.
 
     Meanwhile, SIGTERM has the same effect as Ctrl-C, and any error after such a signal counts as an interruption.
 
@@ -76,5 +77,5 @@ def run(main: Callable[[], None], interrupted: str = "the same command resumes f
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    print(f"\n{text}", file=sys.stderr)
+    print(f"\n{without_secrets(text)}", file=sys.stderr)  # texts quote URIs as the user gave them, with signatures
     return code

@@ -21,6 +21,7 @@ from pydantic_settings.exceptions import SettingsError
 
 from infra import storage
 from infra.errors import UserError
+from infra.redaction import without_secrets
 from infra.settings import Section
 
 _TYPE_MESSAGES = {
@@ -157,7 +158,7 @@ class SettingsParser(argparse.ArgumentParser, Generic[Kind]):
             known = [name for action in self._actions for name in action.option_strings]
             near = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
             hint = f"did you mean {near[0]}?" if near else "--help lists the options"
-            shown = re.sub(r"(https?://[^/\s]*)\S*", r"\1/…", " ".join(unknown))  # such a URL may be a secret
+            shown = re.sub(r"(https?://[^/\s]*)\S*", r"\1/…", without_secrets(" ".join(unknown)))  # such a URL may be a secret
             raise UserError(f"unknown: {shown}; {hint}")
         return options
 
@@ -302,7 +303,7 @@ def _sentence(fault: Any, kind: type[CommandSettings], config: str) -> str:
     message = _TYPE_MESSAGES.get(fault["type"]) or fault["msg"].removeprefix("Value error, ")
     if not path:
         return message
-    text = "***" if _may_hold_secret(path, kind) else str(fault["input"])
+    text = "***" if _may_hold_secret(path, kind) else without_secrets(str(fault["input"]))
     text = text if len(text) <= 80 else text[:77] + "…"
     value = repr(text) if isinstance(fault["input"], str) else text
     return f"{path}: {value} is not allowed: {message[0].lower()}{message[1:]}"

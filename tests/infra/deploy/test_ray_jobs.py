@@ -81,8 +81,8 @@ def test_a_cluster_that_can_t_be_reached_or_is_lost_may_be_tried_again(
 ) -> None:
     monkeypatch.setattr(submit, "JobSubmissionClient", lambda address: Client(error=error))
     monkeypatch.setattr(submit.signal, "signal", lambda number, handler: None)
-    assert submit.main(["--address", "http://head:8265", "--", "python", "train.py"]) == 75
-    assert "http://head:8265" in capsys.readouterr().err
+    assert submit.main(["--address", "http://anne:pa55@head:8265", "--", "python", "train.py"]) == 75
+    assert "the Ray cluster at http://head:8265 has not" in capsys.readouterr().err
 
 
 DRIVER = """
