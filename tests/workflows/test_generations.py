@@ -99,10 +99,14 @@ def test_a_file_of_another_version_is_a_user_error(workspace) -> None:
         read_all(workspace)
 
 
-def test_the_fingerprint_of_unchanged_files_is_remembered(workspace) -> None:
-    assert generations.unchanged_fingerprint(workspace) is None
-    generations.mark_unchanged(workspace, "f")
-    assert generations.unchanged_fingerprint(workspace) == "f" and len(read_all(workspace)) == 6
+def test_unchanged_files_are_remembered_with_the_images_that_they_were_compared_with(workspace) -> None:
+    assert not generations.is_marked_unchanged(workspace, "f", "k")
+    generations.mark_unchanged(workspace, "f", "k")
+    assert generations.is_marked_unchanged(workspace, "f", "k") and len(read_all(workspace)) == 6
+    assert not generations.is_marked_unchanged(workspace, "f", "other images")
+    assert not generations.is_marked_unchanged(workspace, "other files", "k")
+    storage.write_json(folder(workspace, generations.UNCHANGED), "f")  # of an earlier version
+    assert not generations.is_marked_unchanged(workspace, "f", "k")
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,20 @@ def test_images_are_compared_with_the_previous_table_unless_an_earlier_version_w
     assert retraining.count_new_and_gone(pipeline) == (1, 1)
 
 
+def test_files_that_held_nothing_new_once_are_read_again_after_another_generation(settings, tmp_path) -> None:
+    """Files were touched, images were added and trained on, and taken away again: now the files are as they were after the touch."""
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    for workspace, key in ((first, "old images"), (second, "old and new images")):
+        storage.write_json(record_uri(workspace, "prepare"), asdict(Record(f"files of {key}", "prepare", [], key, 1.0, {})))
+    stages = SimpleNamespace(plan=lambda: [SimpleNamespace(fingerprint="touched files")])
+    pipeline = SimpleNamespace(base=settings.workspace, previous=first, stages=stages)
+    assert not retraining.files_unchanged(pipeline)
+    retraining.mark_unchanged(pipeline, "touched files")
+    assert retraining.files_unchanged(pipeline)
+    pipeline.previous = second
+    assert not retraining.files_unchanged(pipeline)
+
+
 @pytest.mark.parametrize(("options", "code"), [([], 3), (["--exit-zero-if-locked"], 0)])
 def test_a_workspace_at_work_is_no_error_on_a_schedule(
     options: list[str], code: int, tmp_path, capsys: pytest.CaptureFixture[str]

@@ -111,7 +111,7 @@ def _run(pipeline: Retraining, config: str, webhook: Webhook, metrics: RunMetric
     )
     if "verdict" not in records:
         generations.remove(base, generation.name)
-        generations.mark_unchanged(base, records["prepare"].fingerprint)
+        retraining.mark_unchanged(pipeline, records["prepare"].fingerprint)
         return _nothing_new(pipeline, webhook, metrics)
     pipeline.locks[0].check()
     verdict = records["verdict"].summary

@@ -29,7 +29,7 @@ from workflows.pipelines.workspace import MADE_BY, NAME_FORMAT, TAG, is_generati
 FILE = "generation.json"
 """Name of the file in a generation's folder that describes the generation."""
 UNCHANGED = "seen.json"
-"""Name of the file, in the folder of all generations, with the digest of the data files when nothing new was last found in them."""
+"""Name of the file, in the folder of all generations, with the data files in which nothing new was last found, and since what."""
 CHECKPOINTS = ("train", "init")
 """Folders in a generation's workspace that are deleted once it is finished, because its networks are in the folder models/."""
 
@@ -86,30 +86,23 @@ def new_name(every: Sequence[Generation], now: datetime | None = None) -> str:
     return f"{max([time, *(each + timedelta(seconds=1) for each in earlier)]):{NAME_FORMAT}}"
 
 
-def unchanged_fingerprint(workspace: str) -> str | None:
-    """Read the fingerprint (digest) of the data files, as stored when a retraining last found nothing new in them.
-
-    Args:
-        workspace: URI of the workspace that holds all generations (retraining runs).
-
-    Returns:
-        The digest of the files' names, sizes and times and of the settings, as `mark_unchanged` wrote it. None if nothing was
-        written.
-    """
+def is_marked_unchanged(workspace: str, fingerprint: str, key: str) -> bool:
+    """Return whether `mark_unchanged` was last called with these arguments."""
     try:
-        return str(storage.read_json(folder(workspace, UNCHANGED)))
+        return bool(storage.read_json(folder(workspace, UNCHANGED)) == [fingerprint, key])
     except FileNotFoundError:
-        return None
+        return False
 
 
-def mark_unchanged(workspace: str, fingerprint: str) -> None:
+def mark_unchanged(workspace: str, fingerprint: str, key: str) -> None:
     """Record that the data files have no new content although their times differ. So the next retraining doesn't read them again.
 
     Args:
         workspace: URI of the workspace that holds all generations (retraining runs).
         fingerprint: digest of the stage `prepare`: its code version, its settings, and the names, sizes and times of the files.
+        key: content key of the table of images with which the files were compared.
     """
-    storage.write_json(folder(workspace, UNCHANGED), fingerprint)
+    storage.write_json(folder(workspace, UNCHANGED), [fingerprint, key])
 
 
 def write(workspace: str, generation: Generation) -> None:

@@ -272,7 +272,8 @@ def latest_workspace(settings: Settings, every: list[Generation]) -> str | None:
 def files_unchanged(pipeline: Retraining) -> bool:
     """Check whether the data set's files are the same as for the previous workspace, by names, sizes and times. No file is read.
 
-    Files also count as unchanged if the last retraining found nothing new in them although their times had changed.
+    Files also count as unchanged if the last retraining compared them with the same images and found nothing new in them, although
+    their times had changed.
 
     Args:
         pipeline: pipeline of the retraining run. It names the previous workspace.
@@ -282,7 +283,20 @@ def files_unchanged(pipeline: Retraining) -> bool:
     """
     before = read_record(pipeline.previous, "prepare") if pipeline.previous else None
     now = pipeline.stages.plan()[0].fingerprint
-    return before is not None and now in (before.fingerprint, generations.unchanged_fingerprint(pipeline.base))
+    if before is None or now is None:
+        return False
+    return now == before.fingerprint or generations.is_marked_unchanged(pipeline.base, now, before.key)
+
+
+def mark_unchanged(pipeline: Retraining, fingerprint: str) -> None:
+    """Record that the data files have no new content since the previous workspace.
+
+    Args:
+        pipeline: pipeline of the retraining run. It names the previous workspace.
+        fingerprint: fingerprint of the stage `prepare` with which the present files were read.
+    """
+    if pipeline.previous and (before := read_record(pipeline.previous, "prepare")):
+        generations.mark_unchanged(pipeline.base, fingerprint, before.key)
 
 
 def content_changed(pipeline: Retraining) -> bool:
