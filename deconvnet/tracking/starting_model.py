@@ -3,7 +3,10 @@
 A model folder is a folder with the weights of one network and a file model.json.
 """
 
-from deconvnet.tracking.registry import fetch, find
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from deconvnet.tracking.registry import Version, fetch, find
 from infra import storage
 from infra.errors import UserError
 
@@ -15,49 +18,74 @@ _FOLDERS = {
 _COMPLETE = "fetched.json"  # written last, so it shows that a fetched model is complete
 
 
-def starting_model(source: str, architecture: str, tracking_uri: str, cache: str) -> str | None:
-    """Find the weights of one architecture in the place that the setting `init.from` names.
+@dataclass(frozen=True)
+class Start:
+    """What the setting `init.from` named when a run began. All trainings of the run start from it, even if an alias is moved.
 
-    The weights are in a model folder, which is a folder with the weights of one network and a file model.json. A registered model
-    is first copied to a cache folder, unless it is there already.
+    Attributes:
+        source: value of the setting.
+        version: the version of a registered model. None if `source` is a folder.
+        weights: for a folder, the SHA-256 checksums of its networks' weights by architecture.
+    """
+
+    source: str
+    version: Version | None
+    weights: Mapping[str, str]
+
+    @property
+    def key(self) -> str:
+        """Return a text that identifies the weights. A training is repeated if this text has changed.
+
+        For a registered model, it is the URI and version number, otherwise the checksums, separated by spaces.
+        """
+        return f"{self.source} version {self.version.number}" if self.version else " ".join(self.weights.values())
+
+
+def find_start(source: str, tracking_uri: str) -> Start:
+    """Find what the setting `init.from` names now.
 
     Args:
         source: value of the setting: a model folder, a workspace (folder of a pipeline run), or a registered model
             (models:/NAME@ALIAS or models:/NAME/VERSION).
-        architecture: "deconvnet" or "fcn8s".
         tracking_uri: URI of the MLflow store, used only for a registered model.
-        cache: folder, local or in a bucket, to which a registered model is copied. All training workers must be able to read it.
-
-    Returns:
-        URI of the model folder. None if `source` holds only a network of the other architecture.
-
-    Raises:
-        UserError: if `source` holds no network at all, or is a registered model that can't be fetched.
-    """
-    folder = _fetched(source, tracking_uri, cache) if source.startswith("models:") else source
-    return _model_folders(folder, source).get(architecture)
-
-
-def source_key(source: str, tracking_uri: str) -> str:
-    """Return a text that identifies the weights that the setting `init.from` names now.
-
-    A training is repeated if this text has changed.
-
-    Args:
-        source: value of the setting: a model folder, a workspace (folder of a pipeline run), or a registered model.
-        tracking_uri: URI of the MLflow store, used only for a registered model.
-
-    Returns:
-        For a registered model, its URI and version number. Otherwise the SHA-256 checksums of the networks' weights, separated by
-        spaces.
 
     Raises:
         UserError: if `source` holds no network, or is a registered model that does not exist.
     """
     if source.startswith("models:"):
-        return f"{source} version {find(source, tracking_uri, 'init.from').number}"
-    folders = _model_folders(source, source).values()
-    return " ".join(storage.read_json(storage.join(folder, "model.json"))["sha256"] for folder in folders)
+        return Start(source, find(source, tracking_uri, "init.from"), {})
+    return Start(source, None, {name: _checksum(folder) for name, folder in _model_folders(source, source).items()})
+
+
+def starting_model(start: Start, architecture: str, tracking_uri: str, cache: str) -> str | None:
+    """Find the weights of one architecture in the place from which the trainings of a run start.
+
+    The weights are in a model folder, which is a folder with the weights of one network and a file model.json. A registered model
+    is first copied to a cache folder, unless it is there already.
+
+    Args:
+        start: the place, as it was when the run began.
+        architecture: "deconvnet" or "fcn8s".
+        tracking_uri: URI of the MLflow store, used only for a registered model.
+        cache: folder, local or in a bucket, to which a registered model is copied. All training workers must be able to read it.
+
+    Returns:
+        URI of the model folder. None if there is only a network of the other architecture.
+
+    Raises:
+        UserError: if there is no network at all, a folder has another network than when the run began, or a registered model can't
+            be fetched.
+    """
+    folder = _fetched(start.version, tracking_uri, cache) if start.version else start.source
+    found = _model_folders(folder, start.source).get(architecture)
+    if start.version is None and start.weights.get(architecture) != (_checksum(found) if found else None):
+        raise UserError(f"init.from {start.source} was changed while the run needed it: run the same command again")
+    return found
+
+
+def _checksum(folder: str) -> str:
+    """Return the SHA-256 of the weights in a model folder, as its file model.json states it."""
+    return str(storage.read_json(storage.join(folder, "model.json"))["sha256"])
 
 
 def _model_folders(folder: str, source: str) -> dict[str, str]:
@@ -97,11 +125,11 @@ def _model_folder(folder: str, architecture: str) -> str | None:
     return None
 
 
-def _fetched(source: str, tracking_uri: str, cache: str) -> str:
+def _fetched(version: Version, tracking_uri: str, cache: str) -> str:
     """Copy a registered model to the cache, unless it is there already.
 
     Args:
-        source: the registered model, as models:/NAME@ALIAS or models:/NAME/VERSION.
+        version: the version of the registered model.
         tracking_uri: URI of the MLflow store.
         cache: folder of the cache, local or in a bucket.
 
@@ -109,9 +137,8 @@ def _fetched(source: str, tracking_uri: str, cache: str) -> str:
         URI of the model's folder in the cache.
 
     Raises:
-        UserError: if the registered model does not exist or can't be downloaded.
+        UserError: if the registered model can't be downloaded.
     """
-    version = find(source, tracking_uri, "init.from")
     target = storage.join(cache, f"{version.name}-{version.number}-{version.id}")
     complete = storage.join(target, _COMPLETE)
     if not storage.exists(complete):

@@ -1,7 +1,17 @@
-"""When VGG-16 is fitted to a network, and which stages use it."""
+"""When VGG-16 is fitted to a network, and which stages use it; and from which registered model the trainings of a run start."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
+from mlflow import MlflowClient
 
+from deconvnet import DeconvNet, FCN8s
+from deconvnet.models.checkpoint import save_model
+from deconvnet.tracking import starting_model
+from deconvnet.training import local_trainer
+from deconvnet.training.job import TrainingJob
 from infra import storage
 from workflows.pipelines.init_weights import fitted_weights_uri
 from workflows.pipelines.training import Pipeline
@@ -70,3 +80,37 @@ def test_trainings_are_run_again_for_other_arithmetic(settings, gpu):
 
     one, other = recipes("true"), recipes("false")
     assert [name for name in one if one[name] != other[name]] == ["fcn8s", "stage1", "stage2"]
+
+
+class Called(Exception):
+    """Ends a training before it begins."""
+
+
+def test_all_trainings_of_a_run_start_from_one_version_although_its_alias_is_moved(
+    settings, make_store: Callable[[Path], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(tmp_path / "w")
+    client = MlflowClient(store, store)
+    client.create_registered_model("net")
+    one, two = (client.create_model_version("net", "file:///model").version for _ in range(2))
+    starts: list[str | None] = []
+
+    def fetch(version: object, tracking_uri: str, target: str) -> None:
+        for name, network in (("deconvnet", DeconvNet(2, 0.02, 32)), ("fcn8s", FCN8s(2, 0.02))):
+            save_model(network, storage.join(target, name), ["background", "a"])
+
+    def train(job: TrainingJob, **_: object) -> NoReturn:
+        starts.append(job.init)
+        raise Called
+
+    monkeypatch.setattr(starting_model, "fetch", fetch)
+    monkeypatch.setattr(local_trainer, "train_locally", train)
+    client.set_registered_model_alias("net", "champion", str(one))
+    pipeline = Pipeline(settings(f"executor: local\ninit: {{from: models:/net@champion}}\ntracking: {{uri: '{store}'}}"))
+    for name in ("fcn8s", "stage1"):
+        client.set_registered_model_alias("net", "champion", str(two))
+        with pytest.raises(Called):
+            pipeline._train(name, "f" * 64)
+    assert [Path(start or "").parent.name.rpartition("-")[0] for start in starts] == ["net-1", "net-1"]
+    stages = {stage.name: stage.settings.get("init_weights") for stage in pipeline.stages.stages}
+    assert {stages[name] for name in ("fcn8s", "stage1", "stage2")} == {"models:/net@champion version 1"}

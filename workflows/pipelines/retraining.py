@@ -12,9 +12,10 @@ from typing import Any
 from deconvnet.datasets import images_table
 from deconvnet.evaluation.comparison import IMAGE_CONFUSIONS, mean_iou_rise, read_image_confusions
 from deconvnet.evaluation.hold_out import HoldOut, find_hold_out, results_of
-from deconvnet.tracking import promotion, starting_model
+from deconvnet.tracking import promotion
 from deconvnet.tracking.register import read_val_images
 from deconvnet.tracking.registry import OwnModel
+from deconvnet.tracking.starting_model import find_start, starting_model
 from deconvnet.tracking.store import tracking_uri
 from infra import storage
 from infra.errors import UserError
@@ -150,9 +151,9 @@ class Retraining(Pipeline):
         Raises:
             UserError: if the registered model lacks one of the networks.
         """
+        start = find_start(source, self.store)
         deconvnet, fcn8s = (
-            starting_model.starting_model(source, architecture, self.store, self.uri("init"))
-            for architecture in ("deconvnet", "fcn8s")
+            starting_model(start, architecture, self.store, self.uri("init")) for architecture in ("deconvnet", "fcn8s")
         )
         if deconvnet is None or fcn8s is None:
             raise UserError(f"{source} is not an ensemble of a DeconvNet and an FCN-8s: give the alias champion to one that is")

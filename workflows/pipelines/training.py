@@ -6,12 +6,12 @@ A stage is a named step of the pipeline, such as training FCN-8s.
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from deconvnet.models.architectures import architecture_of_stage
 from deconvnet.tracking.registry import OwnModel, origin_tags
-from deconvnet.tracking.starting_model import source_key, starting_model
+from deconvnet.tracking.starting_model import Start, find_start, starting_model
 from infra import storage
 from infra.errors import UserError
 from infra.redaction import without_secrets
@@ -80,6 +80,11 @@ class Pipeline(TrackedPipeline):
             stages.append(self._register_stage())
         return stages
 
+    @cached_property
+    def _start(self) -> Start | None:
+        """Return what the setting `init.from` named when the stages were planned. None if it is empty."""
+        return find_start(self.settings.init.from_, self.store) if self.settings.init.from_ else None
+
     def _training_table(self, stage: str) -> str:
         """Return the URI of the table on which the training stage `stage` trains a network ("fcn8s", "stage1" or "stage2")."""
         return self.images if architecture_of_stage(stage).whole_images else self.examples(stage)
@@ -102,7 +107,7 @@ class Pipeline(TrackedPipeline):
         model = architecture_of_stage(stage).settings_used(s.model)
         if s.model.vgg16:
             model["vgg16"] = vgg16_digest(s.model.vgg16)
-        init = {"init_weights": source_key(s.init.from_, self.store)} if s.init.from_ else {}
+        init = {"init_weights": self._start.key} if self._start else {}
         train = {key: value for key, value in as_dict(getattr(s.train, stage)).items() if key not in _NOT_LEARNED_FROM}
         settings = {
             "seed": s.seed,
@@ -138,8 +143,8 @@ class Pipeline(TrackedPipeline):
         s = self.settings
         architecture = architecture_of_stage(stage)
         init: str | None = self.model("stage1") if stage == "stage2" and s.has_stage1 else None
-        if init is None and s.init.from_:
-            init = starting_model(s.init.from_, architecture.name, self.store, self.uri("init"))
+        if init is None and self._start:
+            init = starting_model(self._start, architecture.name, self.store, self.uri("init"))
         job = TrainingJob(
             stage=stage,
             model=s.model.model_copy(update={"vgg16": fitted_weights_uri(s, stage) or s.model.vgg16}),

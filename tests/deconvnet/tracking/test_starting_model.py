@@ -1,12 +1,13 @@
 """`init.from` finds a network in a workspace or a model folder."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from deconvnet import DeconvNet, FCN8s
 from deconvnet.models.checkpoint import save_model
-from deconvnet.tracking.starting_model import starting_model
+from deconvnet.tracking.starting_model import find_start, starting_model
 from infra.errors import UserError
 
 
@@ -18,16 +19,30 @@ def workspace(tmp_path: Path) -> Path:
 
 
 def test_a_workspace_has_both_networks(workspace: Path) -> None:
-    assert starting_model(str(workspace), "deconvnet", "", "") == str(workspace / "models" / "stage2")
-    assert starting_model(str(workspace), "fcn8s", "", "") == str(workspace / "models" / "fcn8s")
+    start = find_start(str(workspace), "")
+    assert starting_model(start, "deconvnet", "", "") == str(workspace / "models" / "stage2")
+    assert starting_model(start, "fcn8s", "", "") == str(workspace / "models" / "fcn8s")
 
 
 def test_a_model_folder_has_only_its_own_architecture(workspace: Path) -> None:
     folder = str(workspace / "models" / "stage2")
-    assert starting_model(folder, "deconvnet", "", "") == folder
-    assert starting_model(folder, "fcn8s", "", "") is None
+    start = find_start(folder, "")
+    assert starting_model(start, "deconvnet", "", "") == folder
+    assert starting_model(start, "fcn8s", "", "") is None
 
 
 def test_a_folder_without_a_model_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"init\.from .* holds no model"):
-        starting_model(str(tmp_path), "deconvnet", "", "")
+        find_start(str(tmp_path), "")
+
+
+def test_a_network_that_is_replaced_or_removed_during_a_run_is_refused(workspace: Path) -> None:
+    start = find_start(str(workspace), "")
+    save_model(FCN8s(3, 0.02), str(workspace / "models" / "fcn8s"), ["background", "a", "b"])
+    assert find_start(str(workspace), "").key != start.key
+    assert starting_model(start, "deconvnet", "", "") == str(workspace / "models" / "stage2"), "it is still the same"
+    with pytest.raises(UserError, match=rf"init\.from {workspace} was changed while the run needed it"):
+        starting_model(start, "fcn8s", "", "")
+    shutil.rmtree(workspace / "models" / "stage2")
+    with pytest.raises(UserError, match="was changed"):
+        starting_model(start, "deconvnet", "", "")
