@@ -147,9 +147,7 @@ def champion_tags(store: str, name: str) -> dict[str, str]:
 
 
 def set_champion(model: OwnModel, version: int, lock: Lock) -> int | None:
-    """Make a version of a registered model the champion (the version in use), unless the model already has a champion.
-
-    The versions are not compared.
+    """Make a version of a registered model the champion (the version in use) without comparison, unless there is a champion.
 
     Args:
         model: the registered model.
@@ -174,9 +172,8 @@ def promote(
 ) -> tuple[int | None, Decision]:
     """Record whether a new model replaces the champion (the version in use), and set the alias `champion` accordingly.
 
-    A second call changes nothing. In two cases, the new model is not promoted even if `decision` says so. In the first case,
-    another version has become the champion since the comparison. In the second case, another workspace has registered models
-    under the same name.
+    A second call changes nothing, but completes what was interrupted. Whatever `decision` says, the new model is not promoted if
+    another version has become the champion since, or another workspace has registered models under the same name.
 
     Args:
         run: MLflow run that gets tags with the decision. The new version in the registry gets the same tags, and a sentence in
@@ -203,7 +200,7 @@ def promote(
         if foreign:
             decision = Decision(False, f"{decision.reason}; but {model.refusal(foreign)}: choose another tracking.model_name")
         elif current in (None, champion, challenger):
-            current = _move_champion(client, model, current, new, lock, decision.reason)
+            current = _move_champion(client, model, current, new, lock, decision.reason, champion)
         if current != new and not foreign:
             decision = Decision(False, f"{decision.reason}; but version {current} became champion meanwhile, and stays champion")
         tags = _record(client, model.name, challenger, champion, decision)
@@ -238,13 +235,13 @@ def _record(client: "MlflowClient", name: str, challenger: int, champion: int | 
 
 
 def _move_champion(
-    client: "MlflowClient", model: OwnModel, expected: int | None, version: int, lock: Lock, why: str
+    client: "MlflowClient", model: OwnModel, expected: int | None, version: int, lock: Lock, why: str, beaten: int | None = None
 ) -> int | None:
     """Point the alias `champion` at a version, if the lock is held and nobody else has moved the alias.
 
     MLflow can't check a condition and change an alias in one step, so this function checks the lock and the alias immediately
     before and after the change. Another run may have taken the lock and chosen a champion between these checks, while this
-    process was stopped. The alias is then set back to the champion of the other run.
+    process was stopped. The alias is then set back to that champion. If an interrupted run made the move, it is recorded now.
 
     Args:
         client: client of the MLflow store.
@@ -254,6 +251,7 @@ def _move_champion(
         version: number of the version that is to get the alias.
         lock: lock file of the workspace, held by this run so that no other run changes the workspace.
         why: reason of the move, for the record of the moves.
+        beaten: number of the champion with which the new model was compared. None if there was none.
 
     Returns:
         The number of the version that has the alias afterwards. None if no version has it.
@@ -268,6 +266,8 @@ def _move_champion(
     # The choice of the lock's latest holder is found by this tag, even if an earlier holder still writes.
     client.set_model_version_tag(model.name, str(version), f"{_FENCE}{lock.fence}", str(version))
     if current == version:
+        if version not in (beaten, *(move.version for move in recorded_moves(client, model.name)[-1:])):
+            _record_move(client, model.name, beaten, version, why)
         return current
     client.set_registered_model_alias(model.name, CHAMPION, str(version))
     if not lock.still_held():

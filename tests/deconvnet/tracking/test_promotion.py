@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -139,6 +140,7 @@ def test_a_promoted_challenger_gets_the_alias_and_the_reason(shop) -> None:
     assert version.tags[f"fence.{shop.lock.fence}"] == "2"
     assert version.description.count("because it is better") == 1
     assert client.get_run(run.run_id).data.tags["verdict.why"] == "because it is better"
+    assert [(m.replaced, m.version) for m in recorded_moves(client, "net")] == [(1, 2)]
 
 
 def test_the_models_description_shows_who_was_champion(shop) -> None:
@@ -168,6 +170,10 @@ def test_the_champion_stays_if_the_challenger_is_worse_and_without_one_the_chall
     assert shop.promote(2, 1, Decision(False, "worse")) == 1
     assert aliases(shop.tracker.uri, "net") == {"champion": 1}
     assert shop.client.get_model_version("net", "2").tags["verdict"] == "not promoted"
+    for tag in shop.client.get_registered_model("net").tags:
+        shop.client.delete_registered_model_tag("net", tag)
+    assert shop.promote(2, 1, Decision(False, "worse")) == 1
+    assert recorded_moves(shop.client, "net") == [], "the champion was made by hand, and stays"
     shop.client.delete_registered_model_alias("net", CHAMPION)
     assert shop.promote(2, None, Decision(True, "there was no champion")) == 2
 
@@ -381,6 +387,29 @@ def test_a_user_moves_the_champion_and_takes_it_back_twice_and_every_move_is_rec
     assert rows[0].endswith("| champion |")
     with pytest.raises(UserError, match="not recorded which version of net was the champion before"):
         move_champion(shop.model.store, "net", None, "")
+
+
+@pytest.mark.parametrize("before", [None, 1])
+def test_a_promotion_that_was_killed_before_its_record_is_recorded_when_it_is_resumed(shop, monkeypatch, before) -> None:
+    """The champion before it was made by hand, or there was none; an earlier promotion of version 2 was undone."""
+    shop.promote(2, None, Decision(True, "there was no champion"))
+    move_champion(shop.model.store, "net", "1", "")
+    if before is None:
+        shop.client.delete_registered_model_alias("net", CHAMPION)
+
+    def killed(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(promotion, "_record_move", killed)
+        shop.promote(2, before, Decision(True, "it is better"))
+    assert aliases(shop.tracker.uri, "net") == {"champion": 2} and recorded_moves(shop.client, "net")[-1].version == 1
+    for _ in range(2):
+        assert shop.promote(2, before, Decision(True, "it is better")) == 2
+    found = [(m.replaced, m.version, m.why) for m in recorded_moves(shop.client, "net")]
+    assert found == [(None, 2, "there was no champion"), (2, 1, ""), (before, 2, "it is better")]
+    if before:
+        assert move_champion(shop.model.store, "net", None, "").version == 1
 
 
 @pytest.mark.parametrize(
