@@ -61,6 +61,74 @@ def test_ultralytics_splits_are_those_of_data_yaml(tmp_path):
         assert dataset.entries[1].load().class_mask.max() == 0
 
 
+@pytest.mark.parametrize("elsewhere", ["/content/set/images", "../set/images", "D:\\set\\images"])
+@pytest.mark.parametrize("images", ["images", "."])
+def test_splits_with_the_paths_of_another_machine_are_found_below_the_images(tmp_path, elsewhere, images):
+    write_scenes(tmp_path, train__a=SCENE, train__b=SCENE, val__c=SCENE, test__d=SCENE)
+    text = "".join(f"{split}: '{elsewhere}/{split}'\n" for split in ("train", "val", "test"))
+    write_text(tmp_path / "data.yaml", text + "names: [crate, ball]\n")
+    dataset = read(tmp_path / "data.yaml", tmp_path / images)
+    assert splits_of(dataset) == {"train_a": "train", "train_b": "train", "val_c": "val"}
+    assert sum(f"is taken for {split}" in note for note in dataset.notes for split in ("train", "val", "test")) == 3
+
+
+def test_lists_with_the_paths_of_another_machine_are_found_beside_data_yaml(tmp_path):
+    write_scenes(tmp_path, a=SCENE, b=SCENE, c=SCENE)
+    for split, name in (("train", "a"), ("val", "b"), ("test", "c")):
+        write_text(tmp_path / f"{split}.txt", f"/content/images/{name}.jpg\n")
+    text = "".join(f"{split}: /content/{split}.txt\n" for split in ("train", "val", "test"))
+    write_text(tmp_path / "data.yaml", text + "names: [crate, ball]\n")
+    assert splits_of(read(tmp_path / "data.yaml", tmp_path / "images")) == {"a": "train", "b": "val"}
+
+
+def test_splits_below_a_symbolic_link_are_those_of_its_target(tmp_path):
+    write_scenes(tmp_path / "disk", train__a=SCENE, val__b=SCENE, test__c=SCENE)
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    for yaml in (
+        f"path: {tmp_path}/link\ntrain: images/train\nval: images/val\ntest: images/test\n",
+        "".join(f"{split}: {tmp_path}/link/images/{split}\n" for split in ("train", "val", "test")),
+    ):
+        write_text(tmp_path / "disk/data.yaml", yaml + "names: [crate, ball]\n")
+        dataset = read(tmp_path / "disk/labels", tmp_path / "disk/images")
+        assert splits_of(dataset) == {"train_a": "train", "val_b": "val"}
+
+
+def test_images_of_test_are_left_out_also_if_no_other_split_is_named(tmp_path):
+    write_scenes(tmp_path, train__a=SCENE, test__b=SCENE)
+    write_text(tmp_path / "data.yaml", "test: images/test\nnames: [crate, ball]\n")
+    assert splits_of(read(tmp_path)) == {"train_a": None}
+
+
+@pytest.mark.parametrize(
+    ("yaml", "words"),
+    [
+        (
+            "train: /content/train\nval: /content/val\n",
+            r"data\.yaml names train: /content/train, val: /content/val, and no image",
+        ),
+        ("train: images/a\nval: /content/val\n", r"names val: /content/val, and no image below .* to import all images"),
+        ("test: /content/test\n", "names test: /content/test, and no image"),
+        ("train: empty\nval: empty/2\n", "names train: empty, val: empty/2, and no image"),
+    ],
+)
+def test_splits_that_can_not_be_found_are_refused_also_if_the_images_are_given(tmp_path, yaml, words):
+    write_scenes(tmp_path, a__1=SCENE, b__2=SCENE)
+    (tmp_path / "empty/2").mkdir(parents=True)
+    write_text(tmp_path / "data.yaml", yaml + "names: [crate, ball]\n")
+    with pytest.raises(UserError, match=words):
+        read(tmp_path / "data.yaml", tmp_path / "images")
+
+
+def test_a_split_without_images_and_a_test_that_is_gone_are_named(tmp_path):
+    write_scenes(tmp_path, train__a=SCENE, val__b=SCENE)
+    write_text(tmp_path / "data.yaml", "train: images/train\nval: images/val\ntest: ../gone\nnames: [crate, ball]\n")
+    dataset = read(tmp_path / "data.yaml", tmp_path / "images/train")
+    assert splits_of(dataset) == {"a": None}
+    file, images = tmp_path / "data.yaml", tmp_path / "images/train"
+    assert f"{file}: no image below {images} is in val: images/val" in dataset.notes
+    assert f"{file}: there is no ../gone, which it names for test" in dataset.notes
+
+
 def test_roboflow_names_the_folders_one_level_too_high(tmp_path):
     for split in ("train", "valid"):
         write_image(tmp_path / f"{split}/images/IMG_1_jpg.rf.{split}.jpg")
@@ -70,6 +138,14 @@ def test_roboflow_names_the_folders_one_level_too_high(tmp_path):
     dataset = read(tmp_path / "data.yaml")
     check_scene(dataset)
     assert sorted(splits_of(dataset).values()) == ["train", "val"]
+
+
+def test_the_images_of_train_are_not_taken_for_a_test_that_is_gone(tmp_path):
+    write_image(tmp_path / "train/images/a.jpg")
+    write_text(tmp_path / "train/labels/a.txt", SCENE)
+    write_text(tmp_path / "data.yaml", "train: ../train/images\ntest: ../test/images\nnames: [crate, ball]\n")
+    dataset = read(tmp_path / "data.yaml", tmp_path / "train")
+    assert splits_of(dataset) == {"a": None} and any("there is no ../test/images" in note for note in dataset.notes)
 
 
 def test_folders_of_images_and_labels_with_names_above_them(tmp_path):
@@ -198,7 +274,7 @@ def test_a_line_that_repeats_another_is_counted_and_not_drawn(tmp_path):
         ("train: images\n", "it has no list of names"),
         ("names: [crate\n", "can't be used"),
         ("names: [crate, ball]\nkpt_shape: [17, 3]\n", "keypoints"),
-        ("train: gone\nval: away\nnames: [crate, ball]\n", "folders of images that it names don't exist"),
+        ("train: gone\nval: away\nnames: [crate, ball]\n", "names train: gone, val: away, and no image below"),
         ("train: images\nval: images/a.jpg\nnames: [crate, ball]\ntest: images", "is in train and in test"),
     ],
 )
