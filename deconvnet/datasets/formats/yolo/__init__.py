@@ -79,7 +79,7 @@ def _add_images(
         raise UserError(
             f"no text file below {texts} has the name of an image below {images}: labels/a.txt is that of images/a.jpg"
         )
-    split_of = {} if source.split else find_splits(dataset, layout, index)
+    split_of = {} if source.split else find_splits(dataset, layout, index, rules.encoding)
     splits = set(split_of.values()) - {"test"}
     used = [name for name in index.names if (split_of.get(name) in splits if splits else name not in split_of)]
     for name in used:

@@ -116,7 +116,7 @@ def _read_names(file: str, rules: ImportRules) -> Layout:
     return Layout(by_number, storage.absolute(inside) if storage.exists(inside) else root, file, splits)
 
 
-def find_splits(dataset: AnnotatedDataset, layout: Layout, index: ImageIndex) -> dict[str, str]:
+def find_splits(dataset: AnnotatedDataset, layout: Layout, index: ImageIndex, encoding: str | None) -> dict[str, str]:
     """Find the split of each image in data.yaml.
 
     Args:
@@ -124,14 +124,15 @@ def find_splits(dataset: AnnotatedDataset, layout: Layout, index: ImageIndex) ->
             images, and on folders that were found by the end of their path, are added to it, too.
         layout: the layout of the data set.
         index: the images.
+        encoding: name of the encoding of lists that are not in UTF-8, as for `read_text`.
 
     Returns:
         The split ("train", "val" or "test") by path of the image. Images that belong to no split are left out. Empty if data.yaml
         names no split.
 
     Raises:
-        UserError: if data.yaml names splits, and train or val can't be found or no image is in any of them, or if an image is in
-            two splits.
+        UserError: if data.yaml names splits, and train or val can't be found or no image is in any of them, if an image is in two
+            splits, or a list can't be read.
     """
     split_of: dict[str, str] = {}
     missing: list[str] = []
@@ -147,9 +148,8 @@ def find_splits(dataset: AnnotatedDataset, layout: Layout, index: ImageIndex) ->
         if by_end:
             dataset.notes.append(f"{layout.file}: there is no {entry}, so {place} is taken for {split}")
         if place.endswith(".txt"):
-            lines = [line.strip() for line in read_text(place).splitlines() if line.strip()]
             found: list[str] = []
-            for line in lines:
+            for line in _read_list(place, encoding):
                 paths = [_resolve(base, line) for base in (layout.root, posixpath.dirname(place))]
                 if there := {names[path] for path in paths if path in names} or {*filter(None, [index.find(line)])}:
                     found += there
@@ -169,6 +169,14 @@ def find_splits(dataset: AnnotatedDataset, layout: Layout, index: ImageIndex) ->
             "that has them by --images, or delete them from the file to import all images"
         )
     return split_of
+
+
+def _read_list(file: str, encoding: str | None) -> list[str]:
+    """Read the lines of a list of images that are not empty. Raise UserError if the file can't be read or is in another encoding."""
+    try:
+        return [line.strip() for line in read_text(file, encoding).splitlines() if line.strip()]
+    except BadInput as error:
+        raise UserError(f"the list of images {file} can't be used: {error}") from None
 
 
 def _find_entry(entry: str, root: str, images: str, names: Collection[str]) -> tuple[str | None, bool]:

@@ -298,3 +298,17 @@ def test_names_in_another_encoding_are_read_by_its_name(tmp_path):
     with pytest.raises(UserError, match=r"data\.yaml can't be used: byte .*--encoding"):
         read(tmp_path)
     assert read(tmp_path, encoding="gbk").classes == ("background", "裂缝", "坑洞")
+
+
+def test_lists_of_images_in_another_encoding_are_read_by_its_name(tmp_path):
+    write_scenes(tmp_path, 裂缝=SCENE, 坑洞=SCENE, 桥=SCENE)
+    for split, name in (("train", "裂缝"), ("val", "坑洞"), ("test", "桥")):
+        write_text(tmp_path / f"{split}.txt", f"images/{name}.jpg\n", "gbk")
+    write_text(tmp_path / "data.yaml", "train: train.txt\nval: val.txt\ntest: test.txt\nnames: [crate, ball]\n")
+    with pytest.raises(UserError, match=r"list of images .*/train\.txt can't be used: byte .*--encoding"):
+        read(tmp_path)
+    assert splits_of(read(tmp_path, encoding="gbk")) == {"裂缝": "train", "坑洞": "val"}
+    (tmp_path / "val.txt").unlink()
+    (tmp_path / "val.txt").mkdir()
+    with pytest.raises(UserError, match=r"list of images .*/val\.txt can't be used: there is no file"):
+        read(tmp_path, encoding="gbk")
