@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import yaml
 
-from deconvnet.datasets.importing.dataset import BACKGROUND_NAMES, AnnotatedDataset, ImportRules
+from deconvnet.datasets.importing.dataset import BACKGROUND_NAMES, AnnotatedDataset, ImportRules, parse_class_names
 from deconvnet.datasets.importing.images import ImageIndex, read_text
 from infra import storage
 from infra.errors import BadInput, UserError
@@ -94,7 +94,7 @@ def _read_names(file: str, rules: ImportRules) -> Layout:
     try:
         text = read_text(file, rules.encoding)
         if not file.lower().endswith(_YAML):
-            return Layout(dict(enumerate(line.strip() for line in text.splitlines() if line.strip())), root, file)
+            return Layout(dict(enumerate(parse_class_names(text))), root, file)
         document = yaml.load(text, Loader=yaml.BaseLoader)  # all values are text: the class `no` is not False
         names = document.get("names") if isinstance(document, dict) else None
         if not names or not isinstance(names, list | dict):

@@ -178,6 +178,16 @@ def test_lists_of_images_give_the_splits(tmp_path):
     assert splits_of(dataset) == {"a": "train", "b": "train", "c": "val"}
 
 
+@pytest.mark.parametrize("name", ["classes.txt", "obj.names"])
+def test_a_blank_line_among_the_names_is_refused_because_ids_after_it_are_not_clear(tmp_path, name):
+    write_scenes(tmp_path, a=SCENE)
+    write_text(tmp_path / name, "crate\n \nball\n")
+    with pytest.raises(UserError, match=rf"{name} can't be used: line 2 is empty"):
+        read(tmp_path)
+    write_text(tmp_path / name, "crate\nball\n\n  \n")
+    check_scene(read(tmp_path))
+
+
 @pytest.mark.parametrize("gone", ["images/gone.jpg", "./gone.jpg", "/home/me/images/gone.jpg"])
 def test_listed_images_that_do_not_exist_are_rejected(tmp_path, gone):
     write_scenes(tmp_path, a=SCENE, b=SCENE)
