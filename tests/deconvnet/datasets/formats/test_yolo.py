@@ -218,6 +218,11 @@ def test_boxes_become_void_or_objects(tmp_path):
     np.testing.assert_array_equal(image.class_mask, scene_mask(square=255))
     assert [(loss.label, loss.remedy) for loss in image.losses] == [("crate", "--boxes object")] and image.annotations == 2
     check_scene(read(tmp_path, boxes_void=False))
+    image = read(tmp_path, classes=("ball",)).entries[0].load()  # a box of another class is background
+    np.testing.assert_array_equal(image.class_mask, scene_mask(square=0, triangle=1))
+    assert not image.losses
+    image = read(tmp_path, classes=("ball",), others_void=True).entries[0].load()
+    np.testing.assert_array_equal(image.class_mask, scene_mask(square=255, triangle=1))
 
 
 def test_images_without_a_text_file_are_background_and_counted(tmp_path):
