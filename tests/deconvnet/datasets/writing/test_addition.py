@@ -177,6 +177,30 @@ def test_what_was_not_imported_is_appended_to_the_list_once(layout):
     assert rows[1:] == [["image", "z", "z.json", "no, gone"], ["annotation", "x", "x.json", "shape 1 (cat) covers no pixel"]]
 
 
+@pytest.mark.parametrize("name", ["rejects.csv", "ImageSets/Segmentation/trainval.txt"])
+def test_lists_that_can_not_be_read_are_refused_before_anything_is_changed(layout, name):
+    """A spreadsheet program has saved them."""
+    (layout.root / name).write_bytes("what,id,file,reason\nimage,größe,größe.json,gone\n".encode("cp1252"))
+    before = tree(layout.root)
+    with pytest.raises(UserError, match=name):
+        add(layout.root, {"x": TWO_CATS, "a": corrected(layout, "a", mask_of((2, 3, 1)))}, ImportSummary({}))
+    assert tree(layout.root) == before
+
+
+def test_rejects_with_a_byte_order_mark_are_kept_and_an_empty_trainval_is_filled(layout):
+    (layout.root / "rejects.csv").write_text("what,id,file,reason\nimage,größe,größe.json,gone\n", "utf-8-sig")
+    layout.split("trainval", [])
+    add(layout.root, {"x": TWO_CATS}, ImportSummary({}, [Reject("z", "z.json", "import", "gone")]), x="val")
+    with (layout.root / "rejects.csv").open(encoding="utf-8") as file:
+        assert list(csv.reader(file)) == [
+            ["what", "id", "file", "reason"],
+            ["image", "größe", "größe.json", "gone"],
+            ["image", "z", "z.json", "gone"],
+        ]
+    lists = {split: voc.read_split(str(layout.root), split) for split in ("train", "val", "trainval")}
+    assert lists == {"train": ["a", "b", "c", "d"], "val": ["v", "w", "x"], "trainval": ["x"]}
+
+
 def test_only_one_addition_at_a_time(layout):
     with temporary_folder(layout.root), pytest.raises(Locked, match=r"import_data\.py"):
         add(layout.root, {"x": TWO_CATS})
