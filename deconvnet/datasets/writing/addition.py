@@ -22,7 +22,7 @@ from deconvnet.datasets.writing.voc_writer import REJECTS_FILE, REJECTS_HEADING,
 from infra import storage
 from infra.errors import BadInput, UserError
 from infra.storage.lock import Lock
-from proposals.image_codec import decode_mask, encode_mask
+from proposals.image_codec import decode_image, decode_mask, encode_mask
 
 ADDED, REPLACED, UNCHANGED, REFUSED = "added", "replaced", "unchanged", "refused"
 _BOTH = "trainval"
@@ -81,7 +81,7 @@ class Addition:
             OSError: if a file can't be read or written.
         """
         known = self._images.get(image_id)
-        if known and known.read_bytes() != image.image:
+        if known and not _is_same_image(known, image):
             self.outcomes[image_id] = REFUSED
             return
         class_mask, object_mask = (
@@ -248,6 +248,20 @@ def temporary_folder(root: Path) -> Iterator[tuple[Path, Lock]]:
     """
     with locked_folder(root / _TEMPORARY, root / _LOCK) as lock:
         yield root / _TEMPORARY, lock
+
+
+def _is_same_image(path: Path, image: AnnotatedImage) -> bool:
+    """Return whether a file holds an image: the same bytes, or the same pixels if both are PNG.
+
+    Another version of Pillow or zlib writes other bytes for the same pixels when an image of another format becomes PNG.
+    """
+    data = path.read_bytes()
+    if data == image.image or not path.suffix.lower() == image.suffix == ".png":
+        return data == image.image
+    try:
+        return np.array_equal(decode_image(data), decode_image(image.image))
+    except BadInput:
+        return False
 
 
 def _is_same(path: Path, mask: np.ndarray) -> bool:
