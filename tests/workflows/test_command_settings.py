@@ -110,7 +110,7 @@ def import_calls(options: list[str], patch: pytest.MonkeyPatch, record: Record) 
     patch.setattr(data_import, "write_voc_layout", record("write", ImportSummary({})))
     patch.setattr(data_import, "new_folder", folder)
     patch.setattr(data_import, "check_dataset", record("check", (SimpleNamespace(text=""), b"")))
-    patch.setattr(data_import, "read_classes", lambda root: ("background", "cat"))
+    patch.setattr(data_import, "read_classes", record("classes", ("background", "cat")))
     addition = SimpleNamespace(
         splits={},
         refused=[],

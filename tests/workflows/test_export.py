@@ -43,14 +43,14 @@ from workflows.operations import network_export
 NAMES = [f"{folder}{name}.jpg" for folder in ("", "site/") for name in "abc"]
 
 
-@pytest.fixture
-def predictions(tmp_path: Path) -> Path:
+def write_predictions(
+    tmp_path: Path, masks: list[np.ndarray], classes: tuple[str, ...] = CLASSES, background: bool = True
+) -> Path:
     """What predict.py has written for six images: masks, the table, predict.json and classes.json."""
     folder, photos = tmp_path / "predictions", tmp_path / "photos"
     rows = []
-    for number, name in enumerate(NAMES):
-        mask = scene_mask(number)
-        made = write_prediction(folder, name, mask, 0.5 + number / 100)
+    for number, (name, mask) in enumerate(zip(NAMES, masks, strict=True)):
+        made = write_prediction(folder, name, mask, 0.5 + number / 100, classes)
         row: dict = {field.name: "" if field.type == pa.string() else [] if field.type.num_fields else 0 for field in PREDICTIONS}
         info = Path(made.image).stat()
         row |= {"image_id": name, "path": str(photos / name), "width": mask.shape[1], "height": mask.shape[0], "overlay": None}
@@ -69,8 +69,14 @@ def predictions(tmp_path: Path) -> Path:
     tables.commit(table, "f" * 64, [part], {"input": str(photos), "model": "models:/edeconvnet/3"})
     state = {"input": str(photos), "model": "edeconvnet", "model_version": "3", "model_id": "i", "generation": "g1"}
     storage.write_json(str(folder / "predict.json"), state)
-    storage.write_json(str(folder / "classes.json"), {"classes": CLASSES, "background": True})
+    storage.write_json(str(folder / "classes.json"), {"classes": classes, "background": background})
     return folder
+
+
+@pytest.fixture
+def predictions(tmp_path: Path) -> Path:
+    """What predict.py has written for six images of scenes."""
+    return write_predictions(tmp_path, [scene_mask(number) for number in range(len(NAMES))])
 
 
 Run = Callable[..., Done]
@@ -100,6 +106,22 @@ def test_the_printed_command_imports_the_export_with_the_ids_of_the_model(run, t
     for number, image in enumerate(NAMES):
         file = tmp_path / f"out-corrected/SegmentationClass/{image[:-4].replace('/', '_')}.png"
         assert (decode_mask(file.read_bytes()) == scene_mask(number)).mean() >= (0.99 if name == "cvat" else 1)
+
+
+@pytest.mark.parametrize(("first", "background"), [("background", True), ("road: wet", False)])
+def test_ids_of_voc_are_kept_also_if_labelmap_can_not_hold_the_names_and_a_class_does_not_occur(tmp_path, first, background):
+    classes = (first, "type: 1", "crate", "ball #2, red")
+    masks = [np.where(mask == 2, 0, mask) for mask in map(scene_mask, range(len(NAMES)))]
+    predictions = write_predictions(tmp_path, masks, classes, background)
+    done = call(export.main, "--format", "voc", "--predictions", str(predictions), "--to", str(tmp_path / "out"))
+    assert done.returncode == 0 and not (tmp_path / "out/labelmap.txt").exists(), done.stderr
+    imported = call(import_data.main, *shlex.split(done.stdout.strip().splitlines()[-1])[2:])
+    assert imported.returncode == 0, imported.stderr
+    names = (tmp_path / "out-corrected/classes.txt").read_text().splitlines()
+    assert names == [*classes] if background else names == ["background", *classes]
+    for name, mask in zip(NAMES, masks, strict=True):
+        file = tmp_path / f"out-corrected/SegmentationClass/{name[:-4].replace('/', '_')}.png"
+        assert np.array_equal(decode_mask(file.read_bytes()), mask + (not background))
 
 
 def test_settings_reach_the_export(run, tmp_path):

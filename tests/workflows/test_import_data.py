@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -336,6 +337,31 @@ def test_a_data_set_without_the_names_of_its_classes_needs_them(data, mine):
     import_data.main(options)
     with pytest.raises(UserError, match=r"has no classes\.txt: name its classes by --classes"):
         import_data.main([*options[: options.index("--classes")], "--dry-run"])
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "words"),
+    [
+        ("background\r\nFußgänger \r\nring\r\n\r\n \r\n".encode("utf-16"), [], ""),
+        ("background\nFußgänger\nring\n".encode("cp1252"), ["--encoding", "cp1252"], ""),
+        ("background\nFußgänger\nring".encode("cp1252"), [], r"classes\.txt can't be used: byte 13 .*--encoding"),
+        (b"background\n\nFussgaenger\nring\n", [], r"classes\.txt can't be used: line 2 is empty: delete it, or"),
+        (b" \n", [], r"classes\.txt can't be used: it has no class name"),
+    ],
+    ids=["utf-16", "named", "not-named", "blank-line", "empty"],
+)
+def test_class_names_written_by_hand_keep_their_ids_or_are_refused(data, tmp_path, capsys, content, more, words):
+    mine = Path(shutil.copytree(data, tmp_path / "mine"))
+    (mine / "classes.txt").write_bytes(content)
+    if words:
+        for command in (["--check", str(mine), *more], [*added(data, mine)[:-2], "--dry-run", *more]):
+            with pytest.raises(UserError, match=words):
+                import_data.main(command)
+        return
+    assert data_import.read_classes(str(mine), *more[1:]) == ("background", "Fußgänger", "ring")
+    import_data.main(["--check", str(mine), *more])
+    said = capsys.readouterr().out
+    assert "| Fußgänger" in said and "no effect" not in said
 
 
 def test_check_writes_to_the_data_or_to_another_folder(data, tmp_path, capsys):

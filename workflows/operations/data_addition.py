@@ -88,10 +88,10 @@ def _known_classes(settings: ImportSettings, folder: Path) -> tuple[str, ...]:
         folder: the folder, in VOC's layout.
 
     Raises:
-        UserError: if the folder has no classes.txt, and the settings name no classes.
+        UserError: if classes.txt can't be read, or the folder has none and the settings name no classes.
     """
     if (folder / CLASSES_FILE).exists():
-        return read_classes(str(folder))
+        return read_classes(str(folder), settings.encoding)
     if not settings.classes:
         raise UserError(f"{folder} has no {CLASSES_FILE}: name its classes by --classes, in the order of their ids")
     first = settings.classes[0].lower() in BACKGROUND_NAMES

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from deconvnet.datasets import formats, voc
-from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules, parse_class_names
+from deconvnet.datasets.importing.images import read_text
 from deconvnet.datasets.importing.train_val_split import read_split_list, split_images
 from deconvnet.datasets.palette import VOC_CLASSES
 from deconvnet.datasets.validation.check import REPORT_FILE, SHEET_FILE, check_dataset
@@ -21,7 +22,7 @@ from deconvnet.datasets.writing.voc_writer import (
     write_voc_layout,
 )
 from infra import storage
-from infra.errors import UserError
+from infra.errors import BadInput, UserError
 from infra.runtime.local_executor import available_cpus
 from proposals.edgebox import EdgeBoxOptions
 from workflows import cli
@@ -44,7 +45,7 @@ FORMATS_OF_OPTION = {
 }
 """For each option that has an effect on some imports only, the names of their formats ("check" for the check of a folder, "add_to" for
 every import that adds to one)."""
-OPTIONS_OF_CHECK = ("check", "report", "train_split", "val_split", "classes", "max_pixels", "threads")
+OPTIONS_OF_CHECK = ("check", "report", "train_split", "val_split", "classes", "encoding", "max_pixels", "threads")
 """Options that have an effect on the check of a folder."""
 
 
@@ -160,7 +161,7 @@ def check_folder(settings: ImportSettings, root: str) -> None:
     """
     voc.VocDataset(root)  # raises before anything is written
     log_options_without_effect(settings)
-    classes = settings.classes or read_classes(root)
+    classes = settings.classes or read_classes(root, settings.encoding)
     report = settings.report or root
     write_check(settings, root, classes, (settings.train_split, settings.val_split), report, Path(root).name)
     logger.info(f"check          {storage.join(report, REPORT_FILE)}")
@@ -235,22 +236,28 @@ def read_dataset(settings: ImportSettings, known: tuple[str, ...] = ()) -> Annot
     return formats.get_format(settings.from_ or "").read(sources, rules)
 
 
-def read_classes(root: str) -> tuple[str, ...]:
+def read_classes(root: str, encoding: str | None = None) -> tuple[str, ...]:
     """Read the class names from the file classes.txt of a folder in VOC's layout, which has one name a line.
 
     Args:
         root: path or URI of the folder.
+        encoding: name of the encoding if the file is not in UTF-8, as for `read_text`.
 
     Returns:
         The names in the order of their ids. If there is no such file, the names of PASCAL VOC's classes are returned, and a
         message is logged.
+
+    Raises:
+        UserError: if the file is in another encoding, or has an empty line before its last name.
     """
-    try:
-        names = storage.read_bytes(storage.join(root, CLASSES_FILE)).decode("utf-8-sig").splitlines()
-    except FileNotFoundError:
+    file = storage.join(root, CLASSES_FILE)
+    if not storage.exists(file):
         logger.info(f"{root} has no {CLASSES_FILE}: VOC's classes are assumed (or give --classes)")
         return VOC_CLASSES
-    return tuple(name.strip() for name in names if name.strip())
+    try:
+        return tuple(parse_class_names(read_text(file, encoding)))
+    except BadInput as error:
+        raise UserError(f"the class names {file} can't be used: {error}") from None
 
 
 def write_check(

@@ -8,6 +8,7 @@ from typing import Any
 
 from deconvnet.datasets.exporting import ExportRules, get_format
 from deconvnet.datasets.exporting.export_writer import SPECK, ExportSummary, Prediction, write_export
+from deconvnet.datasets.exporting.voc import has_label_map
 from deconvnet.datasets.image_folder import list_image_files
 from deconvnet.datasets.importing.dataset import BACKGROUND_NAMES
 from deconvnet.datasets.importing.images import NameIndex
@@ -225,6 +226,9 @@ def _import_command(name: str, folder: Path, rules: ExportRules) -> str:
     command += ["--annotations", str(folder / export_format.annotations), "--to", f"{folder}-corrected"]
     if export_format.has_polygons:
         command += ["--classes", cli.names_text(tuple(rules.labels.values()))]
-    elif not rules.background and rules.classes[0].lower() not in BACKGROUND_NAMES:
+        return shlex.join(command)
+    if not has_label_map(rules.classes):  # then the masks have ids alone, and perhaps not all of them
+        command += ["--classes", cli.names_text(rules.classes)]
+    if not rules.background and rules.classes[0].lower() not in BACKGROUND_NAMES:
         command += ["--background", "none"]
     return shlex.join(command)

@@ -74,7 +74,8 @@ class ImportSettings(CommandSettings):
         description="masks: what transparent pixels become; opaque: the value that a pixel has below its transparency",
     )
     encoding: str | None = Field(
-        None, description="encoding of annotation files that are not in UTF-8, such as gbk; empty: they are refused"
+        None,
+        description="encoding of annotation files (or classes.txt) that are not in UTF-8, such as gbk; empty: they are refused",
     )
     max_rejects: float = Field(0.05, ge=0, le=1, description="share of images that may be unusable before the import fails")
     max_void: float = Field(

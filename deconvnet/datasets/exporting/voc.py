@@ -56,10 +56,19 @@ def to_voc(image: PredictedImage, objects: Sequence[PredictedObject], rules: Exp
     )
 
 
+LABEL_MAP = "labelmap.txt"
+"""CVAT's table of labels, which gives each class a colour."""
+
+
+def has_label_map(classes: Sequence[str]) -> bool:
+    """Return whether an export with these class names has a table of labels: none has a character with a meaning of its own there."""
+    return not any(set(name) & set(":#") for name in classes)
+
+
 def voc_files(entries: Sequence[Any], rules: ExportRules) -> Mapping[str, bytes]:
     """Return the list of images, the class names, CVAT's table of labels (labelmap.txt), and the table of scores, by their names.
 
-    The table of labels is left out if the name of a class has a character with a meaning of its own there.
+    The table of labels is left out if it can't hold the name of a class (see `has_label_map`).
 
     Args:
         entries: the entries of `to_voc`, in order.
@@ -72,8 +81,8 @@ def voc_files(entries: Sequence[Any], rules: ExportRules) -> Mapping[str, bytes]
         CLASSES_FILE: "".join(f"{name}\n" for name in rules.classes).encode(),
         SCORES: score_table(entries),
     }
-    if not any(set(name) & set(":#") for name in rules.classes):
-        files["labelmap.txt"] = "\n".join(["# label:color_rgb:parts:actions", *labels, ""]).encode()
+    if has_label_map(rules.classes):
+        files[LABEL_MAP] = "\n".join(["# label:color_rgb:parts:actions", *labels, ""]).encode()
     return files
 
 

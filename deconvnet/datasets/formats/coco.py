@@ -249,7 +249,8 @@ class _Converter:
         if segmentation := annotation.get("segmentation"):
             outline = _parse_segmentation(segmentation)
             if self.crowd_void and _is_crowd(annotation):
-                return shapes.Annotation(name, label, class_id, outline, "is a crowd, which becomes void", "--crowd object")
+                loss, remedy = "is a crowd, which becomes void", "--crowd object"
+                return shapes.Annotation(name, label, class_id, outline, loss, remedy, crowd=True)
             return shapes.Annotation(name, label, class_id, outline)
         if not (box := annotation.get("bbox")):
             return shapes.Annotation(name, label, class_id, None, "has neither outline nor box")

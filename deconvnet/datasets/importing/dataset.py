@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from deconvnet.datasets.voc import invalid_id_reason
-from infra.errors import UserError
+from infra.errors import BadInput, UserError
 from infra.storage.tables import Reject
 from proposals.masks import VOID_ID
 
@@ -303,6 +303,26 @@ def describe_variants(names: Iterable[str], joined: bool) -> list[str]:
         what = "were made one class" if joined else f"{differ}, and are separate classes: --fold_case makes them one"
         notes.append(f"{', '.join(group)} {what}")
     return notes
+
+
+def parse_class_names(text: str) -> list[str]:
+    """Read class names from a text with one name a line, in the order of their ids, without the blanks around them.
+
+    Args:
+        text: the text. Empty lines at its end are ignored.
+
+    Returns:
+        The names, at least one.
+
+    Raises:
+        BadInput: if another line is empty, so that it is not clear which ids the classes after it have, or there is no name.
+    """
+    names = [line.strip() for line in text.rstrip().splitlines()]
+    if not names:
+        raise BadInput("it has no class name")
+    if "" in names:
+        raise BadInput(f"line {names.index('') + 1} is empty: delete it, or put the name of the class of this id there")
+    return names
 
 
 def check_class_names(names: Sequence[str]) -> None:

@@ -137,7 +137,7 @@ class ImagePainter:
         evidence = self._weigh(image, annotated)
         frame, remark = self._frames.choose(evidence)
         width, height = evidence.sizes[frame]
-        regions, losses = _draw(annotated.annotations, height, width)
+        regions, losses, crowds = _draw(annotated.annotations, height, width)
         painted = paint_masks(regions, height, width, self._rules.small_over_large)
         class_mask, object_mask = painted.class_mask, painted.object_mask
         if frame == "stored":
@@ -150,11 +150,11 @@ class ImagePainter:
             painted.hidden_objects,
             sum(each.class_id is not None for each in annotated.annotations),
             tuple(losses),
-            remark,
+            " and ".join(filter(None, (crowds, remark))),
         )
 
 
-def _draw(annotations: Sequence[Annotation], height: int, width: int) -> tuple[list[Region], list[Loss]]:
+def _draw(annotations: Sequence[Annotation], height: int, width: int) -> tuple[list[Region], list[Loss], str]:
     """Draw the annotations of an image.
 
     Args:
@@ -165,21 +165,25 @@ def _draw(annotations: Sequence[Annotation], height: int, width: int) -> tuple[l
     Returns:
         regions: a region for each object and each void area. Annotations of one group make one region.
         losses: the annotations that become void or are left out although their class is imported.
+        crowds: phrase that names the classes of crowds that become void although their class is not imported; "" if there are
+            none.
 
     Raises:
         BadInput: if an annotation can't be drawn.
     """
     groups: dict[Hashable, list[Region]] = defaultdict(list)
-    losses = []
+    losses, crowds = [], set[str]()
     for number, each in enumerate(annotations):
         loss = each.loss
-        if each.outline and (each.class_id is not None or each.loss):
+        if each.outline and (each.class_id is not None or each.crowd):
             with faults_named(each.name):
                 region = each.outline.fill(VOID_ID if loss or each.class_id is None else each.class_id, height, width)
             if region.area:
+                crowds.update([each.label] if each.class_id is None else [])
                 groups[number if each.group is None else (each.label, each.group, region.class_id)].append(region)
             else:
                 loss = "covers no pixel"
         if loss and each.class_id is not None:
             losses.append(Loss(each.name, each.label, loss, each.remedy))
-    return [merge_regions(pieces) for pieces in groups.values()], losses
+    others = f"has crowds of classes that are not imported ({', '.join(sorted(crowds))}), which become void" if crowds else ""
+    return [merge_regions(pieces) for pieces in groups.values()], losses, others

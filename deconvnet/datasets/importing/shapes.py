@@ -56,6 +56,7 @@ class Annotation:
             a crowd, which becomes void". Its pixels, if it has any, become void.
         remedy: option of import_data.py that makes it an object, such as "--crowd object"; empty if there is none.
         group: annotations of an image with the same label and the same group form one object. None for an object of its own.
+        crowd: True for a group of objects annotated as one, whose pixels become void even if its class is not imported.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Annotation:
     loss: str = ""
     remedy: str = ""
     group: Hashable = None
+    crowd: bool = False
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from deconvnet.datasets.writing.voc_writer import REJECTS_FILE, REJECTS_HEADING,
 from infra import storage
 from infra.errors import BadInput, UserError
 from infra.storage.lock import Lock
-from proposals.image_codec import decode_mask, encode_mask
+from proposals.image_codec import decode_image, decode_mask, encode_mask
 
 ADDED, REPLACED, UNCHANGED, REFUSED = "added", "replaced", "unchanged", "refused"
 _BOTH = "trainval"
@@ -39,7 +39,7 @@ class Addition:
     """
 
     def __init__(self, root: Path, train: str = "train", val: str = "val") -> None:
-        """Read the lists of a data set, and list its images.
+        """Read the lists of a data set and its rejects.csv, and list its images.
 
         Args:
             root: folder in VOC's layout.
@@ -47,9 +47,15 @@ class Addition:
             val: name of the list of the validation images.
 
         Raises:
-            UserError: if one of the two lists can't be read.
+            UserError: if a list or rejects.csv can't be read.
         """
         self._root = root
+        # All that `apply` needs to know is read before it changes anything.
+        both = Path(voc.split_path(str(root), _BOTH))
+        self._in_both: list[str] | None = None
+        if both.exists():
+            self._in_both = voc.read_split(str(root), _BOTH) if both.read_bytes().strip() else []
+        self._rejects = _read_rejects(root / REJECTS_FILE)
         self._names = {"train": train, "val": val}
         self._images = {
             image_id: root / voc.IMAGES_DIR / f"{image_id}{line.rsplit(' ', 2)[0]}"
@@ -75,7 +81,7 @@ class Addition:
             OSError: if a file can't be read or written.
         """
         known = self._images.get(image_id)
-        if known and known.read_bytes() != image.image:
+        if known and not _is_same_image(known, image):
             self.outcomes[image_id] = REFUSED
             return
         class_mask, object_mask = (
@@ -167,13 +173,13 @@ class Addition:
         }
         for split, ids in new.items():
             self._append_ids(self._names[split], ids)
-        if Path(voc.split_path(str(self._root), _BOTH)).exists():
+        if self._in_both is not None:
             listed = {
                 *new["train"],
                 *new["val"],
                 *(each for each in self.outcomes if self.splits.get(each) in self._names.values()),
             }
-            self._append_ids(_BOTH, listed - set(voc.read_split(str(self._root), _BOTH)))
+            self._append_ids(_BOTH, listed - {*self._in_both})
 
     def _append_ids(self, name: str, ids: Collection[str]) -> None:
         """Append image ids to a list of the data set, in one step."""
@@ -184,13 +190,31 @@ class Addition:
 
     def _append_rejects(self, summary: ImportSummary) -> None:
         """Append what was not imported to rejects.csv, without repeating its rows."""
-        path = self._root / REJECTS_FILE
-        rows = [tuple(row) for row in csv.reader(io.StringIO(path.read_text("utf-8")))] if path.exists() else [REJECTS_HEADING]
-        known = set(rows)
+        known = set(self._rejects)
         if more := [row for row in summary.reject_rows() if row not in known]:
             text = io.StringIO(newline="")
-            csv.writer(text).writerows([*rows, *more])
-            storage.write_bytes(str(path), text.getvalue().encode())
+            csv.writer(text).writerows([*(self._rejects or [REJECTS_HEADING]), *more])
+            storage.write_bytes(str(self._root / REJECTS_FILE), text.getvalue().encode())
+
+
+def _read_rejects(path: Path) -> list[tuple[str, ...]]:
+    """Read the rows of rejects.csv, the heading included.
+
+    Args:
+        path: path of the file.
+
+    Returns:
+        The rows; none if there is no such file.
+
+    Raises:
+        UserError: if the file is no table in UTF-8, for example because a spreadsheet program has saved it.
+    """
+    try:
+        return [tuple(row) for row in csv.reader(io.StringIO(path.read_text("utf-8-sig"), newline=""))]
+    except FileNotFoundError:
+        return []
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} can't be read ({error}): save it as CSV in UTF-8, or delete it. Nothing was written") from None
 
 
 def check_same_classes(found: Collection[str], known: Collection[str], root: Path) -> None:
@@ -224,6 +248,20 @@ def temporary_folder(root: Path) -> Iterator[tuple[Path, Lock]]:
     """
     with locked_folder(root / _TEMPORARY, root / _LOCK) as lock:
         yield root / _TEMPORARY, lock
+
+
+def _is_same_image(path: Path, image: AnnotatedImage) -> bool:
+    """Return whether a file holds an image: the same bytes, or the same pixels if both are PNG.
+
+    Another version of Pillow or zlib writes other bytes for the same pixels when an image of another format becomes PNG.
+    """
+    data = path.read_bytes()
+    if data == image.image or not path.suffix.lower() == image.suffix == ".png":
+        return data == image.image
+    try:
+        return np.array_equal(decode_image(data), decode_image(image.image))
+    except BadInput:
+        return False
 
 
 def _is_same(path: Path, mask: np.ndarray) -> bool:

@@ -86,6 +86,18 @@ def test_classes_that_are_not_imported_are_background_or_void(tmp_path):
         read(tmp_path, annotations, classes=("cow",))
 
 
+@pytest.mark.parametrize("others_void", [False, True])
+def test_boxes_of_classes_that_are_not_imported_become_what_others_say(tmp_path, others_void):
+    annotations = [
+        {"segmentation": [SQUARE]},
+        {"bbox": [25, 5, 25, 20], "category_id": -3},
+        {"bbox": [0, 30, 5, 5]},
+    ]
+    image = read(tmp_path, annotations, classes=("cat",), others_void=others_void).entries[0].load()
+    assert image.class_mask[8, 45] == (255 if others_void else 0) and image.class_mask[20, 28] == 1
+    assert image.class_mask[32, 2] == 255 and image.losses[-1].label == "cat"
+
+
 def test_images_that_are_missing_or_repeated_are_rejected(tmp_path):
     write_image(tmp_path / "images/sub/a.jpg")
     (tmp_path / "images/a.png").write_bytes(b"")
@@ -247,10 +259,13 @@ def test_crowds_are_void_unless_all_annotations_are_masks_that_are_crowds(tmp_pa
     assert not image.losses and (image.class_mask == 2).sum() == 400 + HEIGHT
 
 
-def test_crowds_of_classes_that_are_not_imported_are_not_counted(tmp_path):
+def test_crowds_of_classes_that_are_not_imported_are_void_and_named_but_not_counted_as_losses(tmp_path):
     annotations = [{"segmentation": [SQUARE]}, {"segmentation": MASK, "iscrowd": 1, "category_id": -3}]
     image = read(tmp_path, annotations, classes=("cat",)).entries[0].load()
     assert image.annotations == 1 and not image.losses and image.class_mask[0, 0] == 255
+    assert image.remark == "has crowds of classes that are not imported (dog), which become void"
+    assert read(tmp_path, annotations).entries[0].load().remark == ""
+    assert read(tmp_path, annotations, classes=("cat",), crowd_void=False).entries[0].load().class_mask[0, 0] == 0
 
 
 NAME = "größe 1.jpg"

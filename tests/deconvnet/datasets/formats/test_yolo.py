@@ -61,6 +61,74 @@ def test_ultralytics_splits_are_those_of_data_yaml(tmp_path):
         assert dataset.entries[1].load().class_mask.max() == 0
 
 
+@pytest.mark.parametrize("elsewhere", ["/content/set/images", "../set/images", "D:\\set\\images"])
+@pytest.mark.parametrize("images", ["images", "."])
+def test_splits_with_the_paths_of_another_machine_are_found_below_the_images(tmp_path, elsewhere, images):
+    write_scenes(tmp_path, train__a=SCENE, train__b=SCENE, val__c=SCENE, test__d=SCENE)
+    text = "".join(f"{split}: '{elsewhere}/{split}'\n" for split in ("train", "val", "test"))
+    write_text(tmp_path / "data.yaml", text + "names: [crate, ball]\n")
+    dataset = read(tmp_path / "data.yaml", tmp_path / images)
+    assert splits_of(dataset) == {"train_a": "train", "train_b": "train", "val_c": "val"}
+    assert sum(f"is taken for {split}" in note for note in dataset.notes for split in ("train", "val", "test")) == 3
+
+
+def test_lists_with_the_paths_of_another_machine_are_found_beside_data_yaml(tmp_path):
+    write_scenes(tmp_path, a=SCENE, b=SCENE, c=SCENE)
+    for split, name in (("train", "a"), ("val", "b"), ("test", "c")):
+        write_text(tmp_path / f"{split}.txt", f"/content/images/{name}.jpg\n")
+    text = "".join(f"{split}: /content/{split}.txt\n" for split in ("train", "val", "test"))
+    write_text(tmp_path / "data.yaml", text + "names: [crate, ball]\n")
+    assert splits_of(read(tmp_path / "data.yaml", tmp_path / "images")) == {"a": "train", "b": "val"}
+
+
+def test_splits_below_a_symbolic_link_are_those_of_its_target(tmp_path):
+    write_scenes(tmp_path / "disk", train__a=SCENE, val__b=SCENE, test__c=SCENE)
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    for yaml in (
+        f"path: {tmp_path}/link\ntrain: images/train\nval: images/val\ntest: images/test\n",
+        "".join(f"{split}: {tmp_path}/link/images/{split}\n" for split in ("train", "val", "test")),
+    ):
+        write_text(tmp_path / "disk/data.yaml", yaml + "names: [crate, ball]\n")
+        dataset = read(tmp_path / "disk/labels", tmp_path / "disk/images")
+        assert splits_of(dataset) == {"train_a": "train", "val_b": "val"}
+
+
+def test_images_of_test_are_left_out_also_if_no_other_split_is_named(tmp_path):
+    write_scenes(tmp_path, train__a=SCENE, test__b=SCENE)
+    write_text(tmp_path / "data.yaml", "test: images/test\nnames: [crate, ball]\n")
+    assert splits_of(read(tmp_path)) == {"train_a": None}
+
+
+@pytest.mark.parametrize(
+    ("yaml", "words"),
+    [
+        (
+            "train: /content/train\nval: /content/val\n",
+            r"data\.yaml names train: /content/train, val: /content/val, and no image",
+        ),
+        ("train: images/a\nval: /content/val\n", r"names val: /content/val, and no image below .* to import all images"),
+        ("test: /content/test\n", "names test: /content/test, and no image"),
+        ("train: empty\nval: empty/2\n", "names train: empty, val: empty/2, and no image"),
+    ],
+)
+def test_splits_that_can_not_be_found_are_refused_also_if_the_images_are_given(tmp_path, yaml, words):
+    write_scenes(tmp_path, a__1=SCENE, b__2=SCENE)
+    (tmp_path / "empty/2").mkdir(parents=True)
+    write_text(tmp_path / "data.yaml", yaml + "names: [crate, ball]\n")
+    with pytest.raises(UserError, match=words):
+        read(tmp_path / "data.yaml", tmp_path / "images")
+
+
+def test_a_split_without_images_and_a_test_that_is_gone_are_named(tmp_path):
+    write_scenes(tmp_path, train__a=SCENE, val__b=SCENE)
+    write_text(tmp_path / "data.yaml", "train: images/train\nval: images/val\ntest: ../gone\nnames: [crate, ball]\n")
+    dataset = read(tmp_path / "data.yaml", tmp_path / "images/train")
+    assert splits_of(dataset) == {"a": None}
+    file, images = tmp_path / "data.yaml", tmp_path / "images/train"
+    assert f"{file}: no image below {images} is in val: images/val" in dataset.notes
+    assert f"{file}: there is no ../gone, which it names for test" in dataset.notes
+
+
 def test_roboflow_names_the_folders_one_level_too_high(tmp_path):
     for split in ("train", "valid"):
         write_image(tmp_path / f"{split}/images/IMG_1_jpg.rf.{split}.jpg")
@@ -70,6 +138,14 @@ def test_roboflow_names_the_folders_one_level_too_high(tmp_path):
     dataset = read(tmp_path / "data.yaml")
     check_scene(dataset)
     assert sorted(splits_of(dataset).values()) == ["train", "val"]
+
+
+def test_the_images_of_train_are_not_taken_for_a_test_that_is_gone(tmp_path):
+    write_image(tmp_path / "train/images/a.jpg")
+    write_text(tmp_path / "train/labels/a.txt", SCENE)
+    write_text(tmp_path / "data.yaml", "train: ../train/images\ntest: ../test/images\nnames: [crate, ball]\n")
+    dataset = read(tmp_path / "data.yaml", tmp_path / "train")
+    assert splits_of(dataset) == {"a": None} and any("there is no ../test/images" in note for note in dataset.notes)
 
 
 def test_folders_of_images_and_labels_with_names_above_them(tmp_path):
@@ -102,6 +178,16 @@ def test_lists_of_images_give_the_splits(tmp_path):
     assert splits_of(dataset) == {"a": "train", "b": "train", "c": "val"}
 
 
+@pytest.mark.parametrize("name", ["classes.txt", "obj.names"])
+def test_a_blank_line_among_the_names_is_refused_because_ids_after_it_are_not_clear(tmp_path, name):
+    write_scenes(tmp_path, a=SCENE)
+    write_text(tmp_path / name, "crate\n \nball\n")
+    with pytest.raises(UserError, match=rf"{name} can't be used: line 2 is empty"):
+        read(tmp_path)
+    write_text(tmp_path / name, "crate\nball\n\n  \n")
+    check_scene(read(tmp_path))
+
+
 @pytest.mark.parametrize("gone", ["images/gone.jpg", "./gone.jpg", "/home/me/images/gone.jpg"])
 def test_listed_images_that_do_not_exist_are_rejected(tmp_path, gone):
     write_scenes(tmp_path, a=SCENE, b=SCENE)
@@ -132,6 +218,11 @@ def test_boxes_become_void_or_objects(tmp_path):
     np.testing.assert_array_equal(image.class_mask, scene_mask(square=255))
     assert [(loss.label, loss.remedy) for loss in image.losses] == [("crate", "--boxes object")] and image.annotations == 2
     check_scene(read(tmp_path, boxes_void=False))
+    image = read(tmp_path, classes=("ball",)).entries[0].load()  # a box of another class is background
+    np.testing.assert_array_equal(image.class_mask, scene_mask(square=0, triangle=1))
+    assert not image.losses
+    image = read(tmp_path, classes=("ball",), others_void=True).entries[0].load()
+    np.testing.assert_array_equal(image.class_mask, scene_mask(square=255, triangle=1))
 
 
 def test_images_without_a_text_file_are_background_and_counted(tmp_path):
@@ -198,7 +289,7 @@ def test_a_line_that_repeats_another_is_counted_and_not_drawn(tmp_path):
         ("train: images\n", "it has no list of names"),
         ("names: [crate\n", "can't be used"),
         ("names: [crate, ball]\nkpt_shape: [17, 3]\n", "keypoints"),
-        ("train: gone\nval: away\nnames: [crate, ball]\n", "folders of images that it names don't exist"),
+        ("train: gone\nval: away\nnames: [crate, ball]\n", "names train: gone, val: away, and no image below"),
         ("train: images\nval: images/a.jpg\nnames: [crate, ball]\ntest: images", "is in train and in test"),
     ],
 )
@@ -222,3 +313,17 @@ def test_names_in_another_encoding_are_read_by_its_name(tmp_path):
     with pytest.raises(UserError, match=r"data\.yaml can't be used: byte .*--encoding"):
         read(tmp_path)
     assert read(tmp_path, encoding="gbk").classes == ("background", "裂缝", "坑洞")
+
+
+def test_lists_of_images_in_another_encoding_are_read_by_its_name(tmp_path):
+    write_scenes(tmp_path, 裂缝=SCENE, 坑洞=SCENE, 桥=SCENE)
+    for split, name in (("train", "裂缝"), ("val", "坑洞"), ("test", "桥")):
+        write_text(tmp_path / f"{split}.txt", f"images/{name}.jpg\n", "gbk")
+    write_text(tmp_path / "data.yaml", "train: train.txt\nval: val.txt\ntest: test.txt\nnames: [crate, ball]\n")
+    with pytest.raises(UserError, match=r"list of images .*/train\.txt can't be used: byte .*--encoding"):
+        read(tmp_path)
+    assert splits_of(read(tmp_path, encoding="gbk")) == {"裂缝": "train", "坑洞": "val"}
+    (tmp_path / "val.txt").unlink()
+    (tmp_path / "val.txt").mkdir()
+    with pytest.raises(UserError, match=r"list of images .*/val\.txt can't be used: there is no file"):
+        read(tmp_path, encoding="gbk")

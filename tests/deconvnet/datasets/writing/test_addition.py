@@ -1,13 +1,16 @@
 """Adding images to a data set: which are new, which get other masks, and what an interrupted addition leaves."""
 
 import csv
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from deconvnet.datasets import voc
 from deconvnet.datasets.importing.dataset import AnnotatedImage, Loss
+from deconvnet.datasets.importing.images import as_layout_file
 from deconvnet.datasets.palette import VOC_PALETTE
 from deconvnet.datasets.writing.addition import Addition, check_same_classes, temporary_folder
 from deconvnet.datasets.writing.voc_writer import ImportSummary
@@ -26,6 +29,13 @@ def mask_of(*boxes: tuple[int, int, int], shape: tuple[int, int] = SHAPE) -> np.
     for top, left, value in boxes:
         mask[top : top + 8, left : left + 12] = value
     return mask
+
+
+def bmp_of(pixels: np.ndarray) -> bytes:
+    """An image as BMP."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "BMP")
+    return file.getvalue()
 
 
 TWO_CATS = AnnotatedImage(b"new", ".jpg", mask_of((2, 3, 1), (20, 30, 1)), mask_of((2, 3, 1), (20, 30, 2)))
@@ -119,6 +129,25 @@ def test_other_images_of_the_same_names_are_all_named_and_nothing_is_written(lay
     assert tree(layout.root) == before
 
 
+def test_images_converted_to_png_are_the_same_however_they_were_compressed(layout):
+    """As after an upgrade of Pillow or zlib. The file of the image stays as it is."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*SHAPE, 3), dtype=np.uint8)
+    layout.image("a", pixels, ".png", compress_level=9)
+    (layout.root / "JPEGImages/a.jpg").unlink()
+    before = (layout.root / "JPEGImages/a.png").read_bytes()
+    image, suffix = as_layout_file(bmp_of(pixels), "a.bmp")
+    assert suffix == ".png" and image != before
+    mask = mask_of((2, 3, 1), (20, 30, 2))
+    assert add(layout.root, {"a": AnnotatedImage(image, suffix, mask)}).outcomes == {"a": "replaced"}
+    assert (layout.root / "JPEGImages/a.png").read_bytes() == before and (
+        read(layout.root, "SegmentationClass", "a") == mask
+    ).all()
+    pixels[7, 9, 1] ^= 1
+    for other in (as_layout_file(bmp_of(pixels), "a.bmp")[0], b"no image"):
+        with pytest.raises(UserError, match="names of different images"):
+            add(layout.root, {"a": AnnotatedImage(other, suffix, mask)})
+
+
 @pytest.mark.parametrize("name", ["copy_file", "write_bytes", "remove"])
 def test_an_interrupted_addition_is_completed_by_the_next(layout, tmp_path, monkeypatch, name):
     """It breaks off at each file that is written or removed, and leaves no image in a list without its files."""
@@ -175,6 +204,30 @@ def test_what_was_not_imported_is_appended_to_the_list_once(layout):
         )
     rows = list(csv.reader((layout.root / "rejects.csv").open()))
     assert rows[1:] == [["image", "z", "z.json", "no, gone"], ["annotation", "x", "x.json", "shape 1 (cat) covers no pixel"]]
+
+
+@pytest.mark.parametrize("name", ["rejects.csv", "ImageSets/Segmentation/trainval.txt"])
+def test_lists_that_can_not_be_read_are_refused_before_anything_is_changed(layout, name):
+    """A spreadsheet program has saved them."""
+    (layout.root / name).write_bytes("what,id,file,reason\nimage,größe,größe.json,gone\n".encode("cp1252"))
+    before = tree(layout.root)
+    with pytest.raises(UserError, match=name):
+        add(layout.root, {"x": TWO_CATS, "a": corrected(layout, "a", mask_of((2, 3, 1)))}, ImportSummary({}))
+    assert tree(layout.root) == before
+
+
+def test_rejects_with_a_byte_order_mark_are_kept_and_an_empty_trainval_is_filled(layout):
+    (layout.root / "rejects.csv").write_text("what,id,file,reason\nimage,größe,größe.json,gone\n", "utf-8-sig")
+    layout.split("trainval", [])
+    add(layout.root, {"x": TWO_CATS}, ImportSummary({}, [Reject("z", "z.json", "import", "gone")]), x="val")
+    with (layout.root / "rejects.csv").open(encoding="utf-8") as file:
+        assert list(csv.reader(file)) == [
+            ["what", "id", "file", "reason"],
+            ["image", "größe", "größe.json", "gone"],
+            ["image", "z", "z.json", "gone"],
+        ]
+    lists = {split: voc.read_split(str(layout.root), split) for split in ("train", "val", "trainval")}
+    assert lists == {"train": ["a", "b", "c", "d"], "val": ["v", "w", "x"], "trainval": ["x"]}
 
 
 def test_only_one_addition_at_a_time(layout):
