@@ -1,5 +1,6 @@
 """Listing the images in a folder of any layout, local or in a bucket, and choosing the names of their predicted masks."""
 
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -79,7 +80,8 @@ def list_folder(folder: str, leave_out: str = "") -> FolderFiles:
 
     A hidden file has a name that begins with ".". macOS creates such files beside images, with the same suffix. If several
     images differ only in the suffix, such as a.jpg and a.png, their masks would have the same name. So only one of these images
-    is kept, and the others are marked as refused.
+    is kept, and the others are marked as refused. An image is also refused if its name is so long that a file with another suffix
+    may not have it.
 
     Args:
         folder: local folder or bucket prefix.
@@ -108,7 +110,7 @@ def list_folder(folder: str, leave_out: str = "") -> FolderFiles:
             stamps[str(name)] = f"{info.size}@{info.mtime_ns}"
         else:
             passed_over.append(str(name))
-    found = FolderFiles(_refuse_same_stems(stamps), sorted(passed_over))
+    found = FolderFiles(_refuse_names(stamps), sorted(passed_over))
     if not stamps:
         problem = "does not exist" if not storage.exists(folder) else f"holds no image ({', '.join(SUFFIXES)})"
         others = f"; {found.passed_over_text}" if passed_over else ""
@@ -116,8 +118,8 @@ def list_folder(folder: str, leave_out: str = "") -> FolderFiles:
     return found
 
 
-def _refuse_same_stems(stamps: dict[str, str]) -> list[ImageFile]:
-    """Mark images as refused if their masks would have the same name as the mask of another image.
+def _refuse_names(stamps: dict[str, str]) -> list[ImageFile]:
+    """Mark images as refused if their masks would have the same name as the mask of another image, or too long a name.
 
     If images differ only in the suffix, such as a.jpg and a.png, the one whose suffix comes first in `SUFFIXES` is kept. The
     others are refused.
@@ -126,14 +128,16 @@ def _refuse_same_stems(stamps: dict[str, str]) -> list[ImageFile]:
         stamps: by the relative path of each image, the text made of the file's size and modification time (`ImageFile.stamp`).
 
     Returns:
-        All images, sorted by name. The field `refused` of a refused image names the one that is kept.
+        All images, sorted by name. The field `refused` of a refused image says what is wrong with its name.
     """
     first: dict[str, str] = {}
     for name in sorted(stamps, key=lambda name: (SUFFIXES.index(PurePosixPath(name).suffix.lower()), name)):
         first.setdefault(ImageFile(name, "").stem, name)
     files = []
     for name, stamp in sorted(stamps.items()):
-        used = first[ImageFile(name, "").stem]
-        refused = "" if used == name else f"its mask would have the same name as that of {used}: rename one of them"
+        stem = ImageFile(name, "").stem
+        refused = "" if first[stem] == name else f"its mask would have the same name as that of {first[stem]}: rename one of them"
+        if any(len(os.fsencode(part)) > storage.MAX_STEM_BYTES for part in stem.split("/")):
+            refused = f"its name without suffix, or that of a folder, is longer than {storage.MAX_STEM_BYTES} bytes: shorten it"
         files.append(ImageFile(name, stamp, refused))
     return files

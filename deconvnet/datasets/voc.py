@@ -9,6 +9,7 @@ If the folder itself can't be used, UserError is raised. If an image can't be us
 Files outside the folder are never opened.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -141,6 +142,8 @@ def invalid_id_reason(image_id: str) -> str | None:
         return "an id must be a plain file name, without a path"
     if not image_id.isprintable():
         return "the id has unprintable characters"
+    if len(os.fsencode(image_id)) > storage.MAX_STEM_BYTES:
+        return f"the id is longer than {storage.MAX_STEM_BYTES} bytes, so names of files would be too long"
     return None
 
 

@@ -4,7 +4,7 @@ The functions on files can be called by the name of the package: `from infra imp
 """
 
 from infra.storage.conditional import exchange, one_process_at_a_time
-from infra.storage.disk import disk_user_error, is_full
+from infra.storage.disk import MAX_STEM_BYTES, disk_user_error, is_full
 from infra.storage.files import (
     check_writable,
     content_digest,

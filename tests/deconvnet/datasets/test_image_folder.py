@@ -37,6 +37,13 @@ def test_of_images_whose_masks_would_have_one_name_all_but_one_are_refused(tmp_p
     assert found["a.bmp"] == found["a.png"] == "its mask would have the same name as that of a.JPG: rename one of them"
 
 
+def test_images_whose_names_leave_no_room_for_other_suffixes_are_refused(tmp_path: Path) -> None:
+    make(tmp_path, "x" * 250 + ".tiff", "x" * 251 + ".png", "測" * 83 + ".png", "測" * 83 + "xx/a.png")
+    found = {p.name: p.refused for p in list_image_files(str(tmp_path))}
+    assert [name for name, refused in found.items() if not refused] == ["x" * 250 + ".tiff", "測" * 83 + ".png"]
+    assert set(found.values()) == {"", "its name without suffix, or that of a folder, is longer than 250 bytes: shorten it"}
+
+
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     make(tmp_path, "notes.txt")
     with pytest.raises(UserError, match="holds no image"):

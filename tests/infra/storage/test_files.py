@@ -197,6 +197,21 @@ def test_a_full_disk_gives_a_message_and_leaves_no_partial_file(small_disk, buck
     assert f"{uri} can't be written to" in message_of_check(uri)
 
 
+@pytest.mark.parametrize("name", ["x" * 250 + ".jpeg", "測" * 83 + ".json"], ids=["letters", "characters of 3 bytes"])
+def test_a_file_may_have_as_long_a_name_as_the_disk_allows(name, tmp_path):
+    (tmp_path / "other").write_bytes(b"content")
+    storage.write_bytes(f"{tmp_path}/a/{name}", b"first")
+    storage.copy_file(f"{tmp_path}/other", f"{tmp_path}/a/{name}")
+    assert storage.list_files(f"{tmp_path}/a") == [name] and storage.read_bytes(f"{tmp_path}/a/{name}") == b"content"
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "x" * 256 + "/a"], ids=["file", "folder"])
+def test_too_long_a_name_gives_a_message(name, tmp_path):
+    message = message_of(lambda: storage.write_bytes(f"{tmp_path}/{name}", b"content"))
+    assert message == f"the name of {tmp_path}/{'x' * 256} is too long: File name too long"
+    assert storage.list_files(str(tmp_path)) == []
+
+
 def test_a_path_that_cannot_be_a_folder_gives_a_message(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     assert str(tmp_path / "file") in message_of_check(str(tmp_path / "file"))
