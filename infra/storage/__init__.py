@@ -11,8 +11,6 @@ from infra.storage.files import (
     copy_file,
     copy_tree,
     exists,
-    filesystem,
-    list_files,
     local_copy,
     read_bytes,
     read_json,
@@ -22,4 +20,5 @@ from infra.storage.files import (
     write_bytes,
     write_json,
 )
+from infra.storage.listing import ListedFile, filesystem, list_files, list_sizes
 from infra.storage.uri import absolute, in_bucket, join, local_path
