@@ -84,13 +84,16 @@ def image_size(data: bytes, max_pixels: int | None = None) -> tuple[int, int]:
         _to_rgb(image, deep)
     if image.mode == "LAB":
         raise BadInput("its colours are LAB; save it as RGB")
+    if image.format == "TIFF":
+        return image.size  # Pillow has applied the orientation already
     return (height, width) if rotated else (width, height)
 
 
 def decode_mask(data: bytes, max_pixels: int | None = None) -> np.ndarray:
     """Decode a mask of ids, which are the palette indices or grey levels of the image.
 
-    For a GIF, the ids are always the grey levels, because programs that write GIFs renumber the palette.
+    For a GIF, the ids are always the grey levels, because programs that write GIFs renumber the palette. The orientation of a TIFF
+    is applied; EXIF data of other files are ignored.
 
     Args:
         data: content of the file, a paletted or grey image.

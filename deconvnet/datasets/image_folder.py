@@ -20,7 +20,7 @@ class ImageFile:
 
     Attributes:
         name: path of the file relative to the folder.
-        stamp: text made of the file's size and modification time; it changes when the file does.
+        stamp: text made of the file's size and modification time; it changes when the file does. It is empty for a link to nothing.
         refused: sentence for the user that says why the image must not be used; empty if it may be used.
     """
 
@@ -79,7 +79,8 @@ def list_folder(folder: str, leave_out: str = "") -> FolderFiles:
 
     A hidden file has a name that begins with ".". macOS creates such files beside images, with the same suffix. If several
     images differ only in the suffix, such as a.jpg and a.png, their masks would have the same name. So only one of these images
-    is kept, and the others are marked as refused.
+    is kept, and the others are marked as refused. An image is also refused if its name is so long that a file with another suffix
+    may not have it, or if it is a symbolic link to nothing.
 
     Args:
         folder: local folder or bucket prefix.
@@ -94,21 +95,19 @@ def list_folder(folder: str, leave_out: str = "") -> FolderFiles:
     fs, path = storage.filesystem(folder)
     if fs.get_file_info(path).type == pafs.FileType.File:
         raise UserError(f"{folder} is a file: name the folder that it is in")
-    infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
-    root = path.rstrip("/") + "/"
     left_out = storage.filesystem(leave_out)[1].rstrip("/") + "/" if leave_out else ""
     stamps: dict[str, str] = {}
     passed_over: list[str] = []
-    for info in infos:
-        name = PurePosixPath(info.path.removeprefix(root))
+    for file in storage.list_sizes(folder):
+        name = PurePosixPath(file.name)
         hidden = any(part.startswith(".") for part in name.parts)
-        if info.type != pafs.FileType.File or hidden or (left_out and info.path.startswith(left_out)):
+        if hidden or (left_out and storage.join(path, file.name).startswith(left_out)):
             continue
         if name.suffix.lower() in SUFFIXES:
-            stamps[str(name)] = f"{info.size}@{info.mtime_ns}"
+            stamps[str(name)] = "" if file.dangling else f"{file.size}@{file.mtime_ns}"
         else:
             passed_over.append(str(name))
-    found = FolderFiles(_refuse_same_stems(stamps), sorted(passed_over))
+    found = FolderFiles(_refuse_unusable(stamps), sorted(passed_over))
     if not stamps:
         problem = "does not exist" if not storage.exists(folder) else f"holds no image ({', '.join(SUFFIXES)})"
         others = f"; {found.passed_over_text}" if passed_over else ""
@@ -116,8 +115,8 @@ def list_folder(folder: str, leave_out: str = "") -> FolderFiles:
     return found
 
 
-def _refuse_same_stems(stamps: dict[str, str]) -> list[ImageFile]:
-    """Mark images as refused if their masks would have the same name as the mask of another image.
+def _refuse_unusable(stamps: dict[str, str]) -> list[ImageFile]:
+    """Mark images as refused that are no files, whose names are too long, or whose masks would have the same name as another's.
 
     If images differ only in the suffix, such as a.jpg and a.png, the one whose suffix comes first in `SUFFIXES` is kept. The
     others are refused.
@@ -126,14 +125,18 @@ def _refuse_same_stems(stamps: dict[str, str]) -> list[ImageFile]:
         stamps: by the relative path of each image, the text made of the file's size and modification time (`ImageFile.stamp`).
 
     Returns:
-        All images, sorted by name. The field `refused` of a refused image names the one that is kept.
+        All images, sorted by name. The field `refused` of a refused image says what is wrong.
     """
     first: dict[str, str] = {}
+    refused: dict[str, str] = {}
     for name in sorted(stamps, key=lambda name: (SUFFIXES.index(PurePosixPath(name).suffix.lower()), name)):
-        first.setdefault(ImageFile(name, "").stem, name)
-    files = []
-    for name, stamp in sorted(stamps.items()):
-        used = first[ImageFile(name, "").stem]
-        refused = "" if used == name else f"its mask would have the same name as that of {used}: rename one of them"
-        files.append(ImageFile(name, stamp, refused))
-    return files
+        stem = ImageFile(name, "").stem
+        if not stamps[name]:
+            refused[name] = "it is a link to nothing: was the file fetched (dvc pull, git annex get)?"
+        elif any(len(part.encode()) > storage.MAX_STEM_BYTES for part in stem.split("/")):
+            refused[name] = (
+                f"its name without suffix, or that of a folder, is longer than {storage.MAX_STEM_BYTES} bytes: shorten it"
+            )
+        elif (used := first.setdefault(stem, name)) != name:
+            refused[name] = f"its mask would have the same name as that of {used}: rename one of them"
+    return [ImageFile(name, stamp, refused.get(name, "")) for name, stamp in sorted(stamps.items())]

@@ -15,7 +15,6 @@ from pathlib import PurePosixPath
 from typing import Any, cast
 
 import numpy as np
-import pyarrow.fs as pafs
 
 from deconvnet.datasets.objects import make_object_mask
 from infra import storage
@@ -141,6 +140,8 @@ def invalid_id_reason(image_id: str) -> str | None:
         return "an id must be a plain file name, without a path"
     if not image_id.isprintable():
         return "the id has unprintable characters"
+    if len(image_id.encode()) > storage.MAX_STEM_BYTES:
+        return f"the id is longer than {storage.MAX_STEM_BYTES} bytes, so names of files would be too long"
     return None
 
 
@@ -165,7 +166,7 @@ class VocDataset:
             raise UserError(f"there is no data folder {self.root}: name one in VOC's layout in data.root, or leave that empty")
         self._texts: dict[str, str] = {}  # by image id, as in VocImageFiles
         for number, folder in enumerate(FOLDERS):
-            files = list_files(self.root, folder)
+            files = list_files(self.root, folder, dangling=True)  # so that their images are rejected, with the reason
             if not files and folder != OBJECT_MASKS_DIR:
                 suffixes = " or ".join(_SUFFIXES[folder])
                 raise UserError(
@@ -228,25 +229,25 @@ class VocDataset:
         return images, rejects
 
 
-def list_files(root: str, folder: str) -> dict[str, str]:
+def list_files(root: str, folder: str, dangling: bool = False) -> dict[str, str]:
     """List the images or the masks that lie directly in a folder of the data set.
 
     Args:
         root: path or URI of the data set.
         folder: name of the folder, one of `FOLDERS`.
+        dangling: True to list symbolic links to nothing, too, with a size of 0. Reading them raises FileNotFoundError.
 
     Returns:
         For each image id a line as in `VocImageFiles.text`. If an image id has several files, .jpg is preferred to .jpeg, and .jpeg
         to .png. If the suffixes differ only in case, the first file by name is taken. The dict is empty if there is no such folder.
     """
-    fs, path = storage.filesystem(storage.join(root, folder))
-    found: list[tuple[int, str, str]] = []
-    for info in fs.get_file_info(pafs.FileSelector(path, allow_not_found=True)):
-        suffix = PurePosixPath(info.base_name).suffix
-        if info.type == pafs.FileType.File and suffix.lower() in _SUFFIXES[folder]:
-            line = f"{suffix} {info.size} {info.mtime_ns or 0}"
-            found.append((_SUFFIXES[folder].index(suffix.lower()), info.base_name, line))
-    return {PurePosixPath(name).stem: line for _, name, line in sorted(found, reverse=True)}  # the last of a stem stays
+    found: list[tuple[bool, int, str, str]] = []
+    for file in storage.list_sizes(storage.join(root, folder), recursive=False):
+        suffix = PurePosixPath(file.name).suffix
+        if suffix.lower() in _SUFFIXES[folder] and (dangling or not file.dangling):
+            line = f"{suffix} {file.size} {file.mtime_ns}"
+            found.append((file.dangling, _SUFFIXES[folder].index(suffix.lower()), file.name, line))
+    return {PurePosixPath(name).stem: line for *_, name, line in sorted(found, reverse=True)}  # the last of a stem stays
 
 
 def read_row(
@@ -286,7 +287,7 @@ def read_row(
     except BadInput as error:
         reason = str(error)
     except FileNotFoundError:
-        reason = "the file disappeared while it was read"
+        reason = "the file disappeared while it was read, or it is a link to nothing"
     except PermissionError:
         reason = "no permission to read the file"
     else:

@@ -4,15 +4,13 @@ The functions on files can be called by the name of the package: `from infra imp
 """
 
 from infra.storage.conditional import exchange, one_process_at_a_time
-from infra.storage.disk import disk_user_error, is_full
+from infra.storage.disk import MAX_STEM_BYTES, disk_user_error, is_full
 from infra.storage.files import (
     check_writable,
     content_digest,
     copy_file,
     copy_tree,
     exists,
-    filesystem,
-    list_files,
     local_copy,
     read_bytes,
     read_json,
@@ -22,4 +20,5 @@ from infra.storage.files import (
     write_bytes,
     write_json,
 )
+from infra.storage.listing import ListedFile, filesystem, list_files, list_sizes
 from infra.storage.uri import absolute, in_bucket, join, local_path

@@ -13,7 +13,10 @@ from infra.errors import UserError
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
-_NOT_A_FOLDER = (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
+_NOT_A_FOLDER = (errno.ENOTDIR, errno.EEXIST)
+MAX_STEM_BYTES = 250
+"""Most bytes in the name of an image without its suffix. With any of the suffixes ".png" to ".jpeg" it fits into 255 bytes, which
+is what Linux's file systems allow."""
 
 
 def is_full(error: BaseException) -> TypeGuard[OSError]:
@@ -29,8 +32,8 @@ def disk_user_error(error: OSError, folder: Path | str) -> UserError | None:
         folder: the folder that contains or should contain the file.
 
     Returns:
-        The UserError, for the caller to raise, if the disk is full, a permission is missing, or the path of `folder` can't be a
-        folder. None for other errors, which the user can't correct.
+        The UserError, for the caller to raise, if the disk is full, a permission is missing, the path of `folder` can't be a folder,
+        or a name is too long. None for other errors, which the user can't correct.
     """
     if is_full(error):
         free = ""
@@ -42,6 +45,8 @@ def disk_user_error(error: OSError, folder: Path | str) -> UserError | None:
         return UserError(f"{folder} can't be written to: {error.strerror}")
     if error.errno in _NOT_A_FOLDER:
         return UserError(f"{folder} can't be a folder: {error.strerror} ({error.filename})")
+    if error.errno == errno.ENAMETOOLONG:
+        return UserError(f"the name of {error.filename2 or error.filename} is too long: {error.strerror}")
     return None
 
 
@@ -55,7 +60,7 @@ def disk_errors_for_user(path: Path) -> Iterator[None]:
         path: the file that the block writes.
 
     Raises:
-        UserError: if the disk is full, a permission is missing, or a parent folder of the file can't exist.
+        UserError: if the disk is full, a permission is missing, a parent folder of the file can't exist, or a name is too long.
     """
     try:
         yield
@@ -80,9 +85,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         The temporary file, open for writing.
 
     Raises:
-        UserError: if the disk is full, a permission is missing, or a parent folder can't be created.
+        UserError: if the disk is full, a permission is missing, a parent folder can't be created, or a name is too long.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary = path.with_name(f".{uuid.uuid4().hex}")  # without the file's name, which may be as long as the disk allows
     with disk_errors_for_user(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -19,30 +19,12 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, Any
 
-import pyarrow.fs as pafs
-
 from infra.errors import UserError
 from infra.storage.disk import disk_errors_for_user, replacing
+from infra.storage.listing import list_files
 from infra.storage.objects import store_of
 from infra.storage.objects.store import checking, copy_through_disk
 from infra.storage.uri import in_bucket, is_http, join, local_path
-
-
-def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Return the pyarrow filesystem for a URI, and the path within that filesystem.
-
-    Failed requests are retried for about a minute, as by the functions of this module, but those of Azure for about six seconds.
-
-    Args:
-        uri: a file or folder, local or in a bucket.
-
-    Raises:
-        UserError: if the URI names no bucket, or the server can't be used.
-    """
-    if store := store_of(uri):
-        with store.location(uri) as (bucket, _):
-            return store.filesystem(bucket), uri.partition("://")[2]
-    return pafs.LocalFileSystem(), str(local_path(uri))
 
 
 def exists(uri: str) -> bool:
@@ -162,26 +144,6 @@ def write_json(uri: str, value: Any) -> None:
         UserError: if the file can't be written, for example for wrong credentials or a full disk.
     """
     write_bytes(uri, (json.dumps(value, indent=1, sort_keys=False) + "\n").encode())
-
-
-def list_files(uri: str) -> list[str]:
-    """List the files at any depth below a folder.
-
-    Args:
-        uri: the folder, local or in a bucket.
-
-    Returns:
-        Sorted paths relative to the folder; [] if there is no such folder.
-    """
-    if store := store_of(uri):
-        with store.location(uri) as (bucket, key):
-            prefix = f"{key}/" if key else ""
-            # Some tools mark folders with an empty object whose key ends in "/".
-            return sorted(found.removeprefix(prefix) for found in store.keys(bucket, prefix) if not found.endswith("/"))
-    fs, path = filesystem(uri)
-    infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
-    root = path.rstrip("/") + "/"
-    return sorted(i.path.removeprefix(root) for i in infos if i.type == pafs.FileType.File)
 
 
 def remove(uri: str) -> None:

@@ -92,11 +92,28 @@ def test_a_gif_is_an_image_and_a_grey_mask_unless_it_has_frames() -> None:
         decode_image(frames)
 
 
-def test_exif_orientation_is_applied() -> None:
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     image = Image.fromarray(RED)
-    exif = image.getexif()
+    image.putpixel((0, 0), (0, 0, 250))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"subsampling": 0, "quality": 100} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}
+    content = data(image, kind, exif=exif, **options)
+    pixels = decode_image(content)
+    top, left = orientation in (1, 2, 5, 6), orientation in (1, 4, 5, 8)  # where the first stored pixel is displayed
+    assert pixels.shape == ((6, 4, 3) if orientation >= 5 else (4, 6, 3)) and image_size(content) == pixels.shape[1::-1]
+    assert pixels[0 if top else -1, 0 if left else -1, 2] > 100
+
+
+def test_the_orientation_of_a_tiff_mask_is_applied_as_that_of_an_image_is() -> None:
+    ids = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    exif = Image.Exif()
     exif[0x0112] = 6
-    assert decode_image(data(image, "JPEG", exif=exif)).shape == (6, 4, 3)
+    content = data(Image.fromarray(ids), "TIFF", exif=exif)
+    np.testing.assert_array_equal(decode_mask(content), np.rot90(ids, -1))
+    np.testing.assert_array_equal(decode_mask(content), decode_image(content)[..., 0])
 
 
 @pytest.mark.parametrize(

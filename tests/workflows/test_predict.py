@@ -31,6 +31,7 @@ from infra.runtime.local_executor import LocalExecutor
 from infra.storage import tables
 from infra.storage.lock import Locked, hold_lock
 from infra.storage.tables import delta_log
+from proposals.image_codec import encode_mask
 from tests.deconvnet.ensembles import CLASSES, RESULTS, SEGMENT, ensemble_in, random_image, save_networks
 from tests.servers import s3_server
 from tests.workflows.commands import call
@@ -603,7 +604,21 @@ def test_images_to_label_are_listed_with_a_contact_sheet(run: Run, image_folder,
     assert (out / "ranking/images.txt").read_text() == "" and pd.read_csv(out / "ranking/images.csv").empty
     assert not (out / "ranking/images.png").exists(), "it would show images that were chosen before"
 
-    run("--rank", "2")
+    run("--rank", "2", "--confidence", "maps")
+    first, second = pd.read_parquet(out / "ranking/images.parquet")[["mask", "confidence_map"]].to_dict("records")
+    whole = {name: (out / name).read_bytes() for name in (first["mask"], second["mask"], second["confidence_map"])}
+    ids = np.array(Image.open(out / first["mask"]))
+    for name, content in {
+        first["mask"]: encode_mask(np.where(ids == ids.max(), 77, ids).astype(np.uint8)),  # a label that no class has
+        second["mask"]: b"text",
+        second["confidence_map"]: encode_mask(np.zeros((5, 7), np.uint8)),
+    }.items():
+        caplog.clear()
+        (out / name).write_bytes(content)
+        run("--rank", "2", "--confidence", "maps")
+        (out / name).write_bytes(whole[name])
+        assert "images.png leaves out" in caplog.text and (out / "ranking/images.png").exists()
+
     with pytest.raises(UserError, match="nowhere does not exist"):
         run("--rank", "2", "--rank_labelled", str(tmp_path / "nowhere"))
     first, read = (out / "ranking/images.txt").read_text().splitlines()[0], storage.read_bytes

@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from deconvnet.datasets.exporting.export_writer import read_predicted_mask
 from deconvnet.datasets.image_folder import list_image_files
+from deconvnet.datasets.importing.images import read_input
 from deconvnet.datasets.thread_map import thread_map
 from deconvnet.datasets.validation.contact_sheet import SheetCell, draw_contact_sheet
 from deconvnet.inference.fingerprint import fingerprint, unpack
@@ -24,6 +26,7 @@ from infra.runtime.local_executor import available_cpus
 from infra.storage import tables
 from infra.storage.guarded import LockGuard
 from proposals.image_codec import decode_image, decode_mask
+from workflows.operations.label_export import read_classes
 
 logger = logging.getLogger(__name__)
 
@@ -188,33 +191,55 @@ def _labelled_fingerprints(folder: str) -> list[str]:
 def _contact_sheet(rows: Sequence[Mapping[str, Any]], output: str) -> bytes | None:
     """Draw the first of the chosen images with their masks, and outline the regions that are in doubt.
 
+    Images whose files were edited after the prediction are left out; a warning names them.
+
     Args:
         rows: rows of the chosen images, see `Ranking`.
         output: folder or bucket prefix of the output.
 
     Returns:
-        A PNG. None if no image was chosen.
+        A PNG. None if no image was chosen, or all are left out.
 
     Raises:
         UserError: if an image was changed or removed after it was predicted.
     """
-    cells: list[SheetCell] = []
-    names: dict[int, str] = {}
     drawn = rows[:_MOST_DRAWN]
+    if not drawn:
+        return None
+    classes = read_classes(output)["classes"]
+    cells: list[SheetCell] = []
     for row in drawn:
         try:
-            image = decode_image(storage.read_bytes(row["path"]))
-        except (BadInput, FileNotFoundError):
-            raise UserError(f"{row['path']} was changed or removed after it was predicted: run predict.py again") from None
-        mask = decode_mask(storage.read_bytes(storage.join(output, row["mask"])))
-        names |= dict(zip(np.unique(mask).tolist(), row["classes"], strict=True))
-        doubtful = None
-        if row["confidence_map"]:
-            doubtful = decode_mask(storage.read_bytes(storage.join(output, row["confidence_map"]))) < 255 * DOUBT
-        note = f"{row['class']}, score {row['score']:.2f}"
-        cells.append(SheetCell(image, mask, f"{row['place']}. {row['image_id']}", note=note, doubtful=doubtful))
+            cells.append(_make_cell(row, output, classes))
+        except BadInput as error:
+            logger.warning(f"{storage.join(output, RANKING)}/images.png leaves out {row['image_id']}: {error}")
     if not cells:
         return None
-    classes = [names.get(i, f"id {i}") for i in range(max(names) + 1)]
-    title = f"{len(rows):,} images to label, the least sure first" + (f": {len(drawn)} of them" if len(drawn) < len(rows) else "")
+    title = f"{len(rows):,} images to label, the least sure first" + (f": {len(cells)} of them" if len(cells) < len(rows) else "")
     return draw_contact_sheet(cells, classes, title)
+
+
+def _make_cell(row: Mapping[str, Any], output: str, classes: Sequence[str]) -> SheetCell:
+    """Read an image for the contact sheet, with its mask and its uncertain regions.
+
+    Args:
+        row: row of the image, see `Ranking`.
+        output: folder or bucket prefix of the output.
+        classes: names of all classes by id.
+
+    Raises:
+        BadInput: if the mask or the confidence map was edited after the prediction.
+        UserError: if the image was changed or removed after the prediction.
+    """
+    try:
+        image = decode_image(storage.read_bytes(row["path"]))
+    except (BadInput, FileNotFoundError):
+        raise UserError(f"{row['path']} was changed or removed after it was predicted: run predict.py again") from None
+    mask = read_predicted_mask(storage.join(output, row["mask"]), row["classes"], classes)
+    doubtful = None
+    if row["confidence_map"]:
+        doubtful = decode_mask(read_input(storage.join(output, row["confidence_map"]))) < 255 * DOUBT
+    if {mask.shape, mask.shape if doubtful is None else doubtful.shape} != {image.shape[:2]}:
+        raise BadInput("its mask or its confidence map has another size than the image: delete it, and run predict.py again")
+    note = f"{row['class']}, score {row['score']:.2f}"
+    return SheetCell(image, mask, f"{row['place']}. {row['image_id']}", note=note, doubtful=doubtful)

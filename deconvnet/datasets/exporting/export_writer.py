@@ -216,7 +216,8 @@ def read_predicted_mask(uri: str, expected: Sequence[str], classes: Sequence[str
     found = [classes[i] if i < len(classes) else f"id {i}" for i in np.unique(mask).tolist()]
     if found != list(expected):
         raise BadInput(
-            f"its mask has the classes {', '.join(found)}, and the table predictions says {', '.join(expected)}: run predict.py again"
+            f"its mask has the classes {', '.join(found)}, and the table predictions says {', '.join(expected)}: delete it, and run "
+            "predict.py again"
         )
     return mask
 

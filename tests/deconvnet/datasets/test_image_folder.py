@@ -37,6 +37,31 @@ def test_of_images_whose_masks_would_have_one_name_all_but_one_are_refused(tmp_p
     assert found["a.bmp"] == found["a.png"] == "its mask would have the same name as that of a.JPG: rename one of them"
 
 
+def test_images_whose_names_leave_no_room_for_other_suffixes_are_refused(tmp_path: Path) -> None:
+    make(tmp_path, "x" * 250 + ".tiff", "x" * 251 + ".png", "測" * 83 + ".png", "測" * 83 + "xx/a.png")
+    found = {p.name: p.refused for p in list_image_files(str(tmp_path))}
+    assert [name for name, refused in found.items() if not refused] == ["x" * 250 + ".tiff", "測" * 83 + ".png"]
+    assert set(found.values()) == {"", "its name without suffix, or that of a folder, is longer than 250 bytes: shorten it"}
+
+
+def test_links_to_nothing_are_refused_and_a_link_to_a_folder_above_lists_nothing_twice(tmp_path: Path) -> None:
+    make(tmp_path, "a.png", "b/c.jpg", "out/m.png")
+    for link, target in (("a.jpg", "gone.jpg"), ("b/up", ".."), ("b/d.png", "c.jpg"), (".git", "gone"), ("note", "gone")):
+        (tmp_path / link).symlink_to(target)
+    found = list_folder(str(tmp_path), leave_out=str(tmp_path / "out"))
+    assert {p.name: p.refused for p in found.images} == {
+        "a.jpg": "it is a link to nothing: was the file fetched (dvc pull, git annex get)?",
+        "a.png": "",
+        "b/c.jpg": "",
+        "b/d.png": "",
+    }
+    assert found.passed_over == ["note"]
+    before = {p.name: p.stamp for p in found.images}
+    make(tmp_path, "gone.jpg")
+    after = {p.name: p for p in list_image_files(str(tmp_path), leave_out=str(tmp_path / "out"))}
+    assert after["a.jpg"].stamp != before["a.jpg"] and not after["a.jpg"].refused
+
+
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     make(tmp_path, "notes.txt")
     with pytest.raises(UserError, match="holds no image"):

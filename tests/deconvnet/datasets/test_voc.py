@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deconvnet.datasets.voc import VocDataset, read_row, read_split
+from deconvnet.datasets.voc import VocDataset, list_files, read_row, read_split
 from infra.errors import UserError
 from infra.storage.tables import Reject
 from proposals.image_codec import decode_image, decode_mask, encode_mask
@@ -126,7 +126,7 @@ def test_void_and_the_last_class_are_valid_ids(layout):
 def test_lines_of_a_split_that_give_no_image_are_rejected(layout):
     secret = layout.root.parent / "secret.jpg"
     secret.write_bytes((layout.root / "JPEGImages/a.jpg").read_bytes())
-    layout.split("train", ["a", "../../secret", "/etc/passwd", "b\\c", "..", "a", "gone", "v", "\x07", "b"])
+    layout.split("train", ["a", "../../secret", "/etc/passwd", "b\\c", "..", "a", "gone", "v", "\x07", "測" * 84, "b"])
     images, rejects = VocDataset(str(layout.root)).split("train", {"v": "val"})
     assert [each.image_id for each in images] == ["a", "b"]
     words = {
@@ -138,10 +138,24 @@ def test_lines_of_a_split_that_give_no_image_are_rejected(layout):
         "gone": "no file of this id",
         "v": "in the split val too",
         "\x07": "unprintable",
+        "測" * 84: "longer than 250 bytes",
     }
     assert {r.image_id: True for r in rejects} == dict.fromkeys(words, True)
     for reject in rejects:
         assert words[reject.image_id] in reject.reason
+
+
+@pytest.mark.parametrize("folder", ["JPEGImages", "SegmentationClass", "SegmentationObject"])
+def test_an_image_of_which_a_file_is_a_link_to_nothing_is_rejected(layout, folder):
+    """Also if it is the object mask, which may be missing: objects must not be made up from the class mask."""
+    name = "a.jpg" if folder == "JPEGImages" else "a.png"
+    (layout.root / folder).mkdir(exist_ok=True)
+    (layout.root / folder / name).unlink(missing_ok=True)
+    (layout.root / folder / name).symlink_to(layout.root / "not fetched")
+    files = VocDataset(str(layout.root)).find("a")
+    reject = read_row(str(layout.root), files, "train", 3, 10**6)
+    assert reject.path.endswith(f"{folder}/{name}") and "a link to nothing" in reject.reason
+    assert "a" not in list_files(str(layout.root), folder)
 
 
 def test_if_an_id_has_several_files_the_jpeg_is_used(layout):

@@ -197,6 +197,58 @@ def test_a_full_disk_gives_a_message_and_leaves_no_partial_file(small_disk, buck
     assert f"{uri} can't be written to" in message_of_check(uri)
 
 
+def test_links_of_a_local_folder_are_followed_once_and_those_to_nothing_are_known(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("a", "d/b", "d/e/c"):
+        storage.write_bytes(f"{tmp_path}/root/{name}", b"123")
+    root = tmp_path / "root"
+    for link, target in [
+        ("linked", root / "a"),
+        ("d/folder", tmp_path / "elsewhere"),
+        ("d/twin", root / "d/e"),
+        ("d/e/up", root),
+        ("d/e/above", tmp_path),
+        ("d/missing", tmp_path / "nothing"),
+        ("itself", root / "itself"),
+        ("d/e/folder", root / "d"),
+    ]:
+        (root / link).symlink_to(target)
+    storage.write_bytes(f"{tmp_path}/elsewhere/f", b"4567")
+    os.mkfifo(root / "pipe")
+    files = ["a", "d/b", "d/e/above/elsewhere/f", "d/e/c", "d/folder/f", "d/twin/above/elsewhere/f", "d/twin/c", "linked"]
+    assert storage.list_files(str(root)) == files
+    sizes = {file.name: (file.size, file.dangling) for file in storage.list_sizes(str(root))}
+    found = {name: (4 if name.endswith("/f") else 3, False) for name in files}
+    assert sizes == found | {"d/missing": (0, True), "itself": (0, True)}
+    assert sorted(storage.list_sizes(str(root), recursive=False)) == sorted(
+        [("itself", 0, 0, True), *((name, 3, (root / "a").stat().st_mtime_ns, False) for name in ("a", "linked"))]
+    )
+
+
+def test_a_local_folder_that_cannot_be_listed_gives_a_message(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    assert message_of(lambda: storage.list_files(f"{tmp_path}/file")) == f"{tmp_path}/file can't be listed: Not a directory"
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"")
+    message = message_of(lambda: storage.list_files(str(tmp_path)))
+    assert message == f"the name of b'd/caf\\xe9.jpg' in {tmp_path} is not in UTF-8: rename it"
+
+
+@pytest.mark.parametrize("name", ["x" * 250 + ".jpeg", "測" * 83 + ".json"], ids=["letters", "characters of 3 bytes"])
+def test_a_file_may_have_as_long_a_name_as_the_disk_allows(name, tmp_path):
+    (tmp_path / "other").write_bytes(b"content")
+    storage.write_bytes(f"{tmp_path}/a/{name}", b"first")
+    storage.copy_file(f"{tmp_path}/other", f"{tmp_path}/a/{name}")
+    assert storage.list_files(f"{tmp_path}/a") == [name] and storage.read_bytes(f"{tmp_path}/a/{name}") == b"content"
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "x" * 256 + "/a"], ids=["file", "folder"])
+def test_too_long_a_name_gives_a_message(name, tmp_path):
+    message = message_of(lambda: storage.write_bytes(f"{tmp_path}/{name}", b"content"))
+    assert message == f"the name of {tmp_path}/{'x' * 256} is too long: File name too long"
+    assert storage.list_files(str(tmp_path)) == []
+
+
 def test_a_path_that_cannot_be_a_folder_gives_a_message(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     assert str(tmp_path / "file") in message_of_check(str(tmp_path / "file"))

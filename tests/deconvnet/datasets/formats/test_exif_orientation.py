@@ -33,6 +33,7 @@ class Photo:
     orientation: int
     box: tuple[int, int, int, int] = MIDDLE
     size: tuple[int, int] = (WIDTH, HEIGHT)
+    suffix: str = "png"
 
     def __post_init__(self) -> None:
         stored = np.full((self.size[1], self.size[0], 3), 90, np.uint8)
@@ -41,7 +42,7 @@ class Photo:
         exif = Image.Exif()
         exif[0x0112] = self.orientation
         sink = io.BytesIO()
-        Image.fromarray(stored).save(sink, "PNG", exif=exif)
+        Image.fromarray(stored).save(sink, self.suffix, exif=exif)
         self.data = sink.getvalue()
         self.red = {"stored": stored[..., 0] > 200, "displayed": decode_image(self.data)[..., 0] > 200}
 
@@ -56,7 +57,7 @@ def read(kind: str, folder: Path, photos: list[Photo], size: str | None, points:
     images = []
     for number, photo in enumerate(photos):
         (folder / "images").mkdir(exist_ok=True)
-        (folder / f"images/{number:03d}.png").write_bytes(photo.data)
+        (folder / f"images/{number:03d}.{photo.suffix}").write_bytes(photo.data)
         images.append(photo.red[size].shape[::-1] if size else (None, None))
     source = AnnotationSource(str(folder / "images"), str(folder / "annotations"))
     if kind == "masks":
@@ -67,13 +68,13 @@ def read(kind: str, folder: Path, photos: list[Photo], size: str | None, points:
     if kind == "labelme":
         (folder / "annotations").mkdir()
         for number, (photo, (width, height)) in enumerate(zip(photos, images, strict=True)):
-            content = {"imagePath": f"{number:03d}.png", "imageWidth": width, "imageHeight": height}
+            content = {"imagePath": f"{number:03d}.{photo.suffix}", "imageWidth": width, "imageHeight": height}
             content["shapes"] = [{"label": "cat", "points": photo.polygon(points)}]
             (folder / f"annotations/{number:03d}.json").write_text(json.dumps(content))
         return read_labelme([source], ImportRules())
     content = {"categories": [{"id": 1, "name": "cat"}], "images": [], "annotations": []}
     for number, (photo, (width, height)) in enumerate(zip(photos, images, strict=True)):
-        content["images"].append({"id": number, "file_name": f"{number:03d}.png", "width": width, "height": height})
+        content["images"].append({"id": number, "file_name": f"{number:03d}.{photo.suffix}", "width": width, "height": height})
         red = photo.red[points]
         runs = np.flatnonzero(np.diff(np.concatenate([[0], red.T.ravel(), [0]]).astype(int))).tolist()
         counts = np.diff([0, *runs, red.size]).tolist()
@@ -95,11 +96,12 @@ def assert_right(dataset: AnnotatedDataset, photos: list[Photo]) -> None:
 POINT_KINDS = ("polygons", "labelme", "run lengths")
 
 
+@pytest.mark.parametrize("suffix", ["png", "tiff"])  # Pillow turns a TIFF as it reads it
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
 @pytest.mark.parametrize("frame", FRAMES)
 @pytest.mark.parametrize("kind", [*POINT_KINDS, "masks"])
-def test_masks_fit_the_image_as_displayed_whichever_way_it_was_annotated(tmp_path, kind, frame, orientation):
-    photos = [Photo(orientation)]
+def test_masks_fit_the_image_as_displayed_whichever_way_it_was_annotated(tmp_path, kind, frame, orientation, suffix):
+    photos = [Photo(orientation, suffix=suffix)]
     assert_right(read(kind, tmp_path, photos, frame, frame), photos)
 
 
