@@ -8,7 +8,15 @@ import pytest
 from PIL import Image
 
 from infra.errors import BadInput
-from proposals.image_codec import decode_example, decode_image, decode_mask, encode_jpeg, encode_mask, image_size
+from proposals.image_codec import (
+    decode_alpha,
+    decode_example,
+    decode_image,
+    decode_mask,
+    encode_jpeg,
+    encode_mask,
+    image_size,
+)
 
 
 def data(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -167,6 +175,28 @@ def test_damaged_exif_is_refused_by_image_size_if_decoding_would_fail(rng: np.ra
             continue
         decode_image(bytes(broken))  # must not raise
     assert refused
+
+
+@pytest.mark.parametrize(("tag", "other"), [(0x132, 0x128), (0x132, 0x11A), (0x11A, 0x132)])
+def test_exif_data_with_a_value_of_another_kind_is_refused(tag: int, other: int) -> None:
+    """Pillow fails with a struct.error, a TypeError or an AttributeError."""
+    exif = Image.Exif()
+    exif[0x0112], exif[tag] = 6, "2020" if tag == 0x132 else 72.5
+    good = data(Image.fromarray(np.dstack([RED, RED[..., 0]])), "WEBP", exif=exif)
+    broken = good.replace(tag.to_bytes(2, "big"), other.to_bytes(2, "big"), 1)
+    for function in (decode_image, image_size, decode_alpha):
+        function(good)
+        with pytest.raises(BadInput, match="damaged EXIF data"):
+            function(broken)
+
+
+def test_a_tiff_with_a_damaged_second_frame_is_read() -> None:
+    good = data(Image.fromarray(RED), "TIFF")
+    directory = int.from_bytes(good[4:8], "little")
+    end = directory + 2 + 12 * int.from_bytes(good[directory : directory + 2], "little")  # where the offset of the second is
+    broken = good[:end] + len(good).to_bytes(4, "little") + good[end + 4 :] + bytes(6)
+    np.testing.assert_array_equal(decode_image(good), RED)
+    np.testing.assert_array_equal(decode_image(broken), RED)
 
 
 def test_examples_decode_to_the_same_pixels_as_other_images(rng: np.random.Generator) -> None:
