@@ -95,11 +95,18 @@ def decode_mask(data: bytes, max_pixels: int | None = None) -> np.ndarray:
         uint8 array (H, W), or uint16 for 16-bit files.
 
     Raises:
-        BadInput: if the file is not an image, is damaged, is too large, holds colours instead of ids, or ids beyond 16 bits; the
-            message says which.
+        BadInput: if the file is not an image, is damaged, is too large, holds colours instead of ids, or ids beyond 16 bits, or is
+            grey with 2 or 4 bits and not wholly 0; the message says which.
     """
     image = _open(data, max_pixels)
+    few_bits = next((bits for bits in (2, 4) if _is_stored_as(image, f"L;{bits}")), None)
     _load(image)
+    if few_bits and image.getextrema() != (0, 0):
+        # Pillow scales the values to 0–255, as the format demands. But some programs store ids, and others reduce 8-bit ids.
+        ids, levels = 2**few_bits - 1, 255 // (2**few_bits - 1)
+        raise BadInput(
+            f"it is grey with {few_bits} bits, so its ids may be 0, 1, … {ids} or 0, {levels}, … 255: save it with 8 bits, or paletted"
+        )
     if image.format == "GIF" and image.mode == "P":
         colours = np.asarray(image.convert("RGB"))
         if (colours != colours[..., :1]).any():
@@ -289,7 +296,12 @@ def _count_frames(data: bytes, kind: str | None) -> int:
 
 def _has_16_bit_colours(image: Image.Image) -> bool:
     """Tell whether an opened image, not loaded yet, has 16 bits per colour channel. Pillow keeps only the upper 8 of them."""
-    return not image.mode.startswith("I") and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+    return not image.mode.startswith("I") and _is_stored_as(image, ";16")
+
+
+def _is_stored_as(image: Image.Image, raw_mode: str) -> bool:
+    """Tell whether the name of the mode in which an opened image, not loaded yet, stores its pixels contains a text."""
+    return any(raw_mode in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:

@@ -17,6 +17,7 @@ from proposals.image_codec import (
     encode_mask,
     image_size,
 )
+from tests.proposals.grey_png import grey_png
 
 
 def data(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -145,6 +146,20 @@ def test_masks_keep_their_ids() -> None:
     assert (decode_mask(encode_mask(ids)) == ids).all()
     wide = ids.astype(np.uint16) * 300
     assert (decode_mask(encode_mask(wide)) == wide).all()
+
+
+@pytest.mark.parametrize(("bits", "text"), [(2, "0, 1, … 3 or 0, 85, … 255"), (4, "0, 1, … 15 or 0, 17, … 255")])
+def test_a_grey_mask_of_few_bits_is_refused_as_its_ids_are_unclear(bits: int, text: str) -> None:
+    """GDAL stores ids as they are; optipng stores 8-bit ids that are all multiples of 17, such as 0, 17 and 255, in 4 bits."""
+    ids = np.zeros((4, 6), np.uint8)
+    assert not decode_mask(grey_png(ids, bits)).any(), "0 is 0 in any case"
+    ids[1:, 2:4], ids[2:, 4:] = 1, 2
+    with pytest.raises(BadInput, match=f"grey with {bits} bits, so its ids may be {text}: save it with 8 bits, or paletted"):
+        decode_mask(grey_png(ids, bits))
+    assert decode_image(grey_png(ids, bits)).max() == (170 if bits == 2 else 34)
+    paletted = Image.fromarray(ids).convert("P")
+    paletted.putpalette([9, 9, 9, 0, 0, 0, 255, 0, 0])
+    np.testing.assert_array_equal(decode_mask(data(paletted, bits=bits)), ids)
 
 
 def test_a_mask_of_colours_is_refused() -> None:
