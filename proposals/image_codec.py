@@ -12,14 +12,15 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from infra.errors import BadInput
 from proposals.masks import VOID_ID, VOID_ID_16BIT, check_image
 
 _WHITES = (255, 1023, 4095, 65535)  # brightest values of images of 8, 10, 12 and 16 bits
-_EXIF_ERRORS = (struct.error, TypeError, OSError, ValueError, SyntaxError)
+DAMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, TypeError, AttributeError, ArithmeticError, struct.error)
+"""What Pillow raises for damaged files."""
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit; ours is an argument, checked before decoding
 
 
@@ -44,11 +45,7 @@ def decode_image(data: bytes, max_pixels: int | None = None) -> np.ndarray:
     image = _open(data, max_pixels)
     deep = _has_16_bit_colours(image)
     _load(image)
-    try:
-        image = ImageOps.exif_transpose(image)
-    except _EXIF_ERRORS as error:
-        raise BadInput(f"damaged EXIF data: {error}") from None
-    return _to_rgb(image, deep)
+    return _to_rgb(_turn_upright(image), deep)
 
 
 def image_size(data: bytes, max_pixels: int | None = None) -> tuple[int, int]:
@@ -68,18 +65,13 @@ def image_size(data: bytes, max_pixels: int | None = None) -> tuple[int, int]:
         BadInput: whenever `decode_image` would raise it.
     """
     image = _open(data, max_pixels)
-    deep = _has_16_bit_colours(image)  # before `getexif`, which loads PNGs
+    deep = _has_16_bit_colours(image)
     width, height = image.size
-    try:
-        rotated = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-        # `decode_image` rewrites the EXIF data of the image, which can fail. Here this is tried on an image of one pixel.
-        probe = Image.new("L", (1, 1))
-        probe.info |= image.info
-        ImageOps.exif_transpose(probe)
-    except _EXIF_ERRORS as error:
-        raise BadInput(f"damaged EXIF data: {error}") from None
     image.draft(None, (max(1, width // 8), max(1, height // 8)))
     _load(image)
+    probe = Image.new("L", (1, 2))  # is turned in place of the image, whose pixels are not needed
+    probe.info |= image.info
+    rotated = _turn_upright(probe).size == (2, 1)
     if deep or image.mode.startswith(("I", "F")):
         _to_rgb(image, deep)
     if image.mode == "LAB":
@@ -103,11 +95,18 @@ def decode_mask(data: bytes, max_pixels: int | None = None) -> np.ndarray:
         uint8 array (H, W), or uint16 for 16-bit files.
 
     Raises:
-        BadInput: if the file is not an image, is damaged, is too large, holds colours instead of ids, or ids beyond 16 bits; the
-            message says which.
+        BadInput: if the file is not an image, is damaged, is too large, holds colours instead of ids, or ids beyond 16 bits, or is
+            grey with 2 or 4 bits and not wholly 0; the message says which.
     """
     image = _open(data, max_pixels)
+    few_bits = next((bits for bits in (2, 4) if _is_stored_as(image, f"L;{bits}")), None)
     _load(image)
+    if few_bits and image.getextrema() != (0, 0):
+        # Pillow scales the values to 0–255, as the format demands. But some programs store ids, and others reduce 8-bit ids.
+        ids, levels = 2**few_bits - 1, 255 // (2**few_bits - 1)
+        raise BadInput(
+            f"it is grey with {few_bits} bits, so its ids may be 0, 1, … {ids} or 0, {levels}, … 255: save it with 8 bits, or paletted"
+        )
     if image.format == "GIF" and image.mode == "P":
         colours = np.asarray(image.convert("RGB"))
         if (colours != colours[..., :1]).any():
@@ -149,7 +148,7 @@ def decode_alpha(data: bytes, max_pixels: int | None = None) -> np.ndarray | Non
     if not image.has_transparency_data or image.mode.startswith("I"):
         return None
     _load(image)
-    return np.asarray(ImageOps.exif_transpose(image).convert("RGBA"))[..., 3].copy()
+    return np.asarray(_turn_upright(image).convert("RGBA"))[..., 3].copy()
 
 
 def decode_example(image: bytes, mask: bytes) -> tuple[np.ndarray, np.ndarray]:
@@ -239,13 +238,7 @@ def encode_jpeg(image: np.ndarray, quality: int = 95, comment: str = "") -> byte
 
 
 def _file_content(image: Image.Image, file_format: str, **options: Any) -> bytes:
-    """Return the content of a file that holds an image.
-
-    Args:
-        image: the image.
-        file_format: name of the format in Pillow, "PNG" or "JPEG".
-        **options: options of the format, as Pillow's `Image.save` takes them.
-    """
+    """Return the content of a file that holds an image, in a format and with options as Pillow's `Image.save` takes them."""
     buffer = io.BytesIO()
     image.save(buffer, file_format, **options)
     return buffer.getvalue()
@@ -270,39 +263,53 @@ def _open(data: bytes, max_pixels: int | None) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data))
+            frames = _count_frames(data, image.format)
     except UnidentifiedImageError:
         raise BadInput("not an image") from None
-    except (OSError, ValueError, SyntaxError) as error:
+    except DAMAGE_ERRORS as error:
         raise BadInput(f"can't be opened: {error}") from None
     if max_pixels is not None and image.width * image.height > max_pixels:
         raise BadInput(f"{image.width}×{image.height} is larger than {max_pixels:,} pixels")
-    if (frames := _count_frames(image)) > 1:
+    if frames > 1:
         raise BadInput(f"a {image.format} of {frames} frames; save the frame that is meant as PNG")
     return image
 
 
-def _count_frames(image: Image.Image) -> int:
-    """Return the number of frames of an opened GIF, TIFF, PNG or WebP.
+def _count_frames(data: bytes, kind: str | None) -> int:
+    """Return the number of frames of a GIF, TIFF, PNG or WebP. `kind` is the format of the file.
 
     The result is 1 for a TIFF whose second frame has another size, because that is a thumbnail. It is also 1 for damaged files,
     and for files of other formats, such as a camera's JPEG with a preview.
     """
-    if image.format not in ("GIF", "TIFF", "PNG", "WEBP"):
+    if kind not in ("GIF", "TIFF", "PNG", "WEBP"):
         return 1
+    image = Image.open(io.BytesIO(data))  # a damaged frame would change the state of the image that is to be decoded
     try:
         frames, size = int(getattr(image, "n_frames", 1)), image.size
-        if frames > 1 and image.format == "TIFF":
+        if frames > 1 and kind == "TIFF":
             image.seek(1)
             frames = frames if image.size == size else 1
-            image.seek(0)
-    except (OSError, ValueError, SyntaxError, EOFError):
+    except DAMAGE_ERRORS:
         return 1
     return frames
 
 
 def _has_16_bit_colours(image: Image.Image) -> bool:
     """Tell whether an opened image, not loaded yet, has 16 bits per colour channel. Pillow keeps only the upper 8 of them."""
-    return not image.mode.startswith("I") and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+    return not image.mode.startswith("I") and _is_stored_as(image, ";16")
+
+
+def _is_stored_as(image: Image.Image, raw_mode: str) -> bool:
+    """Tell whether the name of the mode in which an opened image, not loaded yet, stores its pixels contains a text."""
+    return any(raw_mode in str(tile[3]) for tile in getattr(image, "tile", ()))
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation of an image. Raise BadInput if its EXIF data, which is rewritten for this, is damaged."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except DAMAGE_ERRORS as error:
+        raise BadInput(f"damaged EXIF data: {error}") from None
 
 
 def _to_rgb(image: Image.Image, deep: bool) -> np.ndarray:
@@ -336,15 +343,8 @@ def _to_rgb(image: Image.Image, deep: bool) -> np.ndarray:
 
 
 def _load(image: Image.Image) -> None:
-    """Decode the pixels of an image opened by `_open`, in place.
-
-    Args:
-        image: the opened image. It has its pixels in memory afterwards.
-
-    Raises:
-        BadInput: if the file is truncated or damaged.
-    """
+    """Decode the pixels of an image opened by `_open`, in place. Raise BadInput if the file is truncated or damaged."""
     try:
         image.load()
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except DAMAGE_ERRORS as error:
         raise BadInput(f"truncated or damaged: {error}") from None

@@ -8,7 +8,16 @@ import pytest
 from PIL import Image
 
 from infra.errors import BadInput
-from proposals.image_codec import decode_example, decode_image, decode_mask, encode_jpeg, encode_mask, image_size
+from proposals.image_codec import (
+    decode_alpha,
+    decode_example,
+    decode_image,
+    decode_mask,
+    encode_jpeg,
+    encode_mask,
+    image_size,
+)
+from tests.proposals.grey_png import grey_png
 
 
 def data(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -139,6 +148,20 @@ def test_masks_keep_their_ids() -> None:
     assert (decode_mask(encode_mask(wide)) == wide).all()
 
 
+@pytest.mark.parametrize(("bits", "text"), [(2, "0, 1, … 3 or 0, 85, … 255"), (4, "0, 1, … 15 or 0, 17, … 255")])
+def test_a_grey_mask_of_few_bits_is_refused_as_its_ids_are_unclear(bits: int, text: str) -> None:
+    """GDAL stores ids as they are; optipng stores 8-bit ids that are all multiples of 17, such as 0, 17 and 255, in 4 bits."""
+    ids = np.zeros((4, 6), np.uint8)
+    assert not decode_mask(grey_png(ids, bits)).any(), "0 is 0 in any case"
+    ids[1:, 2:4], ids[2:, 4:] = 1, 2
+    with pytest.raises(BadInput, match=f"grey with {bits} bits, so its ids may be {text}: save it with 8 bits, or paletted"):
+        decode_mask(grey_png(ids, bits))
+    assert decode_image(grey_png(ids, bits)).max() == (170 if bits == 2 else 34)
+    paletted = Image.fromarray(ids).convert("P")
+    paletted.putpalette([9, 9, 9, 0, 0, 0, 255, 0, 0])
+    np.testing.assert_array_equal(decode_mask(data(paletted, bits=bits)), ids)
+
+
 def test_a_mask_of_colours_is_refused() -> None:
     with pytest.raises(BadInput, match="paletted or grey"):
         decode_mask(data(Image.fromarray(RED)))
@@ -167,6 +190,28 @@ def test_damaged_exif_is_refused_by_image_size_if_decoding_would_fail(rng: np.ra
             continue
         decode_image(bytes(broken))  # must not raise
     assert refused
+
+
+@pytest.mark.parametrize(("tag", "other"), [(0x132, 0x128), (0x132, 0x11A), (0x11A, 0x132)])
+def test_exif_data_with_a_value_of_another_kind_is_refused(tag: int, other: int) -> None:
+    """Pillow fails with a struct.error, a TypeError or an AttributeError."""
+    exif = Image.Exif()
+    exif[0x0112], exif[tag] = 6, "2020" if tag == 0x132 else 72.5
+    good = data(Image.fromarray(np.dstack([RED, RED[..., 0]])), "WEBP", exif=exif)
+    broken = good.replace(tag.to_bytes(2, "big"), other.to_bytes(2, "big"), 1)
+    for function in (decode_image, image_size, decode_alpha):
+        function(good)
+        with pytest.raises(BadInput, match="damaged EXIF data"):
+            function(broken)
+
+
+def test_a_tiff_with_a_damaged_second_frame_is_read() -> None:
+    good = data(Image.fromarray(RED), "TIFF")
+    directory = int.from_bytes(good[4:8], "little")
+    end = directory + 2 + 12 * int.from_bytes(good[directory : directory + 2], "little")  # where the offset of the second is
+    broken = good[:end] + len(good).to_bytes(4, "little") + good[end + 4 :] + bytes(6)
+    np.testing.assert_array_equal(decode_image(good), RED)
+    np.testing.assert_array_equal(decode_image(broken), RED)
 
 
 def test_examples_decode_to_the_same_pixels_as_other_images(rng: np.random.Generator) -> None:

@@ -1,6 +1,5 @@
 """Find and read the images of a data set that is imported."""
 
-import io
 import json
 import posixpath
 import unicodedata
@@ -11,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from deconvnet.datasets.image_folder import list_image_files
 from infra import storage
@@ -303,11 +302,12 @@ def same_image(one: bytes, other: bytes) -> bool:
         other: encoded bytes of another image.
 
     Returns:
-        True if the images have the same size as displayed, and the mean colours of all blocks of about 8×8 pixels are alike.
+        True if the images have the same size as displayed, and the mean colours of all blocks of about 8×8 pixels are alike. False
+        if one of them can't be decoded.
     """
     try:
-        pictures = [ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB") for data in (one, other)]
-    except (OSError, ValueError, SyntaxError):
+        pictures = [Image.fromarray(decode_image(data)) for data in (one, other)]
+    except BadInput:
         return False
     if pictures[0].size != pictures[1].size:
         return False

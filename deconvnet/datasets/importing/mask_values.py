@@ -18,7 +18,7 @@ from deconvnet.datasets.importing.table_text import TableRow
 from deconvnet.datasets.palette import VOC_CLASSES, VOC_PALETTE
 from deconvnet.datasets.validation.lossy_masks import is_lossy
 from infra.errors import BadInput, UserError
-from proposals.image_codec import decode_alpha, decode_image, decode_mask
+from proposals.image_codec import DAMAGE_ERRORS, decode_alpha, decode_image, decode_mask
 from proposals.masks import VOID_ID, void_id
 
 HIDDEN, SOFT = -1, -2
@@ -74,8 +74,11 @@ def read_mask_values(data: bytes, max_pixels: int, opaque: bool = False, as_colo
     """
     mask = None
     if not as_colours:
-        with suppress(BadInput):
+        try:
             mask = read_ids(data, max_pixels, opaque)
+        except BadInput:
+            if _is_grey(data):
+                raise
     are_colours = mask is None
     mask = read_colours(data, max_pixels, opaque) if mask is None else mask
     pixels = _count(mask)
@@ -138,12 +141,21 @@ def read_ids(data: bytes, max_pixels: int, opaque: bool = False) -> np.ndarray:
         ids = decode_mask(data, max_pixels)
         return _without_hidden(ids, data, max_pixels, opaque)
     except BadInput:
+        if _is_grey(data):
+            raise
         with suppress(BadInput):
             colours = read_colours(data, max_pixels, opaque)
             ids = colours & 255
             if (colours[colours >= 0] == (ids * 0x010101)[colours >= 0]).all():
                 return np.where(colours < 0, colours, ids)
         raise
+
+
+def _is_grey(data: bytes) -> bool:
+    """Return whether a file is a grey image. If its levels are refused as ids, they must not be read as colours instead."""
+    with suppress(*DAMAGE_ERRORS):
+        return Image.open(io.BytesIO(data)).mode == "L"
+    return False
 
 
 def read_colours(data: bytes, max_pixels: int, opaque: bool = False) -> np.ndarray:

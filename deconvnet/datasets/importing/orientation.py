@@ -22,7 +22,7 @@ from PIL import ExifTags, Image, ImageOps
 from deconvnet.datasets.importing.regions import as_int
 from deconvnet.datasets.voc import MIN_SIDE
 from infra.errors import BadInput
-from proposals.image_codec import encode_mask, image_size
+from proposals.image_codec import DAMAGE_ERRORS, encode_mask, image_size
 
 Frame = Literal["stored", "displayed"]
 _ENOUGH = 100  # images that tell how they were annotated; more of the same annotation file are not read to find out
@@ -283,6 +283,6 @@ def _orientation(image: bytes) -> int:
     """
     try:
         found = int(Image.open(io.BytesIO(image)).getexif().get(ExifTags.Base.Orientation, 1))
-    except (OSError, ValueError, SyntaxError):
+    except DAMAGE_ERRORS:
         raise BadInput("not an image") from None
     return found if 1 <= found <= 8 else 1

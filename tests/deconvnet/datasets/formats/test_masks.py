@@ -11,6 +11,7 @@ from deconvnet.datasets.importing.dataset import AnnotationSource, ImportRules
 from deconvnet.datasets.palette import VOC_CLASSES, VOC_PALETTE
 from infra.errors import UserError
 from tests.deconvnet.datasets.formats.inputs import HEIGHT, WIDTH, rejection_reason, write_image
+from tests.proposals.grey_png import grey_png
 
 IDS = np.zeros((HEIGHT, WIDTH), np.uint8)
 IDS[5:20, 5:20], IDS[20:35, 30:50], IDS[0] = 7, 11, 255
@@ -99,6 +100,21 @@ def test_masks_that_were_resized_or_saved_as_jpeg_are_refused(tmp_path):
     enlarged = Image.fromarray(np.where(IDS == 255, 0, IDS * 9)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC, (0, 0, 31, 21))
     with pytest.raises(UserError, match="saved as JPEG"):
         read(tmp_path / "resized", enlarged)
+
+
+def test_grey_masks_of_few_bits_are_refused_unless_a_table_names_their_levels(tmp_path):
+    write_image(tmp_path / "images/0.png")
+    (tmp_path / "masks").mkdir()
+    ids = np.zeros((HEIGHT, WIDTH), np.uint8)
+    ids[:9], ids[12:, :20] = 3, 1
+    (tmp_path / "masks/0.png").write_bytes(grey_png(ids, 2))
+    source = AnnotationSource(str(tmp_path / "images"), str(tmp_path / "masks"))
+    with pytest.raises(UserError, match=r"none of the 1 masks can be used; .*0\.png: it is grey with 2 bits, so its ids may be"):
+        read_masks([source], ImportRules())
+    (tmp_path / "t.txt").write_text("ground 0 0 0\ncat 255 255 255\ndog 85 85 85\n")
+    dataset = read_masks([source], ImportRules(class_table_uri=str(tmp_path / "t.txt"), background="ground"))
+    mask = dataset.entries[0].load().class_mask
+    assert dataset.classes[mask[0, 0]] == "cat" and dataset.classes[mask[15, 0]] == "dog" and mask[10, 0] == 0
 
 
 def test_masks_and_images_that_do_not_match_are_left_out_or_refused(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from deconvnet.datasets.importing.dataset import AnnotatedDataset
-from deconvnet.datasets.importing.images import as_layout_file, read_json
+from deconvnet.datasets.importing.images import as_layout_file, read_json, same_image
 from infra.errors import BadInput
 from proposals.image_codec import decode_image
 
@@ -20,6 +20,16 @@ def test_images_of_other_formats_become_png(rng):
     data, suffix = as_layout_file(sink.getvalue(), "a.BMP")
     assert suffix == ".png" and np.array_equal(decode_image(data), pixels)
     assert as_layout_file(b"unchanged", "a.JPEG") == (b"unchanged", ".jpeg")
+
+
+@pytest.mark.parametrize(("tag", "other"), [(0x132, 0x128), (0x132, 0x11A), (0x11A, 0x132)])
+def test_an_image_with_damaged_exif_data_is_not_the_same_as_another(rng, tag, other):
+    """Pillow fails with a struct.error, a TypeError or an AttributeError, which would end an import from LabelMe."""
+    pixels, good, exif = rng.integers(0, 255, (20, 30, 3), np.uint8), io.BytesIO(), Image.Exif()
+    exif[0x112], exif[tag] = 6, "2020" if tag == 0x132 else 72.5
+    Image.fromarray(pixels).save(good, "JPEG", exif=exif)
+    broken = good.getvalue().replace(tag.to_bytes(2, "big"), other.to_bytes(2, "big"), 1)
+    assert same_image(good.getvalue(), good.getvalue()) and not same_image(good.getvalue(), broken)
 
 
 @pytest.mark.parametrize("name", [" a.jpg", "a\n.jpg", "a .jpg"])
