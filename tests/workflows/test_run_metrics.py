@@ -12,6 +12,7 @@ import pytest
 import requests
 
 from deconvnet.datasets.palette import GENERATED_CLASSES
+from infra import storage
 from infra.deploy.local.process import free_ports
 from infra.settings import NotifySettings
 from workflows.operations import run_metrics
@@ -28,7 +29,8 @@ def test_a_training_on_ray_exports_its_metrics_by_the_name_of_its_stage(tmp_path
     monkeypatch.setattr(ray_trainer, "train_on_ray", lambda job, callbacks, **_: given.extend(callbacks) or {})
     monkeypatch.setattr("deconvnet.reporting.plots.draw_training_curves", lambda *_: {})
     pipeline = Pipeline(Settings(workspace=str(tmp_path), data={"classes": GENERATED_CLASSES}, tracking={"enabled": False}))
-    assert pipeline._train("stage1", "f" * 16) == {}
+    storage.write_json(str(tmp_path / "models/stage1/model.json"), {"sha256": "0123"})
+    assert pipeline._train("stage1", "f" * 16) == {"key": "0123"}
     (callback,) = (each for each in given if isinstance(each, LiveMetricsCallback))
     recorded: list[Any] = []
     callback._metrics = SimpleNamespace(update=lambda *values, **labels: recorded.append((*values, labels)))  # type: ignore[assignment]
