@@ -231,8 +231,8 @@ class Pipeline(TrackedPipeline):
         inputs = replace(self.evaluation_inputs(split, models), report_uri=report)
         storage.remove(storage.join(report, "results.json"))  # else it would belong to other pictures and masks until the end
         if inputs.options.int8:
-            networks = inputs.deconvnet_uri, inputs.fcn8s_uri
-            record_missing_ranges(RangeInputs(*networks, self.images, self.proposals, inputs.options), self.executor)
+            given = RangeInputs(inputs.deconvnet_uri, inputs.fcn8s_uri, self.images, self.proposals, inputs.options)
+            record_missing_ranges(given, self.executor, registered=models is not None)
         results, files = evaluate_and_report(inputs, f"{self.dataset_name} {split}", self.executor, self.settings.compute.gpu)
         self._write_report(files, report)
         remove_other_files(report)

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from deconvnet.inference.int8.ranges import Ranges, has_ranges, largest, recorded, save_ranges
+from deconvnet.inference.int8.ranges import Ranges, has_ranges, largest, load_ranges, recorded, save_ranges
 from deconvnet.inference.predictor import Predictor, PredictorOptions
 from infra.errors import UserError
 from infra.runtime.executor import Actors, Executor, Work
@@ -62,7 +62,7 @@ class _Unit:
     position: int
 
 
-def record_missing_ranges(inputs: RangeInputs, executor: Executor) -> None:
+def record_missing_ranges(inputs: RangeInputs, executor: Executor, registered: bool = False) -> None:
     """Record the ranges of two networks in their folders, unless these of the same images and options are there.
 
     All workers compute on CPUs. The images are taken at even distances from all training images, so the ranges are the same for any
@@ -71,6 +71,7 @@ def record_missing_ranges(inputs: RangeInputs, executor: Executor) -> None:
     Args:
         inputs: the networks and the images.
         executor: runs the workers, each of which holds both networks.
+        registered: whether the networks are those of a registered model. It is used with its own ranges, if it has any.
 
     Raises:
         UserError: if there are no training images, or no boxes in them.
@@ -78,7 +79,7 @@ def record_missing_ranges(inputs: RangeInputs, executor: Executor) -> None:
     folders = inputs.deconvnet_uri, inputs.fcn8s_uri
     units = dict(enumerate(_units(inputs)))
     made_from = _digest(inputs.options, units.values())
-    if all(has_ranges(folder, made_from) for folder in folders):
+    if all(has_ranges(folder, made_from) or (registered and load_ranges(folder) is not None) for folder in folders):
         return
     make = partial(_make_worker, inputs)
     title = "recording the largest activations (segment.int8)"
@@ -110,9 +111,8 @@ def _units(inputs: RangeInputs) -> Sequence[_Unit]:
 def _digest(options: PredictorOptions, units: Iterable[_Unit]) -> str:
     """Return a digest of the images, of their boxes, and of the options on which the ranges of given networks depend."""
     used = {name: value for name, value in asdict(options).items() if name not in _WITHOUT_EFFECT}
-    images = [
-        (unit.images.name, unit.proposals.name, unit.row_group, unit.position) for unit in units
-    ]  # parts name their content
+    # The names of parts stand for their content.
+    images = [(unit.images.name, unit.proposals.name, unit.row_group, unit.position) for unit in units]
     return hashlib.sha256(json.dumps([used, images], sort_keys=True).encode()).hexdigest()
 
 

@@ -217,6 +217,8 @@ def test_ranges_are_recorded_anew_with_other_options_that_change_them(inputs: Ra
         record_missing_ranges(replace(inputs, options=replace(inputs.options, **options)), LocalExecutor(1))
         files.append(sorted(Path(inputs.deconvnet_uri).glob("activation_ranges-*")))
     assert len(files[0]) == 1 and files[0] != files[1] == files[2]
+    record_missing_ranges(inputs, LocalExecutor(1), registered=True)
+    assert files[1] == sorted(Path(inputs.deconvnet_uri).glob("activation_ranges-*")), "a registered model keeps its own"
 
 
 @pytest.mark.parametrize(("split", "min_side"), [("val", 0), ("train", 100)])
