@@ -268,7 +268,7 @@ def arguments(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     for name in ("data_folder", "hold_workspace"):
         monkeypatch.setattr(images_table if name == "data_folder" else base, name, recorder(name, ends=False))
     monkeypatch.setattr(Pipeline, "measure_proposals", lambda *_: None)
-    monkeypatch.setattr(ranges_job, "record_missing_ranges", lambda *_: None)
+    monkeypatch.setattr(ranges_job, "record_missing_ranges", lambda *_, **__: None)
     monkeypatch.setattr(interface, "read_histories", lambda *_: {})
     monkeypatch.setattr(plots, "draw_training_curves", lambda *_: {})
     opened = base.open_executor
