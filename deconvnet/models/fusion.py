@@ -9,7 +9,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from deconvnet.models.fused.available import use_fused
 from deconvnet.models.fused.products import NeighbourhoodConv2d, WinogradConv2d
-from deconvnet.models.layers import as_convolution_kernel
+from deconvnet.models.layers import as_convolution_kernel, units
 from deconvnet.models.network import Network
 from infra.device import fast_bf16
 
@@ -35,19 +35,28 @@ def for_inference(network: N, *, bf16: bool = True) -> N:
     dtype = torch.bfloat16 if bf16 and fast_bf16(device) else torch.float32
     as_products = device.type == "cpu" and dtype == torch.float32
     fused = copy.deepcopy(network).eval().requires_grad_(False)
-    for unit in fused.modules():
-        if isinstance(unit, nn.Sequential) and hasattr(unit, "conv"):  # a module made by `layers.unit`
-            layer = unit.get_submodule("conv")
-            if hasattr(unit, "norm"):
-                norm = cast(nn.BatchNorm2d, unit.get_submodule("norm"))
-                layer = fuse_conv_bn_eval(cast(nn.Conv2d, layer), norm, transpose=isinstance(layer, nn.ConvTranspose2d))
-                del unit.norm
-            layer = _without_deconvolution(layer)
-            unit.conv = _as_product(layer) if as_products else layer
-            if isinstance(unit.conv, WinogradConv2d) and unit.conv is not layer:
-                del unit.relu
+    for unit in units(fused).values():
+        layer = _without_deconvolution(without_norm(unit))
+        if hasattr(unit, "norm"):
+            del unit.norm
+        unit.conv = _as_product(layer) if as_products else layer
+        if isinstance(unit.conv, WinogradConv2d) and unit.conv is not layer:
+            del unit.relu
     fused.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return fused
+
+
+def without_norm(unit: nn.Sequential) -> nn.Module:
+    """Return the layer of a unit, with its batch norm, if there is one, folded into the weights.
+
+    Args:
+        unit: a module made by `layers.unit`, in evaluation mode. It is not changed.
+    """
+    layer = unit.get_submodule("conv")
+    if not hasattr(unit, "norm"):
+        return layer
+    norm = cast(nn.BatchNorm2d, unit.get_submodule("norm"))
+    return fuse_conv_bn_eval(cast(nn.Conv2d, layer), norm, transpose=isinstance(layer, nn.ConvTranspose2d))
 
 
 def _without_deconvolution(layer: nn.Module) -> nn.Module:

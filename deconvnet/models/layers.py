@@ -77,6 +77,15 @@ def unit(layer: nn.Module, norm: bool = True) -> nn.Sequential:
     return nn.Sequential(parts)
 
 
+def units(module: nn.Module) -> dict[str, nn.Sequential]:
+    """Return the parts of a module that were made by `unit`, by name, in the order in which they were added.
+
+    Args:
+        module: a network, which may have been converted by `fusion.for_inference`.
+    """
+    return {name: part for name, part in module.named_modules() if isinstance(part, nn.Sequential) and hasattr(part, "conv")}
+
+
 def block(layer: Callable[[int, int], nn.Module], inputs: int, outputs: tuple[int, ...], norm: bool = True) -> nn.Sequential:
     """Build a sequence of layers, each followed by batch norm (optional) and ReLU.
 

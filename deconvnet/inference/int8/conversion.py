@@ -5,12 +5,13 @@ from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from deconvnet.inference.int8.layers import Int8Conv2d, Int8MaxPool2d, Int8PixelDeconv2d, Int8Unpool
-from deconvnet.inference.int8.ranges import Ranges, units
+from deconvnet.inference.int8.layers import Int8Conv2d, Int8PixelDeconv2d
+from deconvnet.inference.int8.ranges import Ranges
 from deconvnet.models.fused.available import use_fused
-from deconvnet.models.layers import MatrixDeconv2d, Unpool, as_convolution_kernel
+from deconvnet.models.fused.layers import use_fused_layers
+from deconvnet.models.fusion import without_norm
+from deconvnet.models.layers import MatrixDeconv2d, as_convolution_kernel, units
 from deconvnet.models.network import Network
 from deconvnet.models.preprocessing import prepare
 from infra.device import fast_int8
@@ -54,18 +55,14 @@ def to_int8(network: N, ranges: Ranges) -> N:
     before = 1.0
     for number, (name, unit) in enumerate(layers.items()):
         limits = None if number else _limits(network.convention)
-        network.set_submodule(name, _converted(_without_norm(unit), before, scales[name], limits))
+        network.set_submodule(name, _converted(without_norm(unit), before, scales[name], limits))
         before = scales[name]
     for name, block in _SCORES.items():
         if hasattr(network, name):
             layer = cast(nn.Conv2d, network.get_submodule(name))
             scale = scales[[each for each in layers if each.startswith(block)][-1]]
             network.set_submodule(name, Int8Conv2d(layer.weight, cast(Tensor, layer.bias), 0, scale, None))
-    for name, module in list(network.named_modules()):
-        if isinstance(module, nn.MaxPool2d):
-            network.set_submodule(name, Int8MaxPool2d(module.return_indices))
-        elif isinstance(module, Unpool):
-            network.set_submodule(name, Int8Unpool())
+    use_fused_layers(network)  # pooling and unpooling of uint8 activations
     return network
 
 
@@ -73,15 +70,6 @@ def _limits(convention: str) -> tuple[float, float]:
     """Return the smallest and the largest value of a network's input."""
     black, white = (prepare(torch.full((1, 3, 1, 1), value, dtype=torch.uint8), convention) for value in (0, 255))
     return float(black.min()), float(white.max())
-
-
-def _without_norm(unit: nn.Sequential) -> nn.Module:
-    """Return the layer of a unit, with its batch norm, if there is one, folded into the weights."""
-    layer = unit.get_submodule("conv")
-    if not hasattr(unit, "norm"):
-        return layer
-    norm = cast(nn.BatchNorm2d, unit.get_submodule("norm"))
-    return fuse_conv_bn_eval(cast(nn.Conv2d, layer), norm, transpose=isinstance(layer, nn.ConvTranspose2d))
 
 
 def _converted(layer: nn.Module, before: float, scale: float, limits: tuple[float, float] | None) -> nn.Module:

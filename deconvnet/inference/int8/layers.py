@@ -12,8 +12,6 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from deconvnet.models.fused.cpu.pooling import max_pool, max_unpool
-
 _LARGEST_WEIGHT = 127
 _LARGEST_ACTIVATION = 255
 _SMALLEST = 1e-20  # of the largest weights of channels, so that channels without weights divide nothing by 0
@@ -121,44 +119,3 @@ class Int8PixelDeconv2d(nn.Module):
         """
         pixels = cast(Tensor, self.conv(x))
         return pixels.reshape(len(x), *self._shape).permute(0, 3, 1, 2)
-
-
-class Int8MaxPool2d(nn.Module):
-    """A 2×2 max-pooling layer on uint8 activations."""
-
-    def __init__(self, return_indices: bool) -> None:
-        """Create the layer.
-
-        Args:
-            return_indices: whether to return the positions of the maxima, too.
-        """
-        super().__init__()
-        self.return_indices = return_indices
-
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Take the maximum of each 2×2 square.
-
-        Args:
-            x: uint8 activations of shape (N, C, H, W). H and W are even.
-
-        Returns:
-            The maxima, of shape (N, C, H/2, W/2). If `return_indices` is set, also their positions for `Int8Unpool`.
-        """
-        maxima, positions = max_pool(x)
-        return (maxima, positions) if self.return_indices else maxima
-
-
-class Int8Unpool(nn.Module):
-    """The inverse of `Int8MaxPool2d`."""
-
-    def forward(self, x: Tensor, switches: Tensor) -> Tensor:
-        """Put each activation at the position of a maximum, and zeros elsewhere.
-
-        Args:
-            x: uint8 activations of shape (N, C, H, W).
-            switches: the positions, as returned by the matching pooling layer.
-
-        Returns:
-            uint8 activations of shape (N, C, 2H, 2W).
-        """
-        return max_unpool(x, switches)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from deconvnet.models.layers import units
 from infra import storage
 from infra.errors import UserError
 
@@ -15,17 +16,6 @@ Ranges = dict[str, float]
 """The largest activation of each layer by the layer's name, such as "conv1.1"."""
 
 _PREFIX = "activation_ranges-"
-
-
-def units(network: nn.Module) -> dict[str, nn.Sequential]:
-    """Return the layers of a network that were made by `layers.unit`, by name, in the order in which they run.
-
-    Args:
-        network: the network, which may have been converted by `fusion.for_inference`.
-    """
-    return {
-        name: module for name, module in network.named_modules() if isinstance(module, nn.Sequential) and hasattr(module, "conv")
-    }
 
 
 @contextmanager

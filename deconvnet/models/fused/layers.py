@@ -1,6 +1,6 @@
 """Layers that compute training steps faster, and the conversion of networks to them.
 
-In evaluation mode they are torch's layers. They have no attributes of their own, so a layer is converted by changing its class.
+In evaluation mode they are torch's layers, except for uint8 activations (`inference.int8`). They have no attributes of their own, so a layer is converted by changing its class.
 """
 
 from typing import cast
@@ -72,7 +72,7 @@ def _frozen_unit(conv: nn.Conv2d, norm: nn.BatchNorm2d, input: Tensor) -> Tensor
 
 
 class FusedMaxPool2d(nn.MaxPool2d):
-    """A 2×2 max-pooling layer, which in training keeps the positions of maxima as uint8 for `FusedUnpool`."""
+    """A 2×2 max-pooling layer that keeps the positions of maxima as uint8 for `FusedUnpool`: in training, and of uint8 activations."""
 
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Take the maximum of each 2×2 square.
@@ -84,7 +84,8 @@ class FusedMaxPool2d(nn.MaxPool2d):
             The maxima, of shape (N, C, H/2, W/2). If `return_indices` is set, also the positions, of the same shape.
         """
         height, width = input.shape[-2:]
-        if not self.training or not supports_dtype(input) or height % 2 or width % 2:
+        fused = input.dtype == torch.uint8 or (self.training and supports_dtype(input))
+        if not fused or height % 2 or width % 2:
             return cast(Tensor | tuple[Tensor, Tensor], super().forward(input))
         maxima, positions = max_pool(input)
         return (maxima, positions) if self.return_indices else maxima

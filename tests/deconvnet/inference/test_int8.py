@@ -12,12 +12,14 @@ from torch import Tensor
 from deconvnet.evaluation.evaluator import EvaluationInputs, evaluate
 from deconvnet.inference.int8 import conversion, ranges_job
 from deconvnet.inference.int8.conversion import computes_int8, to_int8
-from deconvnet.inference.int8.layers import Int8Conv2d, Int8MaxPool2d, Int8PixelDeconv2d, Int8Unpool
-from deconvnet.inference.int8.ranges import Ranges, has_ranges, largest, load_ranges, recorded, save_ranges, units
+from deconvnet.inference.int8.layers import Int8Conv2d, Int8PixelDeconv2d
+from deconvnet.inference.int8.ranges import Ranges, has_ranges, largest, load_ranges, recorded, save_ranges
 from deconvnet.inference.int8.ranges_job import RangeInputs, record_missing_ranges
 from deconvnet.inference.predictor import Predictor, PredictorOptions
 from deconvnet.models.checkpoint import load_model, save_model
+from deconvnet.models.fused.layers import FusedMaxPool2d, FusedUnpool
 from deconvnet.models.fusion import for_inference
+from deconvnet.models.layers import units
 from infra import storage
 from infra.errors import UserError
 from infra.runtime.local_executor import LocalExecutor
@@ -79,10 +81,10 @@ def test_a_deconvolution_of_a_pixel_is_exact_if_its_numbers_are_8_bit_integers()
 @needs_int8
 def test_pooling_and_unpooling_are_those_of_floats() -> None:
     x = torch.randperm(256, generator=torch.Generator().manual_seed(0)).view(1, 4, 8, 8)
-    maxima, positions = Int8MaxPool2d(True)(x.to(torch.uint8))
+    maxima, positions = FusedMaxPool2d(2, return_indices=True)(x.to(torch.uint8))
     expected, indices = F.max_pool2d(x.float(), 2, return_indices=True)
-    assert torch.equal(maxima.float(), expected) and torch.equal(Int8MaxPool2d(False)(x.to(torch.uint8)), maxima)
-    assert torch.equal(Int8Unpool()(maxima, positions).float(), F.max_unpool2d(expected, indices, 2))
+    assert torch.equal(maxima.float(), expected) and torch.equal(FusedMaxPool2d(2)(x.to(torch.uint8)), maxima)
+    assert torch.equal(FusedUnpool()(maxima, positions).float(), F.max_unpool2d(expected, indices, 2))
 
 
 @pytest.fixture(scope="module")

@@ -109,11 +109,17 @@ def test_a_sample_with_several_objects_is_preferred(uris: tuple[str, str]) -> No
     assert gallery.with_several_objects([found["a"], one]).image_id == "d"
 
 
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the panel of instances is given."""
+    found: list[Any] = []
+    monkeypatch.setattr("deconvnet.reporting.panels.instances", lambda *arguments: found.extend(arguments) or b"")
+    return found
+
+
 def test_instances_order_the_best_boxes_from_the_largest_to_the_smallest(
-    predictor: Predictor, uris: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+    predictor: Predictor, uris: tuple[str, str], calls: list[Any]
 ) -> None:
-    calls: list[Any] = []
-    monkeypatch.setattr("deconvnet.reporting.panels.instances", lambda *arguments: calls.extend(arguments) or b"")
     shown = gallery.read_samples(*uris, ["c"])["c"]
     gallery.draw_instances(predictor, shown, CLASSES)
     image, truth, boxes, steps, *_ = calls
@@ -128,11 +134,9 @@ def test_instances_order_the_best_boxes_from_the_largest_to_the_smallest(
 
 
 def test_instances_show_masks_of_all_boxes_though_predictions_may_end_early(
-    predictor: Predictor, uris: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+    predictor: Predictor, uris: tuple[str, str], calls: list[Any]
 ) -> None:
     """`segment.early_exit` would end this image after twenty boxes. The predictor itself stays as it is, for the other figures."""
-    calls: list[Any] = []
-    monkeypatch.setattr("deconvnet.reporting.panels.instances", lambda *arguments: calls.extend(arguments) or b"")
     shown = gallery.read_samples(*uris, ["c"])["c"]
     boxes = np.array([[k, k // 2, k + 25, k // 2 + 25 - k / 2] for k in range(30)], np.float32)  # from large to small
     options = replace(predictor.options, proposals=40, batch=10)
