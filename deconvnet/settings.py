@@ -126,7 +126,7 @@ class ModelSettings(Section):
     @field_validator("input_size", "fcn_input_size")
     @classmethod
     def _multiple_of_32(cls, size: int) -> int:
-        """Return an input size in pixels. Raise ValueError if it is no multiple of 32: the networks halve the sides five times."""
+        """Return an input size in pixels. Raise ValueError if it is not a multiple of 32: the networks halve the sides five times."""
         if size % 32:
             raise ValueError(f"must be a multiple of 32; {size // 32 * 32} or {size // 32 * 32 + 32} would do")
         return size
@@ -141,7 +141,7 @@ class ComputeSettings(Section):
     workers: PositiveInt = Field(1, description="number of training workers (DDP); with gpu each has one GPU")
     min_workers: PositiveInt | None = Field(
         None,
-        description="fewest workers that training continues with when nodes are lost; it grows again when they return; empty: it "
+        description="smallest number of workers with which training continues when nodes are lost; it grows again when they return; empty: it "
         "waits for all workers",
     )
     gpu: bool = Field(False, description="train and evaluate on GPUs (NCCL) instead of CPUs (gloo)")
@@ -186,11 +186,11 @@ class StageSettings(Section):
     These are the sections `train.stage1` and `train.stage2` of the settings files. Each field is explained by its description.
     """
 
-    epochs: PositiveInt = Field(30, description="most passes over the examples")
-    max_steps: PositiveInt | None = Field(None, description="most optimiser steps; empty: only epochs limits them")
+    epochs: PositiveInt = Field(30, description="largest number of passes over the examples")
+    max_steps: PositiveInt | None = Field(None, description="largest number of optimiser steps; empty: only epochs limits them")
     batch: _Batch = 64
     micro_batch: PositiveInt | None = Field(
-        None, description="most examples that a worker computes at once; empty: its whole share of the batch"
+        None, description="largest number of examples that a worker computes at once; empty: its whole share of the batch"
     )
     lr: _LearningRate = 0.01
     freeze: tuple[EncoderBlock, ...] = Field((), description="blocks of VGG-16 that keep their initial weights, which saves time")

@@ -9,9 +9,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # from glibc's m
 _MMAP_MAX_DEFAULT, _THRESHOLD_DEFAULT = 65536, 32 * 2**20
 
 ONE_ARENA = {"MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "1")}
-"""Environment variables for a process whose main work is done in another thread than the main one, as in Ray Train's workers.
+"""Environment variables for a process that does its main work outside the main thread, as Ray Train's workers do.
 
-glibc keeps the memory of such threads in further arenas, whose freed memory it returns whatever `freed_memory_is_kept` asks for.
+glibc gives such threads arenas of their own, and returns the freed memory of these arenas in spite of `freed_memory_is_kept`.
 With these variables, there is one arena for all threads. A value that the user has set stays.
 """
 

@@ -146,7 +146,7 @@ class ClusterSettings(Section):
 
 
 class NotifySettings(Section):
-    """Messages to a chat program (a webhook), when data count as stale, and metrics of the last run.
+    """Messages to a chat program (webhook), the age from which data count as stale, and where the last run's metrics go.
 
     This is the section `notify` of the settings files. Each field is explained by its description.
     """

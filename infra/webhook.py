@@ -83,7 +83,7 @@ def open_webhook(settings: NotifySettings) -> Webhook:
     """Return the webhook that the settings name, else the environment variable DECONVNET_NOTIFY_URL, else one that sends nothing.
 
     Raises:
-        UserError: if the variable's value is no URL.
+        UserError: if the variable's value is not a URL.
     """
     if settings.url is not None:
         return Webhook(settings.url.get_secret_value())

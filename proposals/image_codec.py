@@ -300,7 +300,7 @@ def _has_16_bit_colours(image: Image.Image) -> bool:
 
 
 def _is_stored_as(image: Image.Image, raw_mode: str) -> bool:
-    """Tell whether the name of the mode in which an opened image, not loaded yet, stores its pixels contains a text."""
+    """Return whether the pixel mode in an image's file has a name that contains `raw_mode`. The image must not be loaded yet."""
     return any(raw_mode in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 PROPOSALS_VERSION = 1  # increase it when a change makes the same images give other boxes
 
 Unit = tuple[tables.Part, Mapping[str, list[str]]]
-"""A part of the `images` table, and the ids of the images whose rows are copied, by the name of the earlier part that has them."""
+"""A part of `images`, and, for each earlier part of `proposals` by name, the ids of the images whose rows are copied from it."""
 
 
 def make_proposals(

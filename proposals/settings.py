@@ -7,7 +7,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from infra.settings import Location, Section
 
 WINDOW_SETTINGS = ("kind", "window_sizes", "window_overlap")
-"""Names of the settings of proposals that are no options of EdgeBox."""
+"""Names of the settings of proposals that are not options of EdgeBox."""
 _WindowSize = Annotated[float, Field(ge=0.01, le=1)]
 
 
@@ -40,7 +40,7 @@ class ProposalSettings(Section):
     edge_gain: float = Field(
         1.5, gt=0, le=10, description="factor on edge strengths (clipped at 1) before EdgeBox's thresholds are applied"
     )
-    max_boxes: PositiveInt = Field(2000, le=10_000, description="most boxes kept per image")
+    max_boxes: PositiveInt = Field(2000, le=10_000, description="largest number of boxes kept per image")
     alpha: float = Field(0.65, gt=0, lt=1, description="step size of the sliding window search")
     beta: float = Field(0.75, gt=0, lt=1, description="IoU above which non-maximum suppression removes a box")
     eta: float = Field(1.0, gt=0, le=1, description="adaptation rate of beta during the suppression; 1: constant")
@@ -105,12 +105,12 @@ class ForestSettings(Section):
         400_000,
         ge=1000,
         le=5_000_000,
-        description="most patches per tree; each takes 2 kB of memory when a quarter of the features is used",
+        description="largest number of patches per tree; each takes 2 kB of memory when a quarter of the features is used",
     )
     positives: float = Field(0.5, gt=0, lt=1, description="share of the patches with a boundary near their centre")
     feature_share: float = Field(0.25, gt=0, le=1, description="share of the features that each tree may use")
     pairs: int = Field(256, ge=8, le=4096, description="pairs of pixels by which a node compares segmentations of patches")
-    min_child: int = Field(8, ge=1, description="fewest patches in a node")
+    min_child: int = Field(8, ge=1, description="smallest number of patches in a node")
     max_depth: int = Field(64, ge=1, le=64, description="greatest depth of a tree")
 
     @model_validator(mode="after")
@@ -144,9 +144,9 @@ class ExampleSettings(Section):
     min_object_side: PositiveInt = Field(4, description="objects whose box has a shorter side than this are left out, px")
     max_per_image: PositiveInt | None = Field(
         None,
-        description="stage 2: most crops of an image; the best crop of each object is kept, and the rest are drawn at random by the seed; "
+        description="stage 2: largest number of crops of an image; the best crop of each object is kept, and the rest are drawn at random by the seed; "
         "with proposals.kind both, as many windows may be added; empty: all",
     )
     balance: bool = Field(True, description="repeat examples of rare classes")
-    max_repeats: PositiveInt = Field(10, description="most times that one example is repeated in an epoch")
+    max_repeats: PositiveInt = Field(10, description="how often one example is repeated in an epoch at most")
     jpeg_quality: int = Field(95, ge=50, le=100, description="JPEG quality of the stored crops")

@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     workspace = storage.absolute(options.workspace)
     folder = storage.join(workspace, REPORT if options.name == REPORT else "figures")
     out = storage.absolute(options.out) if options.out else folder
-    # Figures elsewhere are only read from the workspace, and a folder that is no workspace gets no lock file.
+    # Figures elsewhere are only read from the workspace, and a folder that is not a workspace gets no lock file.
     inside = not options.out and storage.exists(storage.join(workspace, "stages"))
     with hold_workspace(workspace, "figures.py") if inside else nullcontext():
         if options.name == REPORT:

@@ -184,7 +184,7 @@ def _sums_message(probabilities: Floats, sums: Floats) -> str:
     )
     advice = "pass the softmax of the scores (logits) over axis 0"
     if probabilities.min() >= 0:
-        advice = "divide them by their sum over axis 0, if they are no scores (logits), of which the softmax is needed"
+        advice = "divide them by their sum over axis 0; if they are scores (logits), pass their softmax instead"
     return f"{what}; expected 0 to 1 with a sum of 1 over the classes: {advice}"
 
 

@@ -40,7 +40,7 @@ class FolderFiles:
 
     Attributes:
         images: the images, sorted by name.
-        passed_over: paths, relative to the folder, of the files that are no images, sorted. These are all files whose suffix is
+        passed_over: paths, relative to the folder, of the files that are not images, sorted. These are all files whose suffix is
             not in `SUFFIXES`, the list of suffixes of image files.
     """
 
@@ -55,7 +55,7 @@ class FolderFiles:
         counts = Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in self.passed_over)
         kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common(8))
         names = ", ".join(self.passed_over[:_MOST_NAMED]) + (", …" if len(self.passed_over) > _MOST_NAMED else "")
-        return f"passed over {len(self.passed_over):,} files that are no images by their suffix ({kinds}): {names}"
+        return f"passed over {len(self.passed_over):,} files that are not images by their suffix ({kinds}): {names}"
 
 
 def list_image_files(folder: str, leave_out: str = "") -> list[ImageFile]:
@@ -116,7 +116,7 @@ def list_folder(folder: str, leave_out: str = "") -> FolderFiles:
 
 
 def _refuse_unusable(stamps: dict[str, str]) -> list[ImageFile]:
-    """Mark images as refused that are no files, whose names are too long, or whose masks would have the same name as another's.
+    """Mark images as refused that are not files, whose names are too long, or whose masks would have the same name as another's.
 
     If images differ only in the suffix, such as a.jpg and a.png, the one whose suffix comes first in `SUFFIXES` is kept. The
     others are refused.

@@ -20,11 +20,11 @@ def make_object_mask(class_mask: np.ndarray, object_mask: np.ndarray | None = No
     * Annotated pixels without an object id are grouped into 8-connected regions of one class. Each region becomes an object.
 
     If the data has no background, then class 0 is a class like any other, and annotated pixels without an object id stay without
-    an object: regions of sky or road are no objects. So without `object_mask` there are no objects at all.
+    an object: regions of sky or road are not objects. So without `object_mask` there are no objects at all.
 
     Args:
         class_mask: uint8 array (H, W) of class ids; 0 is background, 255 void.
-        object_mask: uint8 or uint16 array (H, W) of object ids; 0 is no object, void is 255 (uint8) or 65535 (uint16). None if
+        object_mask: uint8 or uint16 array (H, W) of object ids; 0 means no object, void is 255 (uint8) or 65535 (uint16). None if
             the objects are not annotated.
         background: whether class 0 is the background.
 

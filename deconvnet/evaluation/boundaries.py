@@ -138,7 +138,7 @@ def _filled(mask: np.ndarray, void: np.ndarray, sources: np.ndarray, num_classes
     """Return a copy of a mask whose void pixels have the classes at other pixels, uint8 (H, W), see `_nearest_annotated`.
 
     Raises:
-        ValueError: if it then has an id that is no class.
+        ValueError: if it then has an id that is not a class.
     """
     filled = mask.copy()
     filled[void] = mask.ravel()[sources]

@@ -1,7 +1,7 @@
 """The images on which a new model and the champion (the model in use) are compared: val images that neither model was trained on.
 
 The val images change from one retraining to the next. The champion may have been trained on an image that is a val image only now, and
-the new model on an image that is no val image any more. So the models are compared on images that are val images now, and were val images
+the new model on an image that is no longer a val image. So the models are compared on images that are val images now, and were val images
 with the same content when the champion was registered. A registered model has a list of its val images.
 """
 
@@ -22,7 +22,7 @@ class HoldOut:
     Attributes:
         images: ids of the images, in order.
         new: number of present val images that were no val images, or had other content, when the champion was registered.
-        gone: number of val images of the champion that have changed since, or are no val images any more.
+        gone: number of val images of the champion that have changed since, or are no longer val images.
     """
 
     images: list[str]

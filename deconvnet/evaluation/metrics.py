@@ -28,7 +28,7 @@ class ConfusionMatrix:
             matrix: initial counts (C, C), which are copied; None for zeros.
 
         Raises:
-            ValueError: if `num_classes` is out of range, `matrix` has another shape, or a count is negative or no whole number.
+            ValueError: if `num_classes` is out of range, `matrix` has another shape, or a count is negative or not a whole number.
         """
         if not 1 <= num_classes <= VOID_ID:
             raise ValueError(f"num_classes must be between 1 and {VOID_ID}, not {num_classes}")
@@ -37,7 +37,7 @@ class ConfusionMatrix:
         if matrix is not None:
             given = np.asarray(matrix)
             if given.dtype.kind not in "iub" and not np.array_equal(given, np.rint(given)):
-                raise ValueError("matrix has counts that are no whole numbers, such as shares; expected numbers of pixels")
+                raise ValueError("matrix has counts that are not whole numbers, such as shares; expected numbers of pixels")
             counts = given.astype(np.int64)
             if counts.shape != self.matrix.shape or counts.min() < 0:
                 raise ValueError(f"expected {self.matrix.shape} counts, got {counts.shape} from {counts.min()}")
@@ -54,7 +54,7 @@ class ConfusionMatrix:
             This matrix, so that calls can be chained.
 
         Raises:
-            ValueError: if the shapes differ, the ids are no integers, or an id is out of range. Then nothing is counted.
+            ValueError: if the shapes differ, the ids are not integers, or an id is out of range. Then nothing is counted.
         """
         for name, ids in {"truth": truth, "prediction": prediction}.items():
             if ids.dtype.kind not in "iub":

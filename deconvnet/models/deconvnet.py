@@ -139,7 +139,7 @@ class DeconvNet(Network):
             Scores before softmax, of shape (N, num_classes, S, S).
 
         Raises:
-            ValueError: if the images have another size, or are no float tensor of shape (N, 3, S, S).
+            ValueError: if the images have another size, or are not a float tensor of shape (N, 3, S, S).
         """
         self.check_input(images)
         if images.shape[-2:] != (self.input_size, self.input_size):

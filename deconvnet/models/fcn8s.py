@@ -146,7 +146,7 @@ class FCN8s(Network):
             Scores before softmax, of shape (N, num_classes, H, W).
 
         Raises:
-            ValueError: if the images are no float tensor of shape (N, 3, H, W).
+            ValueError: if the images are not a float tensor of shape (N, 3, H, W).
         """
         self.check_input(images)
         height, width = images.shape[-2:]

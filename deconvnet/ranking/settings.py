@@ -24,7 +24,7 @@ class RankSettings(Section):
         11,
         ge=0,
         le=64,
-        description="fewest of the 64 bits of the fingerprints in which a chosen image differs from every other chosen or labelled image; "
+        description="smallest number of bits, of 64, in which an image's fingerprint must differ from those of all chosen and labelled images; "
         "0: near-duplicates are chosen, too",
     )
 

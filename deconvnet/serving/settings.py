@@ -37,7 +37,7 @@ class ServerSettings(Section):
         300, description="seconds within which a request is answered once its body is there; if not: 504"
     )
     poll_seconds: PositiveInt = Field(
-        10, description="how often MLflow's registry is asked which versions the aliases of the models name, seconds"
+        10, description="seconds between two requests to MLflow's registry for the versions that the aliases name"
     )
     challenger: str | None = Field(
         None, description="registered model for canary and shadow; empty: models:/NAME@challenger of the same NAME as model"

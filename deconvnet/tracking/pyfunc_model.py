@@ -57,7 +57,7 @@ class EnsembleModel(PythonModel):
             `boundary_doubt`), and lists of the same measures of each class (`class_confidence` …), see `deconvnet.inference.uncertainty.Measures`.
 
         Raises:
-            ValueError: if `model_input` is no DataFrame with a column `image`.
+            ValueError: if `model_input` is not a DataFrame with a column `image`.
         """
         if not isinstance(model_input, pd.DataFrame) or "image" not in model_input.columns:
             found = list(model_input.columns) if isinstance(model_input, pd.DataFrame) else type(model_input).__name__

@@ -248,7 +248,7 @@ class StartGuard(WorkerGroupCallback):
             self._queue.put.remote({"workers": workers})
 
     def _check_stop(self) -> None:
-        """Raise Interrupted if the driver asked for a stop, or its queue has ended with it. An unreachable queue is no reason."""
+        """Raise Interrupted if the driver asked for a stop, or its queue has ended with it. An unreachable queue is not a reason."""
         try:
             stop = ray.get(self._queue.stop_requested.remote())
         except ActorUnavailableError:  # for a moment

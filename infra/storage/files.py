@@ -42,8 +42,9 @@ def exists(uri: str) -> bool:
 def version_token(uri: str) -> str:
     """Return a short text that changes when the content of a file changes. The file is not read.
 
-    For local files the text consists of size and modification time, in a bucket of size and what the store identifies the content
-    by. For http(s) URIs it is the URI itself, so changes of such files go unnoticed.
+    For a local file, the text consists of size and modification time. For an object in a bucket, it consists of size and the
+    store's identifier of the content, such as the ETag.
+    For http(s) URIs it is the URI itself, so changes of such files go unnoticed.
 
     Args:
         uri: the file, local, in a bucket or http(s)://.

@@ -112,7 +112,7 @@ class Lock:
         If another run has taken the lock, `lost` is True from then on.
 
         Raises:
-            UserError: if the storage can't be used, or the file is no lock any more.
+            UserError: if the storage can't be used, or the file is no longer a lock.
         """
         theirs = read_record(self.uri)
         if theirs is None or theirs.token != self._record.token:

@@ -62,7 +62,7 @@ class ExampleWindow:
 
 
 def rarest(class_ids: Collection[int], repeats: Mapping[int, int]) -> int:
-    """Return the class of a crop that is repeated most, which is the rarest; the lowest id if several are.
+    """Return the rarest class of a crop, whose crops are repeated most. Of equally rare classes, return the lowest id.
 
     Args:
         class_ids: ids of the crop's classes, at least one.

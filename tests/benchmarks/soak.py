@@ -2,7 +2,7 @@
 
 python tests/benchmarks/soak.py --minutes 30 --growth 0.1 --out build/soak
 
-The traffic: images of several sizes and formats, bodies that are no images, uploads that stop half-way, bodies that say they have
+The traffic: images of several sizes and formats, bodies that are not images, uploads that stop half-way, bodies that say they have
 10 GB, /healthz, /version and /metrics. Half-way the champion changes. Each client sends one request after the other, with a pause.
 Tables by minute and by kind of request are printed and written beside a picture (soak.md, soak.png). Exit code 1, with the reasons,
 if a request did not get the answer that it must get, if the new champion did not answer in the end, or if memory grew by more than the
@@ -62,7 +62,7 @@ def images() -> list[bytes]:
 
 
 def bad_bodies() -> list[bytes]:
-    """Bodies that are no images: text, nothing, half a JPEG, and a small file of a hundred megapixels."""
+    """Bodies that are not images: text, nothing, half a JPEG, and a small file of a hundred megapixels."""
     Image.new("1", (10_000, 10_000)).save(large := io.BytesIO(), "png")
     return [b"hello", b"", images()[0][:500], large.getvalue()]
 

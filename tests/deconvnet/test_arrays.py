@@ -170,7 +170,7 @@ def test_labels_of_any_integer_type_are_counted():
 def test_shares_in_place_of_counts_are_refused():
     assert ConfusionMatrix(2, np.eye(2)).matrix.tolist() == [[1, 0], [0, 1]]
     for matrix in (np.full((2, 2), 0.25), np.full((2, 2), np.nan), np.array([[1, 0], [0, 0.5]])):
-        with pytest.raises(ValueError, match="no whole numbers"):
+        with pytest.raises(ValueError, match="not whole numbers"):
             ConfusionMatrix(2, matrix)
 
 

@@ -1,4 +1,4 @@
-"""Mutations change the code as they say, one at a time, and leave alone what is no behaviour."""
+"""Mutations change the code as they say, one at a time, and leave alone what is not behaviour."""
 
 import ast
 

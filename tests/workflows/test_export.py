@@ -383,7 +383,7 @@ def run_example(folder: Path, patch: pytest.MonkeyPatch) -> np.ndarray:
 
 
 def test_the_example_puts_scores_back_where_their_pixels_are_and_adds_those_of_squares_that_overlap(tmp_path, monkeypatch):
-    """DeconvNet is sure of red, and less sure of what is no red in the first square than it is in others."""
+    """DeconvNet is sure of red, and less sure of what is not red in the first square than it is in others."""
     image = np.zeros((50, 130, 3), np.uint8)
     image[5:20, 10:40] = image[30:45, 90:130] = (255, 0, 0)
     Image.fromarray(image).save(tmp_path / "photo.png")

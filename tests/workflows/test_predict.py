@@ -405,7 +405,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(workspace, image_folder, t
     predict.main(arguments(workspace, image_folder, tmp_path / "out", "--dry-run"))
     said = capsys.readouterr().out
     assert "8 images: 8 to predict" in said and "max_rejects: 0.5" in said and not (tmp_path / "out").exists()
-    assert "passed over 1 files that are no images by their suffix (1 .txt): notes.txt" in said
+    assert "passed over 1 files that are not images by their suffix (1 .txt): notes.txt" in said
 
 
 def test_an_output_below_the_input_is_not_listed_as_input(workspace, image_folder, capsys, monkeypatch) -> None:
@@ -517,12 +517,12 @@ def test_confidence_maps_are_written_on_request_and_every_row_says_how_sure_it_i
     assert "nothing to do" in run("--confidence", "maps", "--dry-run")
     (out / "confidence/a.png").unlink()
     (image_folder / "same.jpg").unlink()
-    assert "3 to predict by edeconvnet version 1, 4 up to date" in run(), "same.png, and 2 that are no images"
+    assert "3 to predict by edeconvnet version 1, 4 up to date" in run(), "same.png, and 2 that are not images"
     kept = {"nested/deep/turned.png", "nested/grey.png", "thin.png"}
     assert written(out / "confidence") == {name: maps[name] for name in kept}, "maps that were made before stay"
     assert {row["confidence_map"] for row in rows(out).values()} == {None, *(f"confidence/{name}" for name in kept)}
     plan = run("--confidence", "maps", "--dry-run")
-    assert "4 to predict by edeconvnet version 1, 3 up to date" in plan, "a.jpg, same.png, and 2 that are no images"
+    assert "4 to predict by edeconvnet version 1, 3 up to date" in plan, "a.jpg, same.png, and 2 that are not images"
 
 
 @pytest.mark.usefixtures("here")
@@ -566,7 +566,7 @@ def test_images_to_label_are_listed_with_a_contact_sheet(run: Run, image_folder,
     (labelled / "JPEGImages").mkdir(parents=True)
     (labelled / "SegmentationClass").mkdir()
     shutil.copy(image_folder / "nested/grey.png", labelled / "JPEGImages/other name.png")
-    shutil.copy(image_folder / "thin.bmp", labelled / "SegmentationClass/thin.png")  # a mask is no labelled image
+    shutil.copy(image_folder / "thin.bmp", labelled / "SegmentationClass/thin.png")  # a mask is not a labelled image
     (labelled / "JPEGImages/broken.jpg").write_bytes(b"text")
     Image.open(image_folder / "thin.bmp").resize((30, 100)).save(image_folder / "nested/thin copy.jpg")
     said = run("--rank", "3", "--rank_labelled", str(labelled), "--confidence", "maps", "--rank_class_share", "1")

@@ -80,7 +80,7 @@ class PredictionRun:
         return self.settings.confidence == "maps"
 
     def plan_text(self) -> str:
-        """Return a text that says how many images are to be predicted, by which version of the model, and which are no images."""
+        """Return a text that says how many images are to be predicted, by which version of the model, and which are not images."""
         model = f"{self.plan.state.model} version {self.plan.state.model_version}"
         passed_over = f"\n{text}" if (text := self._files.passed_over_text) else ""
         if self.plan.is_complete:

@@ -29,7 +29,7 @@ from workflows.pipelines.workspace import MADE_BY, NAME_FORMAT, TAG, is_generati
 FILE = "generation.json"
 """Name of the file in a generation's folder that describes the generation."""
 UNCHANGED = "seen.json"
-"""Name of the file, in the folder of all generations, with the data files in which nothing new was last found, and since what."""
+"""Name of a file in the folder of all generations. It records which data files had no new content, compared with which table."""
 CHECKPOINTS = ("train", "init")
 """Folders in a generation's workspace that are deleted once it is finished, because its networks are in the folder models/."""
 
@@ -237,7 +237,7 @@ def used_versions(workspace: str) -> defaultdict[str, set[int]]:
 
 
 def prune_tables(workspace: str, champion: Mapping[str, str], lock: Lock) -> None:
-    """Delete what no version of a table names that is used.
+    """Delete those files of the tables that are not part of any version in use.
 
     Versions that the workspace, a generation or the champion uses are kept, and the latest ones.
 
@@ -263,7 +263,7 @@ def prune_tables(workspace: str, champion: Mapping[str, str], lock: Lock) -> Non
 
 
 def prune_tables_after_run(workspace: str, store: str, model: str, lock: Lock) -> None:
-    """Delete what no version of a table names that is used, at the end of a run.
+    """Delete, at the end of a run, those files of the tables that are not part of any version in use.
 
     If MLflow does not answer, nothing is deleted, and a warning says so.
 

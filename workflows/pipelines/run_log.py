@@ -35,7 +35,7 @@ RUN_FILE = "pipeline.json"
 _FIXED = ("examples.context ", "examples.window ", "proposals.kind ", "data.background ")
 """Beginnings of texts about settings that must be the same for an evaluation as for the training."""
 _LATER: Mapping[str, Any] = {"kind": "edgebox", "background": "first"}
-"""Settings that the last run may not have recorded, because they were added later, and what they were in effect."""
+"""Effective values of settings in runs of versions that did not have these settings yet, and so did not record them."""
 
 
 class TrackedPipeline(DataPipeline):

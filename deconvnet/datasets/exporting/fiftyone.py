@@ -136,7 +136,7 @@ def sample_files(sample: Sample, rules: DatasetRules) -> tuple[dict[str, Any], d
         files: contents of the image, the masks and the confidence map by path.
 
     Raises:
-        BadInput: if the image can't be read, or a mask has not its size or has an id that is no class.
+        BadInput: if the image can't be read, or a mask has not its size or has an id that is not a class.
     """
     size = image_size(sample.image)
     path, content = _image_file(sample)
@@ -189,7 +189,7 @@ def _to_values(name: str, mask: np.ndarray, rules: DatasetRules) -> np.ndarray:
         uint8 array (H, W).
 
     Raises:
-        BadInput: if an id is no class.
+        BadInput: if an id is not a class.
     """
     strange = np.setdiff1d(mask, [*range(len(rules.classes)), VOID_ID])
     if strange.size:

@@ -70,7 +70,7 @@ def _read_document(uri: str, encoding: str | None) -> dict[str, Any]:
         encoding: name of the encoding if the file is not in UTF-8, as for `read_text`.
 
     Returns:
-        The file's lists "images", "annotations" and "categories", by name. An entry that is no JSON object becomes an empty one.
+        The file's lists "images", "annotations" and "categories", by name. An entry that is not a JSON object becomes an empty one.
 
     Raises:
         UserError: if the file can't be read or is not COCO JSON.
@@ -78,9 +78,9 @@ def _read_document(uri: str, encoding: str | None) -> dict[str, Any]:
     try:
         document = read_json(uri, encoding)
     except BadInput as error:
-        raise UserError(f"--annotations {uri} is no COCO JSON: {error}") from None
+        raise UserError(f"--annotations {uri} is not a COCO JSON: {error}") from None
     if not isinstance(document, dict) or not all(isinstance(document.get(section), list) for section in _SECTIONS):
-        raise UserError(f"--annotations {uri} is no COCO JSON: it needs the lists images, annotations and categories")
+        raise UserError(f"--annotations {uri} is not a COCO JSON: it needs the lists images, annotations and categories")
     return {section: [entry if isinstance(entry, dict) else {} for entry in document[section]] for section in _SECTIONS}
 
 

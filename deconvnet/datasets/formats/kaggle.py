@@ -122,7 +122,7 @@ def _read_table(file: str, rules: ImportRules) -> tuple[dict[str, list[_Line]], 
     image, runs, label = (next((name for name in names if name in columns), "") for names in (_IMAGES, _RUNS, _CLASSES))
     if not image or not runs:
         raise UserError(
-            f"--annotations {file} is no table of run lengths: its columns are {header[:200]}, and ImageId and EncodedPixels are "
+            f"--annotations {file} is not a table of run lengths: its columns are {header[:200]}, and ImageId and EncodedPixels are "
             "needed, or other names that Kaggle uses"
         )
     only = rules.classes[0] if len(rules.classes) == 1 else "object"
@@ -182,7 +182,7 @@ def _outline(text: str, order: str) -> shapes.Outline:
     try:
         numbers = np.array(text.split(), np.int64)
     except (ValueError, OverflowError):
-        raise BadInput("its run lengths have words that are no whole numbers") from None
+        raise BadInput("its run lengths have words that are not whole numbers") from None
     if numbers.size % 2:
         raise BadInput(f"its run lengths have {numbers.size} numbers, pairs are needed")
     starts, ends = numbers[::2] - 1, numbers[::2] - 1 + numbers[1::2]

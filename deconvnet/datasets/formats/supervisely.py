@@ -118,7 +118,7 @@ def _meta_classes(folder: str, encoding: str | None) -> list[str]:
             try:
                 return [str(each["title"]).strip() for each in read_json(file, encoding)["classes"]]
             except (BadInput, KeyError, TypeError) as error:
-                raise UserError(f"{file} is no meta.json of Supervisely: {error}") from None
+                raise UserError(f"{file} is not a meta.json of Supervisely: {error}") from None
     return []
 
 
@@ -133,7 +133,7 @@ def _read_document(uri: str, encoding: str | None) -> dict[str, Any]:
         The content of the file. Its entry "objects" is sure to be a list of JSON objects, and "size" a JSON object.
 
     Raises:
-        BadInput: if the file can't be read or is no annotation file of Supervisely.
+        BadInput: if the file can't be read or is not an annotation file of Supervisely.
     """
     document = read_json(uri, encoding)
     objects = document.get("objects") if isinstance(document, dict) else None
@@ -233,7 +233,7 @@ def _outline(figure: Mapping[str, Any], kind: str) -> shapes.Outline | None:
         return shapes.box(*exterior.ravel().tolist())
     interior = points.get("interior") or []
     if not isinstance(interior, list):
-        raise BadInput(f"the holes of its {kind} are no list")
+        raise BadInput(f"the holes of its {kind} are not a list")
     holes = [parse_points(hole, "its hole") for hole in interior]
 
     def fill(class_id: int, height: int, width: int) -> Region:

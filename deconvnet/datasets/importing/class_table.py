@@ -39,7 +39,7 @@ _VOID_NAMES = ("void", "unlabelled", "unlabeled", "ignore", "__ignore__", "ignor
 _NO_CLASS_NAMES = ("null", "none", "nothing", "bg", "no label", "no_label", "no class", "other", "others")
 """Names of background where they stand for id 0 or black."""
 _MUCH_VOID = 0.5  # share of the pixels; a class with more of them is more likely the background than void
-_BLENDS = 3  # so many values that look like blends are no coincidence; one or two may be thin classes
+_BLENDS = 3  # so many values that look like blends are not a coincidence; one or two may be thin classes
 _DEFAULT_RULES = ImportRules()
 _JPEG = "was saved as JPEG or WebP, which changes values along edges: export PNG, or give --table and --strange void"
 

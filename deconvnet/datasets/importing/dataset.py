@@ -181,7 +181,7 @@ class AnnotatedDataset:
     def add(self, name: str, uri: str, split: str | None, load: Callable[[], AnnotatedImage]) -> None:
         """Add an image to the data set, without loading it.
 
-        The id of the image is made from its name by `image_id_of`. If that is no valid id, or another image has it already, the
+        The id of the image is made from its name by `image_id_of`. If that is not a valid id, or another image has it already, the
         image is added to `rejects` instead.
 
         Args:
@@ -217,7 +217,7 @@ class AnnotatedDataset:
 
         Raises:
             UserError: if classes of `rules.classes` or `rules.background` are missing, a class is not among `rules.known`, there
-                is no class or more than 254, or a name is empty or unprintable.
+                is not a class or more than 254, or a name is empty or unprintable.
         """
         key = folded if rules.fold_case else str
         first: dict[str, str] = {}

@@ -270,7 +270,7 @@ def read_text(uri: str, encoding: str | None = None) -> str:
         try:
             return data.decode(name)
         except UnicodeDecodeError as error:
-            problem = f"byte {error.start} is no text in {name.removesuffix('-sig').upper()}"
+            problem = f"byte {error.start} is not text in {name.removesuffix('-sig').upper()}"
     raise BadInput(f"{problem}: save the file in UTF-8, or name its encoding by --encoding (gbk, big5, cp1252 …)")
 
 

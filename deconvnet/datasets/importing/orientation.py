@@ -25,7 +25,7 @@ from infra.errors import BadInput
 from proposals.image_codec import DAMAGE_ERRORS, encode_mask, image_size
 
 Frame = Literal["stored", "displayed"]
-_ENOUGH = 100  # images that tell how they were annotated; more of the same annotation file are not read to find out
+_ENOUGH = 100  # once so many images show how they were annotated, no more of their annotation file are read
 _ENOUGH_TURNED = 1000  # images with an EXIF orientation, whether they tell or not; more are not read
 _SPREAD = 500  # images, spread over the annotation file, that are read first
 GUESSED = "has an EXIF orientation, and nothing tells whether it was annotated as stored or as displayed: displayed is assumed"
@@ -77,7 +77,7 @@ def weigh_image(
 
     Args:
         image: encoded bytes of the image.
-        stated: width and height, in px, that the annotations give for the image. If they are no numbers, no size is stated.
+        stated: width and height, in px, that the annotations give for the image. If they are not numbers, no size is stated.
         points: float64 array (N, 2) of x, y: all points of its annotations.
         masks: width and height, in px, of the masks among its annotations, by the annotation's name, such as "annotation 7".
         max_pixels: most pixels that the image may have.

@@ -71,13 +71,13 @@ def as_int(value: Any, what: str) -> int:
         The number; 1 and 0 for true and false.
 
     Raises:
-        BadInput: if the value is no whole number.
+        BadInput: if the value is not a whole number.
     """
     if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d{1,18}(\.0*)?\s*", value):
         return int(value.split(".")[0])
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return int(value)
-    raise BadInput(f"{what} is {value!r}, which is no whole number")
+    raise BadInput(f"{what} is {value!r}, which is not a whole number")
 
 
 def parse_points(values: Any, what: str) -> np.ndarray:
@@ -96,13 +96,13 @@ def parse_points(values: Any, what: str) -> np.ndarray:
     try:
         points = np.asarray(values, np.float64)
     except (TypeError, ValueError, OverflowError):
-        raise BadInput(f"{what} has coordinates that are no numbers") from None
+        raise BadInput(f"{what} has coordinates that are not numbers") from None
     if not (np.abs(points) <= _FARTHEST).all():
-        raise BadInput(f"{what} has coordinates that are no finite numbers, or far outside of any image")
+        raise BadInput(f"{what} has coordinates that are not finite numbers, or far outside of any image")
     if points.ndim == 1 and points.size % 2 == 0:
         points = points.reshape(-1, 2)
     if points.ndim != 2 or points.shape[1] != 2:
-        raise BadInput(f"{what} is no list of x, y pairs")
+        raise BadInput(f"{what} is not a list of x, y pairs")
     return points
 
 
@@ -257,7 +257,7 @@ def parse_run_lengths(counts: Any) -> np.ndarray:
     """
     if isinstance(counts, list):
         if not all(isinstance(each, int) and not isinstance(each, bool) and 0 <= each < 2**40 for each in counts):
-            raise BadInput("its run lengths are no whole numbers from 0 on")
+            raise BadInput("its run lengths are not whole numbers from 0 on")
         return np.array(counts, np.int64)
     if not isinstance(counts, str):
         raise BadInput(f"its run lengths are a {type(counts).__name__}, a list or text is needed")

@@ -75,7 +75,7 @@ class ImageAnnotations:
 
     Attributes:
         size: width and height of the image, in px, as stated in the annotations. If they are not stated, both may be anything
-            that is no number, such as None.
+            that is not a number, such as None.
         annotations: the annotations. If they overlap, the order may decide which of them lies on top (see `paint_masks`).
     """
 
@@ -112,7 +112,7 @@ def polygons(outlines: Sequence[Any], what: str = "its polygon") -> Outline:
         The outline.
 
     Raises:
-        BadInput: if the coordinates are no pairs of finite numbers.
+        BadInput: if the coordinates are not pairs of finite numbers.
     """
     parsed = [parse_points(outline, what) for outline in outlines]
 
@@ -123,7 +123,7 @@ def polygons(outlines: Sequence[Any], what: str = "its polygon") -> Outline:
 
 
 def box(x0: float, y0: float, x1: float, y1: float) -> Outline:
-    """Make an outline of a rectangle from two opposite corners in px. Raises BadInput if they are no finite numbers."""
+    """Make an outline of a rectangle from two opposite corners in px. Raises BadInput if they are not finite numbers."""
     corners = (x0, y0, x1, y1)
     return Outline(lambda class_id, *size: box_region(class_id, corners, *size), parse_points(corners, "its box"))
 

@@ -86,7 +86,7 @@ def parse_rows(text: str, source: str) -> list[TableRow]:
 
     Raises:
         UserError: if a line is not a class and a value, the text can be read in several ways, ids and colours are mixed, or there
-            is no line.
+            is not a line.
     """
     lines: dict[int, str] = {}
     comments: list[str] = []  # comments above the first line; one of them may be a heading, as in CVAT's files
@@ -102,7 +102,7 @@ def parse_rows(text: str, source: str) -> list[TableRow]:
         raise UserError(f"{source} has no line with a class and its value, as `road, 7`")
     rows = _read_columns(lines, columns, source) if columns else None
     for comment in comments:
-        with suppress(UserError):  # most comments are no headings
+        with suppress(UserError):  # most comments are not headings
             if not rows and (columns := _read_heading(comment, source)):
                 rows = _read_columns(lines, columns, source)
     rows = rows or _read_in_one_way(lines, source)
@@ -143,7 +143,7 @@ def _split(line: str, separator: str) -> list[str]:
 
 
 def _read_heading(line: str, source: str) -> _Columns | None:
-    """Read a line that may be a heading. Return the columns that it names, or None if it is no heading.
+    """Read a line that may be a heading. Return the columns that it names, or None if it is not a heading.
 
     Args:
         line: the line.
@@ -340,8 +340,8 @@ def _describe(row: TableRow) -> str:
 
 
 def _unreadable(number: int, line: str, source: str) -> UserError:
-    """Return the error to raise for a line that is no class name with a value. `number` is its number in the file."""
+    """Return the error to raise for a line that is not a class name with a value. `number` is its number in the file."""
     return UserError(
-        f"{source}, line {number}: {line!r} is no class and value; write `road, 7` or `road, 128 64 128`, or name the columns by a "
+        f"{source}, line {number}: {line!r} is not a class and a value; write `road, 7` or `road, 128 64 128`, or name the columns by a "
         "heading such as `name,id`"
     )

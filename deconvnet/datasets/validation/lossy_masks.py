@@ -23,7 +23,7 @@ def is_lossy(data: bytes) -> bool:
     """Tell whether a file is compressed as JPEG or as lossy WebP, which changes the values along edges.
 
     Args:
-        data: encoded bytes of the image; if they are no image, the answer is no.
+        data: encoded bytes of the image; if they are not an image, the answer is no.
     """
     try:
         image = Image.open(io.BytesIO(data))

@@ -90,7 +90,7 @@ def make_report(
         "## Suspicious\n\n" + _list_suspicions(images, usable, classes, by_kind),
     ]
     if imported and imported.get("losses"):
-        sections.insert(3, "## Annotations that are no objects\n\n" + _loss_table(imported))
+        sections.insert(3, "## Annotations that are not objects\n\n" + _loss_table(imported))
     if imported and imported.get("notes"):
         sections.insert(2, "\n".join(f"* {note}" for note in imported["notes"]))
     return CheckReport("\n\n".join(sections) + "\n", suspicious)

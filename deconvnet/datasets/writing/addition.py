@@ -207,7 +207,7 @@ def _read_rejects(path: Path) -> list[tuple[str, ...]]:
         The rows; none if there is no such file.
 
     Raises:
-        UserError: if the file is no table in UTF-8, for example because a spreadsheet program has saved it.
+        UserError: if the file is not a table in UTF-8, for example because a spreadsheet program has saved it.
     """
     try:
         return [tuple(row) for row in csv.reader(io.StringIO(path.read_text("utf-8-sig"), newline=""))]

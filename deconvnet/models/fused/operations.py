@@ -79,7 +79,7 @@ def norm_relu(x: Tensor, norm: nn.BatchNorm2d, bias: Tensor | None = None) -> Te
 def supports_norm(norm: nn.Module) -> bool:
     """Return whether `norm_relu` can compute a layer: a `BatchNorm2d`, or one that is synchronised over workers on CPUs.
 
-    On GPUs, torch's `SyncBatchNorm` is used for that (`convert_sync`), which is no `BatchNorm2d`.
+    On GPUs, torch's `SyncBatchNorm` is used for that (`convert_sync`), which is not a `BatchNorm2d`.
 
     Args:
         norm: any layer.

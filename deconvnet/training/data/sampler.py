@@ -29,15 +29,16 @@ w bytes and row groups of g bytes, a single worker holds S · (5/8 w + g / 2) by
 `held_bytes`. (With more workers each holds less, but the order must not depend on their number.) Windows of different slots begin at
 different steps; otherwise all of them would be read, and be full, at the same time. Their starts are spaced by the golden ratio, which
 spreads the starts of any consecutive slots evenly.
-If S row groups don't fit, there are fewer slots, each of which fills several places of the batch. Workers between whose places such
-a slot lies both read it. None of this grows with the table.
+If S row groups don't fit in memory, there are fewer slots, and each fills several places of the batch. If such a slot fills
+places of two workers, both read it. None of this grows with the table.
 
 **Mixing.** If the table has at most `held_bytes`, a slot is a single window: it is shuffled as a whole. Compared with one permutation
 of all examples, the batches are even more alike, since each takes one example of every part of the table (a stratified sample): the
 variance of the class counts of a batch is at most that of chance. The repeats of a row and the crops of an image, which lie in one slot
 (or in two, if a border cuts them), are spread over the epoch, and at most two of them meet in a batch. In a larger table each batch is still a stratified
-sample of the whole table, and the repeats of a row still don't meet in a batch, but a row's repeats are spread only over its window, which is as much as
-memory allows if the table is read once: w / (bytes of the table / S) of the epoch. So the classes of consecutive batches are correlated.
+sample of the whole table, and the repeats of a row still don't meet in a batch, but they
+are spread only over the row's window, a share w / (bytes of the table / S) of the epoch. With this memory, no more is possible if
+the table is read once. So the classes of consecutive batches are correlated.
 How much is measured in docs/experiments.md. Where slots fill several places, two examples of one window may meet in a batch, as by chance.
 
 **Short epochs.** An epoch with fewer examples than a batch has one batch, for which the layout is repeated until it fills it.

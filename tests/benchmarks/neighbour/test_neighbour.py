@@ -24,7 +24,7 @@ from tests.conftest import ROOT
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Generated images in VOC's layout, whose sides are no multiples of 32."""
+    """Generated images in VOC's layout, whose sides are not multiples of 32."""
     settings = DataSettings(generated=GeneratedSettings(train=45, val=6, height=45, width=70))
     return Path(data_folder(settings, 0, str(tmp_path_factory.mktemp("data"))))
 

@@ -74,7 +74,7 @@ def test_files_passed_over_are_counted_and_named(tmp_path: Path) -> None:
     make(tmp_path, "a.jpg", "b/x.HEIC", "c.jp2", "d.jfif", "e.heic", ".DS_Store", "README", "out/m.txt")
     found = list_folder(str(tmp_path), leave_out=str(tmp_path / "out"))
     assert found.passed_over == ["README", "b/x.HEIC", "c.jp2", "d.jfif", "e.heic"]
-    assert found.passed_over_text.startswith("passed over 5 files that are no images by their suffix (2 .heic, ")
+    assert found.passed_over_text.startswith("passed over 5 files that are not images by their suffix (2 .heic, ")
     assert found.passed_over_text.endswith("): README, b/x.HEIC, c.jp2, d.jfif, e.heic")
     make(tmp_path, *(f"more/{i:02d}.raw" for i in range(30)))
     assert list_folder(str(tmp_path)).passed_over_text.endswith(", …")

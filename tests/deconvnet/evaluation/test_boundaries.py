@@ -96,7 +96,7 @@ def test_a_prediction_that_is_right_wherever_the_annotation_is_not_void_is_perfe
 
 
 def test_an_object_in_a_ring_of_void_that_is_not_found_costs_the_background_its_contour_too():
-    """The ring itself is no contour: otherwise, background alone would get half of it right."""
+    """The ring itself is not a contour: otherwise, background alone would get half of it right."""
     truth = ring_scene()
     counts = boundary_counts(truth, [np.where(truth == DOG, DOG, 0).astype(np.uint8)], 3)
     assert counts.f_measure[0, CAT] == 0 and counts.f_measure[0, DOG] == 1

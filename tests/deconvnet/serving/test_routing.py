@@ -84,7 +84,7 @@ def test_masks_are_compared_by_the_names_of_their_classes() -> None:
     assert different_pixels(mask, classes, mask, classes) == 0
     assert different_pixels(mask, classes, np.array([[0, 2], [1, 0]], np.uint8), ("background", "dog", "cat")) == 0
     assert different_pixels(mask, classes, np.array([[0, 2], [1, 1]], np.uint8), ("background", "dog", "cat")) == 0.25
-    assert different_pixels(mask, classes, mask, ("background", "cat", "cow")) == 0.25  # cow is no class of the first
+    assert different_pixels(mask, classes, mask, ("background", "cat", "cow")) == 0.25  # cow is not a class of the first
 
 
 def test_tallies_are_means() -> None:

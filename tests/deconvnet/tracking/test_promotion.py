@@ -356,7 +356,7 @@ def move(before: int | None, after: int, back: bool = False) -> Move:
         ([move(1, 2), move(2, 3), move(3, 2, back=True)], 2, 1),  # undone, and once more
         ([move(1, 2), move(2, 3), move(3, 2, back=True), move(2, 1, back=True)], 1, None),
         ([move(1, 2), move(2, 1, back=True), move(1, 3)], 3, 1),
-        ([move(1, 2), move(2, 1)], 1, 2),  # named by --to, so it is no undoing
+        ([move(1, 2), move(2, 1)], 1, 2),  # named by --to, so it undoes nothing
         ([move(1, 2), move(2, 3)], 9, None),  # moved in MLflow's pages
         ([move(1, 2), move(2, 3), move(9, 10), move(10, 9, back=True)], 9, None),
     ],

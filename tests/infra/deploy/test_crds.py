@@ -55,8 +55,8 @@ def test_pods_and_network_rules_have_only_fields_that_kubernetes_has(folder: str
         ("spec.rayVersoin", "2.60.0", "there is no such field"),
         ("spec.headGroupSpec.template.spec.terminationGraceSeconds", 5, "there is no such field"),
         ("spec.autoscalerOptions.version", "v3", "is none of"),
-        ("spec.enableInTreeAutoscaling", "yes", "is no boolean"),
-        ("spec.workerGroupSpecs", {}, "is no array"),
+        ("spec.enableInTreeAutoscaling", "yes", "is not of type boolean"),
+        ("spec.workerGroupSpecs", {}, "is not of type array"),
         ("spec.headGroupSpec", {}, "is missing"),
     ],
 )

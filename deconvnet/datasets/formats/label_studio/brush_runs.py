@@ -92,7 +92,7 @@ def decode_brush(values: Any, height: int, width: int) -> np.ndarray:
     try:
         bits = _Bits(bytes(values))
     except (TypeError, ValueError):
-        raise BadInput("its run lengths are no list of bytes") from None
+        raise BadInput("its run lengths are not a list of bytes") from None
     count, word_size = bits.number(32), bits.number(5) + 1
     sizes = [bits.number(4) + 1 for _ in range(4)]
     if count != 4 * height * width or word_size != 8:

@@ -33,7 +33,7 @@ def read_results(sources: Sequence[AnnotationSource], rules: ImportRules) -> Ann
         The data set. If `rules.classes` is empty, its classes are all labels, in alphabetical order.
 
     Raises:
-        UserError: if a file is no JSON export of Label Studio, or no task has an annotation.
+        UserError: if a file is not a JSON export of Label Studio, or no task has an annotation.
     """
     exports = [_read_export(source.annotations, rules.encoding) for source in sources]
     dataset = AnnotatedDataset()
@@ -60,7 +60,7 @@ def _read_export(uri: str, encoding: str | None) -> list[Task]:
         The tasks. Those that were not exported by Label Studio but are to be imported there have no id and no annotations.
 
     Raises:
-        UserError: if the file can't be read or is no such export.
+        UserError: if the file can't be read or is not such an export.
     """
     try:
         tasks = read_json(uri, encoding)
@@ -68,7 +68,7 @@ def _read_export(uri: str, encoding: str | None) -> list[Task]:
         raise UserError(f"--annotations {uri} can't be read: {error}") from None
     if not isinstance(tasks, list) or not all(map(_is_task, tasks)):
         raise UserError(
-            f"--annotations {uri} is no JSON export of Label Studio (a list of tasks with id and data): export `JSON`, not `JSON-MIN`; "
+            f"--annotations {uri} is not a JSON export of Label Studio (a list of tasks with id and data): export `JSON`, not `JSON-MIN`; "
             "for `Brush labels to PNG`, name the folder of the PNG files"
         )
     return tasks
@@ -89,7 +89,7 @@ def _annotations(task: Task) -> list[list[Mapping[str, Any]]]:
 
 
 def _value_and_labels(result: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
-    """Return the value of a result and its labels. A result without labels, such as a choice or a text, is no region."""
+    """Return the value of a result and its labels. A result without labels, such as a choice or a text, is not a region."""
     value = result.get("value")
     value = value if isinstance(value, dict) else {}
     labels = value.get(str(result.get("type"))) if str(result.get("type")).endswith("labels") else None
@@ -139,7 +139,7 @@ def _convert(results: Sequence[Mapping[str, Any]], ids: Mapping[str, int], rules
     """Convert the results of an annotation to shapes.
 
     Args:
-        results: the results; those without labels are no regions.
+        results: the results; those without labels are not regions.
         ids: class id by label; 255 (void) or 0 (background) for classes that are not imported.
         rules: rules that the user chose; `boxes_void` and `max_pixels` apply.
 

@@ -149,7 +149,7 @@ def _convert(label: str | None, names: Mapping[int, str], ids: Mapping[str, int]
         try:
             values = [float(word) for word in words]
         except ValueError:
-            raise BadInput(f"{name} has words that are no numbers") from None
+            raise BadInput(f"{name} has words that are not numbers") from None
         if values[0] not in names:
             raise BadInput(f"{name} has the class {words[0]}, but only the classes 0–{max(names)} have names")
         label_name = names[int(values[0])]

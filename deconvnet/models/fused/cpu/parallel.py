@@ -1,6 +1,6 @@
 """Compiled loops (numba) that run on torch's own threads.
 
-numba has a pool of threads of its own. But after each operation torch's threads wait actively for the next one, so they would
+numba has a pool of threads of its own. But after each operation torch's threads spin while they wait for the next one, so they would
 take the cores from numba's. Therefore loops run on the threads of torch's OpenMP library, by its function GOMP_parallel.
 
 A kernel is a C function of one argument, the address of an array of 64-bit integers. The first two are the number of chunks taken

@@ -73,8 +73,8 @@ def convolve(x: Tensor, weights: Tensor, outputs: int, finish: Tensor | None = N
         x: tensor of shape (N, inputs, H, W) on the CPU.
         weights: weights of the same dtype, made by `transformed_weights`.
         outputs: number of output channels.
-        finish: what is done to the results: tensor of shape (2, outputs) of what to add to each channel and of its least value. None:
-            nothing.
+        finish: tensor of shape (2, outputs): for each channel, a number that is added to the results, and their lower limit
+            afterwards. None to leave the results as they are.
 
     Returns:
         Tensor of shape (N, outputs, H, W), in memory format channels_last.

@@ -124,7 +124,7 @@ def test_a_group_is_one_object(tmp_path):
         ('<mask label="crate" rle="1, 2" left="1" top="2" width="4" height="3"/>', "its run lengths are of 3 pixels"),
         ('<ellipse label="ball" cx="30" cy="20" rx="16"/>', "ellipse 1 (ball): 'ry'"),
         ('<polygon label="crate" points="1,2;3,x;4,5"/>', "polygon 1 (crate): "),
-        ('<box label="crate" xtl="nan" ytl="1" xbr="2" ybr="3"/>', "no finite numbers"),
+        ('<box label="crate" xtl="nan" ytl="1" xbr="2" ybr="3"/>', "not finite numbers"),
     ],
 )
 def test_a_malformed_shape_rejects_its_image(tmp_path, shapes, words):

@@ -80,8 +80,8 @@ def test_the_order_of_pixels_can_be_given_and_is_refused_if_it_makes_stripes(tmp
         ("20 3 9 4", "don't go forward"),
         ("5 0", "don't go forward"),
         (f"{HEIGHT * WIDTH - 1} 3", "end at pixel 2,401, the image has 2,400 (60×40)"),
-        ("1 x", "no whole numbers"),
-        ("1 99999999999999999999", "no whole numbers"),
+        ("1 x", "not whole numbers"),
+        ("1 99999999999999999999", "not whole numbers"),
     ],
 )
 def test_malformed_run_lengths_reject_their_image(tmp_path, text, words):
@@ -97,8 +97,8 @@ def test_run_lengths_without_a_class_reject_their_image(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,60,40,crate,1,2,3,4\n", "is no table of run lengths"),
-        ("", "is no table of run lengths"),
+        ("filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,60,40,crate,1,2,3,4\n", "is not a table of run lengths"),
+        ("", "is not a table of run lengths"),
         ("ImageId,EncodedPixels\na.jpg,1 3,4 5\n", "line 2: 3 fields, and the heading has 2"),
         ("ImageId,EncodedPixels\na.jpg,\n", "has no line with run lengths"),
     ],

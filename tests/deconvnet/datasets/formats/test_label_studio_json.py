@@ -73,9 +73,9 @@ def test_runs_longer_than_the_largest_number_are_cut():
     [
         (SDK_RUNS[:-2], 4, "they end too early"),
         (SDK_RUNS, 5, "96 words of 8 bits, and 6×5 px need 120 of 8"),
-        ("abc", 4, "are no list of bytes"),
-        ([1, 300], 4, "are no list of bytes"),
-        (None, 4, "are no list of bytes"),
+        ("abc", 4, "are not a list of bytes"),
+        ([1, 300], 4, "are not a list of bytes"),
+        (None, 4, "are not a list of bytes"),
         ([255] * 3, 4, "they end too early"),
     ],
 )

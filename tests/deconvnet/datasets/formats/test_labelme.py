@@ -196,7 +196,7 @@ def test_rectangles_of_four_corners_are_polygons(tmp_path, kind):
         (shape("cat", "spline", [[1, 2]]), "shapes of the type spline are not known"),
         (shape("", "polygon", [[1, 2]]), "shape 2 has no label"),
         (shape("cat", "circle", [[1, 2]]), "a circle has 2 points, this one 1"),
-        (shape("cat", "polygon", "here"), "no numbers"),
+        (shape("cat", "polygon", "here"), "not numbers"),
         (shape("cat", "mask", [[1, 1]], mask="!"), "shape 2 (cat): "),
     ],
 )

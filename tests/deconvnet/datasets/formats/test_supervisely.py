@@ -148,14 +148,14 @@ def test_rectangles_become_void_or_objects_and_other_figures_are_counted(tmp_pat
     ("malformed", "words"),
     [
         (figure("", "polygon", SQUARE), "object 1 has no class"),
-        (figure("crate", "polygon", [["x", 1]]), "object 1 (crate): its polygon has coordinates that are no numbers"),
+        (figure("crate", "polygon", [["x", 1]]), "object 1 (crate): its polygon has coordinates that are not numbers"),
         (
             {"classTitle": "crate", "geometryType": "bitmap", "bitmap": {"data": "eJw=", "origin": [0, 0]}},
             "its bitmap is damaged",
         ),
         ({"classTitle": "crate", "geometryType": "bitmap"}, "its bitmap is damaged"),
         ({"classTitle": "crate", "geometryType": "polygon", "points": [[1, 2]]}, "its polygon has no points"),
-        (figure("crate", "polygon", SQUARE, 7.5), "the holes of its polygon are no list"),
+        (figure("crate", "polygon", SQUARE, 7.5), "the holes of its polygon are not a list"),
     ],
 )
 def test_a_malformed_object_rejects_its_image(tmp_path, malformed, words):
@@ -172,7 +172,7 @@ def test_what_is_no_project_is_refused_and_files_that_fit_no_image_are_rejected(
     write(tmp_path, SCENE, "img/a.jpg", "ann/gone.jpg.json")
     assert {reject.reason[:11] for reject in read(tmp_path).rejects} == {"no image of", "not an anno"}
     write_text(tmp_path / "meta.json", "{}")
-    with pytest.raises(UserError, match=r"is no meta\.json of Supervisely"):
+    with pytest.raises(UserError, match=r"is not a meta\.json of Supervisely"):
         read(tmp_path)
 
 

@@ -265,7 +265,7 @@ def test_text_files_without_an_image_are_rejected(tmp_path):
         ("\n0 0.1 0.2 0.3 0.4 0.5\n", "line 2 has 5 numbers after the class"),
         ("0 10 20 30 40 50 60\n", "line 1 has numbers outside 0–1"),
         ("0 0.1 nan 0.3 0.4 0.5 0.6\n", "line 1 has numbers outside 0–1"),
-        ("crate 0.1 0.2 0.3 0.4 0.5 0.6\n", "line 1 has words that are no numbers"),
+        ("crate 0.1 0.2 0.3 0.4 0.5 0.6\n", "line 1 has words that are not numbers"),
         ("0.5 0.1 0.2 0.3 0.4 0.5 0.6\n", "line 1 has the class 0.5"),
     ],
 )

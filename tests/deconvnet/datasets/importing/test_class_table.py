@@ -14,7 +14,7 @@ from infra.errors import UserError
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("road, 7\nroad\n", "line 2: 'road' is no class and value"),
+        ("road, 7\nroad\n", "line 2: 'road' is not a class and a value"),
         ("road, 7\nsky, 7", "line 2: the value 7 stands for two classes"),
         ("road, 7\nsky, 1 2 3", "mixes ids and colours"),
         ("void, 7\n", "names no class"),

@@ -148,5 +148,5 @@ def test_numbers_written_as_text_are_read(value, number):
 
 @pytest.mark.parametrize("value", ["", "a", "1_0", "7.5", 7.5, None, [7], float("nan"), float("inf"), "1e3"])
 def test_other_values_are_no_numbers(value):
-    with pytest.raises(BadInput, match=r"its id is .*no whole number"):
+    with pytest.raises(BadInput, match=r"its id is .*not a whole number"):
         as_int(value, "its id")

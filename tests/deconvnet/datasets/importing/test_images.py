@@ -55,10 +55,10 @@ def test_json_in_another_encoding_is_read_by_its_name_or_refused(tmp_path, encod
     path = tmp_path / "a.json"
     path.write_bytes(json.dumps({"label": text}, ensure_ascii=False).encode(encoding))
     with pytest.raises(
-        BadInput, match=r"byte \d+ is no text in UTF-8: save the file in UTF-8, or name its encoding by --encoding"
+        BadInput, match=r"byte \d+ is not text in UTF-8: save the file in UTF-8, or name its encoding by --encoding"
     ):
         read_json(str(path))
     assert read_json(str(path), encoding) == {"label": text}
-    with pytest.raises(BadInput, match=r"no text in EUC_KR|not JSON"):
+    with pytest.raises(BadInput, match=r"not text in EUC_KR|not JSON"):
         path.write_bytes(b'{"label": "\xff\xff"}')
         read_json(str(path), "euc_kr")
