@@ -21,8 +21,8 @@ With --rank N, the folder ranking gets the N images whose predictions are least 
 (images.txt), as tables (images.csv, images.parquet) and as a contact sheet (images.png), which outlines uncertain regions.
 --rank_labelled DIR leaves out the images in DIR, which are labelled already, and near-duplicates of them.
 
-A second run predicts only images that are new or changed, or that an interrupted run has left out. With another version of
-the model, it predicts all images again.
+A second run predicts only images that are new or changed, that an interrupted run has left out, or whose files could not be
+read. With another version of the model, it predicts all images again.
 
 Exit codes: 0 done; 2 an error in the settings or the images; 3 another run is writing to the same output; 75 interrupted:
 the same command resumes.

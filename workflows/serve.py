@@ -8,7 +8,8 @@
 
 The champion is the version of the registered model that is in use. If the alias moves to another version (retrain.py,
 promote.py), the server loads that version, switches to it without refusing a request, and unloads the earlier one. The
-challenger is a version on trial, which may replace the champion later. To call the server:
+challenger (the alias, or the version that --challenger names) is a version on trial, which may replace the champion later.
+To call the server:
 
   curl --data-binary @photo.jpg http://127.0.0.1:8000 -o mask.png                  get a paletted PNG of class ids
   curl --data-binary @photo.jpg 'http://127.0.0.1:8000?overlay=1' -o overlay.jpg   get the image with its mask drawn over it
@@ -42,6 +43,7 @@ def main(argv: list[str] | None = None) -> None:
 
     check_installed()
     from deconvnet.serving import server
+    from deconvnet.serving.follow import check_challenger
     from deconvnet.serving.limits import Limits
     from deconvnet.serving.replica import ServedModel
     from deconvnet.tracking import registry
@@ -49,8 +51,11 @@ def main(argv: list[str] | None = None) -> None:
 
     server.check_port_free(settings.host, settings.port)
     store = model_store(settings.workspace, settings.tracking.uri)
+    version = registry.find(settings.model, store, "model")
+    if settings.canary or settings.shadow:
+        check_challenger(version, settings.model, settings.challenger, store)
     model = ServedModel(
-        registry.find(settings.model, store, "model"),
+        version,
         store,
         settings.replicas,
         settings.cpus_per_replica,

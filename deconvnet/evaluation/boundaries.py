@@ -14,11 +14,11 @@ are at most 0.02 of the image's diagonal from another class, along rows and colu
 too. The measure is the IoU of the annotated and the predicted band of the class. For large objects it is stricter than the IoU of
 whole masks, because most pixels of a whole mask are far from its outline.
 
-Void (255) marks pixels of which annotators were not sure; in PASCAL VOC it is a line around each object. Before masks are compared,
-each void pixel is filled from the nearest annotated pixel: in the annotation with the class annotated there, in the prediction with the
-class predicted there. So if the classes on both sides of a void line are right, both contours run along its middle, and what is
-predicted on void changes nothing. Void pixels are not counted in bands. Contours inside a large void area are not counted either, where
-they are farther than a band's width from all annotated pixels.
+Void (255) marks pixels whose class the annotators were not sure of; in PASCAL VOC it is a line around each object. Before masks are
+compared, each void pixel is filled from the nearest annotated pixel: in the annotation with the class annotated there, in the
+prediction with the class predicted there. So if the classes on both sides of a void line are right, both contours run along its
+middle, and what is predicted on void changes nothing. Void pixels are not counted in bands. Contours inside a large void area are not
+counted either, where they are farther than a band's width from all annotated pixels.
 """
 
 import math

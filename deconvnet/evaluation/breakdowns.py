@@ -151,7 +151,7 @@ class Breakdowns:
 
             * `confusion` is a dict from result name to a nested list: numbers of pixels by true class, then by predicted class.
             * `proposals` is a dict with two lists: `counts`, the numbers of proposals, and `mean_iou`, the mean IoU of DeconvNet
-              with each of these numbers.
+              with each of these numbers. Both are empty if DeconvNet is run on windows.
             * `sizes` is a dict with the list `edges` (limits of the size bins, as shares of the image's area), the list `objects`
               (numbers of objects in the bins) and the dict `mean_iou` (from result name to a list, with the mean IoU of the
               objects in each bin).

@@ -1,8 +1,8 @@
 """Measure whether predicted probabilities can be believed: the reliability diagram and the expected calibration error (ECE).
 
 Pixels are put into bins by the probability of their predicted class. In each bin, the share of pixels that are predicted correctly is
-compared with their mean probability. The ECE is the mean of the differences, each weighed by its bin's number of pixels (Guo, Pleiss, Sun,
-Weinberger, On Calibration of Modern Neural Networks, ICML 2017). Void pixels are left out.
+compared with their mean probability. The ECE is the mean of the differences, weighted by the number of pixels in each bin (Guo, Pleiss,
+Sun, Weinberger, On Calibration of Modern Neural Networks, ICML 2017). Void pixels are left out.
 """
 
 from collections.abc import Sequence

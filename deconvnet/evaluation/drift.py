@@ -20,7 +20,7 @@ from infra import storage
 STATISTICS_FILE = "prediction_statistics.json"
 """Name of the file with the statistics of the predictions on val, in the folders of a report and of a registered ensemble."""
 ENOUGH_ANSWERS = 300
-"""Number of answers before which no drift is measured."""
+"""Number of answers from which on drift is measured."""
 _WINDOW = 1000  # the newest answers, which are compared
 _MAX_BINS, _IMAGES_PER_BIN = 10, 15
 _LEAST_SHARE = 1e-4  # replaces lower shares, because the logarithm of 0 is infinite

@@ -69,8 +69,8 @@ class EvaluationInputs:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Return the numbers of proposals from which masks are measured, in ascending order; the last is `options.proposals`."""
-        return counts_up_to(self.options.proposals)
+        """Return the numbers of proposals from which masks are measured, up to `options.proposals`; none if there are windows."""
+        return () if self.options.window_sizes else counts_up_to(self.options.proposals)  # windows would be counted as proposals
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class _Unit:
 
 
 def evaluate(inputs: EvaluationInputs, dataset: str, executor: Executor, gpu: bool = False) -> Evaluation:
-    """Predict every annotated image of a split in five ways (`RESULTS`) and measure the predictions. No file is written.
+    """Predict every annotated image of a split in five ways (`RESULTS`) and measure it. Only `inputs.report_uri` is written to.
 
     Args:
         inputs: the networks, the images and the options.

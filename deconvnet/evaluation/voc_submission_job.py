@@ -16,6 +16,7 @@ import torch
 
 from deconvnet.datasets import voc
 from deconvnet.datasets.palette import VOC_PALETTE
+from deconvnet.inference.int8.ranges import ranges_file
 from deconvnet.inference.predictor import Predictor, PredictorOptions
 from infra import storage
 from infra.errors import BadInput, UserError
@@ -81,14 +82,15 @@ class Recipe:
             images: the images to predict.
 
         Returns:
-            A digest in hexadecimal. It changes with the networks, the options, the model of the edge detector (a structured
-            forest) and the images.
+            A digest in hexadecimal. It changes with the networks, the ranges of their activations (if they compute in 8-bit integers),
+            the options, the model of the edge detector (a structured forest) and the images.
         """
         files = [storage.join(folder, "model.safetensors") for folder in (self.deconvnet, self.fcn8s)]
         if self.edge_boxes and (forest := forest_uri(self.edge_boxes["edges"], self.edge_boxes["edge_model"])):
             files.append(forest)
+        ranges = [ranges_file(folder) for folder in (self.deconvnet, self.fcn8s)] if self.options.int8 else []
         contents = [(image.image_id, image.content) for image in images]
-        return digest([VERSION, asdict(self), [storage.version_token(file) for file in files], contents])
+        return digest([VERSION, asdict(self), [storage.version_token(file) for file in files], ranges, contents])
 
 
 def list_split(root: str, split: str, max_pixels: int) -> list[ListedImage]:

@@ -6,8 +6,9 @@ confidence maps and the part.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from threading import Lock
 from typing import Any
 
 import cv2
@@ -16,14 +17,16 @@ import numpy as np
 from deconvnet.datasets.overlay import overlay
 from deconvnet.datasets.palette import class_palette
 from deconvnet.inference.fingerprint import fingerprint
-from deconvnet.inference.predictions_table import PREDICTIONS, TABLE, OutputState, Plan, Task
+from deconvnet.inference.predictions_table import PREDICTIONS, TABLE, UNREADABLE, OutputState, Plan, Task
 from deconvnet.inference.saved_ensemble import SavedEnsemble, read_options
+from deconvnet.inference.scaling import fit_in_jpeg
 from infra import storage
-from infra.errors import BadInput
+from infra.errors import BadInput, UserError
 from infra.runtime.executor import Actors, Executor
 from infra.storage import tables
 from infra.storage.guarded import LockGuard
 from proposals.image_codec import decode_image, decode_mask, encode_jpeg, encode_mask
+from proposals.masks import check_masks
 
 _OVERLAY_QUALITY = 90
 
@@ -33,8 +36,8 @@ def predict_images(
 ) -> list[tables.Part]:
     """Predict the images of a plan and write their masks, overlays, confidence maps and the parts of the table `predictions`.
 
-    A part is one Parquet file of the table. Parts that an earlier, interrupted run finished are not made again. The call returns
-    when all parts are written.
+    A part is one Parquet file of the table. Images whose predictions are up to date, also those that an interrupted run has predicted,
+    are not predicted again: their rows are copied. The call returns when all parts are written.
 
     Args:
         plan: the images and what to do with each, see `make_plan`.
@@ -49,23 +52,22 @@ def predict_images(
         Summaries of the table's parts, in order. The table is not valid until they are passed to `commit_predictions`.
 
     Raises:
-        UserError: if no node has room for a worker, or workers die repeatedly over the same part.
+        UserError: if no node has room for a worker, workers die repeatedly over the same part, or a mask from which an overlay is to
+            be drawn was edited after the prediction.
     """
-    table, fingerprint, units = storage.join(output, TABLE), plan.fingerprint, plan.units
-    made = tables.finished_parts(table, fingerprint)
-    left = {index: unit for index, unit in enumerate(units) if index not in made}
     device = "cuda" if actors.gpus else "cpu"
-    make = partial(_PartWriter, plan.state, output, model, guard, max_pixels, device, fingerprint)
+    make = partial(_PartWriter, plan.state, output, model, guard, max_pixels, device, plan.fingerprint)
     actors = replace(actors, remedy="lower compute.actors or max_pixels, or use larger nodes; finished parts are kept")
-    made |= dict(executor.map_actors(left, make, actors, title="segmenting", unit="parts"))
-    return [made[index] for index in range(len(units))]
+    units = dict(enumerate(plan.units))
+    made = dict(executor.map_actors(units, make, actors, title="segmenting", unit="parts"))
+    return [made[index] for index in units]
 
 
 @dataclass
 class _PartWriter:
     """A writer of parts (Parquet files) of the table `predictions`. The executor creates one in each worker process.
 
-    It loads the ensemble when the first image must be predicted, and then keeps it in memory.
+    It loads the ensemble when the first image must be predicted, and then keeps it in memory. It may be called by several threads.
 
     Attributes:
         state: the input folder, the model version and the generation (the name of the predictions made with this model version).
@@ -75,8 +77,8 @@ class _PartWriter:
         guard: writes the files of images, as long as no other run has taken the lock of the output folder.
         max_pixels: images with more pixels are rejected; None for the limit stored with the ensemble.
         device: torch device to predict on, "cuda" or "cpu".
-        fingerprint: digest of everything that the table `predictions` depends on. The table's parts (Parquet files) are stored
-            under this digest, so a later run knows which of them it can keep.
+        fingerprint: digest under which the table's parts (Parquet files) are stored, `Plan.fingerprint`. If a worker dies, its parts
+            are not made again.
         threads: number of CPU threads that prediction may use.
     """
 
@@ -88,6 +90,8 @@ class _PartWriter:
     device: str
     fingerprint: str
     threads: int
+    _loading: Lock = field(default_factory=Lock, init=False)
+    _ensemble: SavedEnsemble | None = field(default=None, init=False)
 
     def __call__(self, index: int, tasks: Sequence[Task]) -> tables.Part:
         """Predict the images of one part (Parquet file) of the table `predictions`, and write the part.
@@ -101,14 +105,17 @@ class _PartWriter:
         """
         return tables.write_part(storage.join(self.output, TABLE), self.fingerprint, index, self.rows(tasks), PREDICTIONS)
 
-    @cached_property
+    @property
     def ensemble(self) -> SavedEnsemble:
         """Return the saved ensemble (the networks). On first use, load it and limit the CPU threads of torch and OpenCV."""
         import torch
 
-        torch.set_num_threads(self.threads)
-        cv2.setNumThreads(1)
-        return SavedEnsemble(self.model, self.device, self.max_pixels)
+        with self._loading:  # without this lock, and by `cached_property` from Python 3.12 on, each thread would load it
+            if self._ensemble is None:
+                torch.set_num_threads(self.threads)
+                cv2.setNumThreads(1)
+                self._ensemble = SavedEnsemble(self.model, self.device, self.max_pixels)
+            return self._ensemble
 
     @cached_property
     def classes(self) -> Sequence[str]:
@@ -130,11 +137,14 @@ class _PartWriter:
 
         Yields:
             For each task in order, a dict with the columns of the schema `PREDICTIONS`, or a `Reject` with the reason if the
-            image cannot be used.
+            image cannot be used. Both, if the image was predicted earlier and can't be read now, to draw an overlay.
+
+        Raises:
+            UserError: if a mask from which an overlay is to be drawn was edited after the prediction.
         """
         known = self._read_known_rows({task.part for task in tasks if task.part})
         for task in tasks:
-            name = task.image.name
+            name, has_overlay = task.image.name, task.has_overlay
             try:
                 if task.image.refused:
                     raise BadInput(task.image.refused)
@@ -142,16 +152,18 @@ class _PartWriter:
                     yield self._predict(task)
                     continue
                 if task.draw_overlay:
-                    mask = decode_mask(storage.read_bytes(storage.join(self.output, task.mask_path)))
-                    self._draw_overlay(task, decode_image(self._read_image(task)), mask)
+                    image = decode_image(self._read_image(task))
+                    self._draw_overlay(task, image, self._read_mask(task, image))
             except BadInput as error:
                 yield tables.Reject(name, storage.join(self.state.input, name), "predict", str(error))
-            else:
-                files = {
-                    "overlay": task.overlay_path if task.has_overlay else None,
-                    "confidence_map": task.map_path if task.has_map else None,
-                }
-                yield {**known[name, task.part], **files}
+                if not task.part:
+                    continue
+                has_overlay = False  # the prediction is kept
+            files = {
+                "overlay": task.overlay_path if has_overlay else None,
+                "confidence_map": task.map_path if task.has_map else None,
+            }
+            yield {**known[name, task.part], **files}
 
     def _read_known_rows(self, parts: set[str]) -> dict[tuple[str, str], dict[str, Any]]:
         """Read the rows that earlier runs wrote.
@@ -219,8 +231,33 @@ class _PartWriter:
             image: uint8 (H, W, 3), RGB.
             mask: class ids, uint8 (H, W).
         """
-        data = encode_jpeg(overlay(image, mask, self.classes, self.background), _OVERLAY_QUALITY, self.state.comment)
+        drawn = fit_in_jpeg(overlay(image, mask, self.classes, self.background))
+        data = encode_jpeg(drawn, _OVERLAY_QUALITY, self.state.comment)
         self.guard.write(storage.join(self.output, task.overlay_path), data)
+
+    def _read_mask(self, task: Task, image: np.ndarray) -> np.ndarray:
+        """Read the mask of an image that an earlier run has predicted.
+
+        Args:
+            task: the image's task, which names the file.
+            image: uint8 (H, W, 3), RGB.
+
+        Returns:
+            Class ids, uint8 (H, W).
+
+        Raises:
+            UserError: if the file can't be the mask that was predicted. Then it is a user's work and must not be overwritten.
+        """
+        uri = storage.join(self.output, task.mask_path)
+        try:
+            mask = decode_mask(storage.read_bytes(uri))
+            check_masks(mask, image=image)
+        except (BadInput, ValueError, FileNotFoundError) as error:
+            raise UserError(
+                f"{uri} was edited or removed after it was predicted, so no overlay can be drawn from it ({error}): move it to another "
+                "folder, and run again"
+            ) from None
+        return mask
 
     def _read_image(self, task: Task) -> bytes:
         """Read an image file from the input folder.
@@ -237,6 +274,6 @@ class _PartWriter:
         try:
             return storage.read_bytes(storage.join(self.state.input, task.image.name))
         except FileNotFoundError:
-            raise BadInput("it was removed during the run") from None
+            raise BadInput(f"{UNREADABLE}it was removed during the run") from None
         except OSError as error:
-            raise BadInput(f"can't be read: {error.strerror or error}") from None
+            raise BadInput(f"{UNREADABLE}{error.strerror or error}") from None

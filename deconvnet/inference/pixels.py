@@ -1,7 +1,7 @@
 """Scan the probabilities of an image's pixels once: find their classes, and how sure these are.
 
-The functions are compiled by numba, in loops that LLVM can vectorise. A scan takes about as long as numpy's `argmax` and `max`
-of one of its four arrays, which it replaces.
+The functions are compiled by numba, in loops that LLVM can vectorise. A scan replaces numpy's `argmax` and `max` of four arrays, and
+takes about as long as these two take for one array.
 """
 
 from dataclasses import dataclass

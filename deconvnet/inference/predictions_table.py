@@ -5,8 +5,8 @@ The table is a Delta Lake table. Its Parquet files, its parts, become the table 
 A prediction is up to date if these conditions hold: the image file still has the same size and modification time, the mask file
 exists (and the confidence map, if one is wanted), and the prediction belongs to the current *generation*. A generation is all
 predictions made with one version of the model and of this program's prediction code. A new generation begins whenever another
-version is used for the same output folder. Predictions that an interrupted run finished count as well, although that run
-committed nothing.
+version is used for the same output folder. Predictions in parts that an interrupted run finished count as well, although that run
+committed nothing. Each run writes parts of its own, to which it copies the rows that are up to date.
 """
 
 import uuid
@@ -36,6 +36,8 @@ CLASSES_FILE = "classes.json"
 _MAX_PART = 32  # largest number of images in a part of the table
 _MIN_PARTS = 32  # parts to aim at if there are few images, to keep many workers busy and lose little work when interrupted
 _READERS = 16  # number of parts read at once; each read mostly waits for S3
+UNREADABLE = "can't be read: "
+"""How the reason of a rejected image begins if its file could not be read. The next run tries such an image again."""
 
 PREDICTIONS = pa.schema(
     [
@@ -135,7 +137,7 @@ class OutputState:
 
     @property
     def comment(self) -> str:
-        """Return the comment that masks and overlays have in their files. It differs for all models, even if the pixels don't."""
+        """Return the comment in the files of masks and overlays. It differs between models even if they predict the same pixels."""
         return f"models:/{self.model}/{self.model_version}, {self.generation}"
 
 
@@ -150,21 +152,26 @@ class Plan:
         tasks: one task per image, in order; empty if the table is up to date.
         earlier_files: paths of the masks, overlays and confidence maps of earlier runs, relative to the output folder; empty if the
             table is up to date.
-        incomplete: ids of images whose row is up to date but whose mask, overlay or confidence map is missing.
+        earlier_parts: names of all parts of earlier runs, also of interrupted ones; empty if the table is up to date.
         is_complete: whether the table is up to date, so that nothing is left to do.
+        rejected: number of images that could not be used and are not tried again; 0 if the table is not up to date.
     """
 
     state: OutputState
     key: str
     tasks: list[Task]
     earlier_files: frozenset[str]
-    incomplete: list[str]
+    earlier_parts: list[str]
     is_complete: bool
+    rejected: int = 0
 
     @property
     def fingerprint(self) -> str:
-        """Return a digest that identifies the table `predictions` of this run: of its key and the ids of incomplete images."""
-        return digest([self.key, self.incomplete])
+        """Return a digest with which this run writes its parts: of its key and of the names of all earlier parts.
+
+        So no earlier run has written parts with the same digest, which would be taken for parts of this run.
+        """
+        return digest([self.key, self.earlier_parts])
 
     @property
     def units(self) -> list[list[Task]]:
@@ -230,29 +237,28 @@ def make_plan(
     if commit and commit.extra["key"] == key:
         rejected = {reject.image_id for reject in commit.rejects}
         tasks = [Task(image, "", overlays, overlays, maps) for image in images if image.name not in rejected]
-        if all(task.files <= files for task in tasks):
-            return Plan(state, key, [], frozenset(), [], is_complete=True)
+        unread = any(reject.reason.startswith(UNREADABLE) for reject in commit.rejects)
+        if not unread and all(task.files <= files for task in tasks):
+            return Plan(state, key, [], frozenset(), [], is_complete=True, rejected=len(rejected))
 
     stamps = {image.name: image.stamp for image in images if not image.refused}
     up_to_date: dict[str, tuple[str, bool, bool]] = {}
     earlier_files: set[str] = set()
-    incomplete: set[str] = set()
-    for part, row in _finished_rows(table):
+    parts = tables.part_files(table)
+    for part, row in _finished_rows(table, parts):
         # Rows that an earlier version of this program wrote have no column for the map.
         name, confidence_map = row["image_id"], row.get("confidence_map")
         named = {row["mask"], row["overlay"], confidence_map} - {None}
         earlier_files |= named
         allowed = max_pixels is None or row["width"] * row["height"] <= max_pixels
-        if row["generation"] == state.generation and row["stamp"] == stamps.get(name) and allowed:
-            if not named <= files:
-                incomplete.add(name)
-            if row["mask"] in files and (confidence_map in files or not maps):
-                up_to_date[name] = part, row["overlay"] in files, confidence_map in files
+        same = row["generation"] == state.generation and row["stamp"] == stamps.get(name)
+        if same and allowed and row["mask"] in files and (confidence_map in files or not maps):
+            up_to_date[name] = part, row["overlay"] in files, confidence_map in files
     tasks = []
     for image in images:
         part, drawn, mapped = up_to_date.get(image.name, ("", False, False))
         tasks.append(Task(image, part, overlays or drawn, overlays and not drawn, maps or mapped))
-    return Plan(state, key, tasks, frozenset(earlier_files), sorted(incomplete), is_complete=False)
+    return Plan(state, key, tasks, frozenset(earlier_files), sorted(parts), is_complete=False)
 
 
 def new_generation() -> str:
@@ -260,11 +266,12 @@ def new_generation() -> str:
     return uuid.uuid4().hex[:12]
 
 
-def _finished_rows(table: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Iterate over the rows of all finished parts (Parquet files), including those of runs that were interrupted.
+def _finished_rows(table: str, parts: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Iterate over the rows of finished parts (Parquet files).
 
     Args:
         table: URI of the table `predictions`.
+        parts: names of the parts, also of those of runs that were interrupted.
 
     Yields:
         Pairs of the name of a part and one of its rows. A row is a dict of the columns image_id, stamp (size and
@@ -272,7 +279,6 @@ def _finished_rows(table: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         the part has it, confidence_map.
     """
     columns = ["image_id", "stamp", "generation", "width", "height", "mask", "overlay", "confidence_map"]
-    parts = tables.part_files(table)
 
     def read(part: str) -> list[dict[str, Any]]:
         return list(tables.iter_rows(table, columns, tables.Part(part, [])))

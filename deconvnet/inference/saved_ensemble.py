@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from deconvnet.inference.uncertainty import Uncertainty
+from deconvnet.inference.uncertainty import Segmentation
 from infra import storage
 from infra.errors import BadInput, UserError
 from infra.stopwatch import part
@@ -28,22 +28,14 @@ _REQUIRED = {"classes", "proposals", "segment", "max_pixels"}
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """A decoded image, its predicted mask, and how sure the prediction is.
+class Prediction(Segmentation):
+    """A predicted mask, how sure it is, and the decoded image.
 
     Attributes:
         image: uint8 (H, W, 3), RGB, turned as the file's EXIF orientation says.
-        mask: class ids, uint8 (H, W).
-        confidence_map: probability of each pixel's class before the CRF, uint8 (H, W); 255 is 1.
-        uncertainty: measures of the image and of each predicted class.
-        boxes: number of boxes, windows included, that DeconvNet segmented.
     """
 
     image: np.ndarray
-    mask: np.ndarray
-    confidence_map: np.ndarray
-    uncertainty: Uncertainty
-    boxes: int
 
     @property
     def confidence(self) -> float:
@@ -107,7 +99,7 @@ class SavedEnsemble:
             with part("proposals"):
                 boxes = edge_boxes(image, **self._edge_boxes)[0] if self._search else np.zeros((0, 4), np.float32)
             found = self._predictor.predict(image, boxes)
-            return Prediction(image, found.mask, found.confidence_map, found.uncertainty, found.boxes)
+            return Prediction(**vars(found), image=image)
         except cv2.error as error:
             raise BadInput(f"can't be segmented: {' '.join(str(error).split())}") from error
 

@@ -1,4 +1,4 @@
-"""Scale images that are too large for prediction down, and their masks back up."""
+"""Scale images that are too large for prediction or for a file format down, and masks back up."""
 
 from typing import TypeVar
 
@@ -12,6 +12,7 @@ from proposals.masks import check_image
 Image = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Value = TypeVar("Value", np.uint8, np.float32)
+_JPEG_SIDE = 65_500  # px, the longest side that Pillow and libjpeg write
 
 
 def scale_down(image: Image, boxes: Floats, max_side: int) -> tuple[Image, Floats]:
@@ -38,6 +39,11 @@ def scale_down(image: Image, boxes: Floats, max_side: int) -> tuple[Image, Float
     w, h = max(1, round(width * scale)), max(1, round(height * scale))
     factors = np.array([w / width, h / height] * 2, np.float32)
     return np.asarray(cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA), np.uint8), boxes * factors
+
+
+def fit_in_jpeg(image: Image) -> Image:
+    """Scale an image (H, W, 3), uint8, down if it has more than 65,500 pixels on a side, as a JPEG file can't have more."""
+    return scale_down(image, np.zeros((0, 4), np.float32), _JPEG_SIDE)[0]
 
 
 def resize_nearest(plane: NDArray[Value], size: tuple[int, ...]) -> NDArray[Value]:

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deconvnet.datasets.importing.dataset import BACKGROUND_NAMES
-
 Bits = NDArray[np.uint8]
 MEASURES = ("entropy", "disagreement", "boundary_doubt")
 """The columns of the table `predictions` from which the score of an image is computed. A higher value means less sure."""
@@ -53,11 +51,12 @@ def uncertainty_scores(measures: NDArray[np.floating[Any]]) -> NDArray[np.float6
     return total / max(2 * measures.size, 1)
 
 
-def doubtful_class(row: Mapping[str, Any]) -> str:
+def doubtful_class(row: Mapping[str, Any], background: str | None) -> str:
     """Return the class to which the most uncertainty in an image belongs, for which the image counts in the quotas of classes.
 
     Args:
         row: a row of the table `predictions`, with the columns `classes`, `shares` and `class_confidence_before_crf`.
+        background: name of the background. None if no class is the background.
 
     Returns:
         For each class, the probabilities of being another class are summed over its predicted pixels. The class with the largest sum
@@ -67,7 +66,7 @@ def doubtful_class(row: Mapping[str, Any]) -> str:
         name: share * (1 - confidence)
         for name, share, confidence in zip(row["classes"], row["shares"], row["class_confidence_before_crf"], strict=True)
     }
-    objects = {name: doubt for name, doubt in doubts.items() if name.lower() not in BACKGROUND_NAMES}
+    objects = {name: doubt for name, doubt in doubts.items() if name != background}
     found = objects or doubts
     return max(found, key=lambda name: found[name])
 

@@ -66,6 +66,8 @@ def report_files(evaluation: Evaluation, figures: Mapping[str, bytes], options: 
     charts = result_charts(evaluation.results, evaluation.breakdowns)
     if not any(evaluation.breakdowns["sizes"]["objects"]):  # as in scenes without objects
         del charts["iou_by_size"]
+    if not evaluation.breakdowns["proposals"]["counts"]:  # as with windows
+        del charts["iou_by_proposals"]
     return {
         **{f"{name}.png": data for name, data in figures.items()},
         **{f"{name}.png": draw() for name, draw in charts.items()},
@@ -90,7 +92,7 @@ def result_charts(results: Mapping[str, Any], breakdowns: Mapping[str, Any]) -> 
     Returns:
         Functions that return the content of a PNG, by file name without suffix: "iou_by_class", "iou_by_proposals", "iou_by_size",
         "confusion" and "calibration" (which is missing if an earlier version of this program has evaluated the networks). Without
-        annotated objects, "iou_by_size" has no bars.
+        annotated objects, "iou_by_size" has no bars. With windows, "iou_by_proposals" has no curve of DeconvNet.
     """
     title = f"{RESULT_TITLES[DECISIVE_RESULT]}, {results['dataset']}, {results['images']:,} images"
     confusion = np.array(breakdowns["confusion"][DECISIVE_RESULT])

@@ -52,7 +52,11 @@ def new_figure(height: float, constrained: bool = True) -> "Figure":
 
 
 def to_png(figure: "Figure") -> bytes:
-    """Return a figure encoded as the content of a PNG file."""
+    """Return a figure encoded as the content of a PNG file. Texts are drawn as they are: names may contain "$"."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
     sink = io.BytesIO()
     figure.savefig(sink, format="png")
     return sink.getvalue()

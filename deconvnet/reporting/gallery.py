@@ -11,6 +11,7 @@ import numpy as np
 from deconvnet.datasets.objects import make_object_mask
 from deconvnet.evaluation.breakdowns import SMALLEST_SIDE
 from deconvnet.evaluation.comparison import DECISIVE_RESULT
+from deconvnet.inference.scaling import scale_down
 from deconvnet.reporting import panels
 from deconvnet.reporting.activations import decoder_maps
 from infra.storage import tables
@@ -170,9 +171,8 @@ def read_samples(
     for part, boxes_part in zip(parts, proposals, strict=True):
         if not any(part.first <= image_id <= part.last for image_id in wanted):
             continue
-        boxes = {}
-        if proposals_uri and boxes_part:
-            boxes = {image_id: found_boxes for image_id, found_boxes, _ in iter_proposals(proposals_uri, boxes_part)}
+        proposed = iter_proposals(proposals_uri, boxes_part) if proposals_uri and boxes_part else ()
+        boxes = {image_id: found_boxes for image_id, found_boxes, _ in proposed}
         for row in tables.iter_rows(images_uri, ["image_id", "image", "class_mask", "object_mask"], part):
             if row["image_id"] not in wanted:
                 continue
@@ -271,7 +271,7 @@ def draw_instances(predictor: "Predictor", sample: Sample, classes: Sequence[str
     Args:
         predictor: predicts the masks. Its options say which windows and how many of the best boxes are used. The windows are
             added first, then the boxes from the largest to the smallest. All are used: `early_exit` is not applied.
-        sample: the image and its boxes.
+        sample: the image and its boxes. An image that is larger than the predictor's limit is drawn as it is scaled down for it.
         classes: class names, ordered by id.
 
     Returns:
@@ -279,12 +279,13 @@ def draw_instances(predictor: "Predictor", sample: Sample, classes: Sequence[str
     """
     predictor = copy(predictor)
     predictor.options = replace(predictor.options, early_exit=None)
-    chosen = predictor.best_boxes(sample.boxes)
+    image, boxes = scale_down(sample.image, sample.boxes, predictor.options.max_side)
+    chosen = predictor.best_boxes(boxes)
     chosen = chosen[np.argsort(-np.prod(chosen[:, 2:] - chosen[:, :2], axis=1), kind="stable")]
-    shown = np.concatenate([predictor.windows(*sample.image.shape[:2]), chosen])
+    shown = np.concatenate([predictor.windows(*image.shape[:2]), chosen])
     counts = sorted({k for k in STEPS if k < len(shown)} | {len(shown)})
-    _, steps, _ = predictor.masks_by_box_count(sample.image, chosen, counts, ("deconvnet",))
-    return panels.instances(sample.image, sample.truth, shown, steps, classes, sample.image_id, predictor.options.background)
+    _, steps, _ = predictor.masks_by_box_count(image, chosen, counts, ("deconvnet",))
+    return panels.instances(image, sample.truth, shown, steps, classes, sample.image_id, predictor.options.background)
 
 
 def draw_unpooling(predictor: "Predictor", sample: Sample, classes: Sequence[str]) -> bytes:
@@ -340,8 +341,7 @@ def draw_examples(examples_uri: str, classes: Sequence[str], count: int = 16, ba
     for row in rows:
         class_id = rarest(row["class_ids"], repeats)
         kind = f"IoU {row['iou']:.2f}" if row["iou"] else "window"
-        text = f"{classes[class_id]}, {kind}, ×{repeats[class_id]}"
-        shown.append((text, decode_image(row["image"]), decode_mask(row["mask"])))
+        shown.append((f"{classes[class_id]}, {kind}, ×{repeats[class_id]}", decode_image(row["image"]), decode_mask(row["mask"])))
     return panels.example_crops(shown, classes, background)
 
 

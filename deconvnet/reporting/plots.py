@@ -128,6 +128,8 @@ def recall_curves(recalls: Mapping[str, "Recall"], max_boxes: int = 1000) -> byt
     Raises:
         ValueError: if `recalls` is empty.
     """
+    from matplotlib.ticker import LogFormatter
+
     if not recalls:
         raise ValueError("no recall to draw")
     figure = new_figure(4.6)
@@ -143,6 +145,7 @@ def recall_curves(recalls: Mapping[str, "Recall"], max_boxes: int = 1000) -> byt
         by_iou.plot(np.linspace(0.5, 1, 51), recall.by_iou()[row, 50:], color=colour, label=label)
     by_count.set_xscale("log")
     by_count.xaxis.set_major_formatter("{x:,.0f}")
+    by_count.xaxis.set_minor_formatter(LogFormatter())  # the default writes formulas
     by_count.set_xlabel("boxes per image")
     by_iou.set_xlabel("intersection over union")
     by_count.set_ylabel("share of objects found")
@@ -289,7 +292,7 @@ def reliability_diagram(calibration: Mapping[str, Any], error: float | None, tit
         label="share of pixels that are right",
     )
     confidence, accuracy = (np.array(calibration[name], float) for name in ("confidence", "accuracy"))
-    axes.plot([0, 1], [0, 1], color="0.4", linestyle="--", linewidth=1.2, label="as sure as it is right")
+    axes.plot([0, 1], [0, 1], color="0.4", linestyle="--", linewidth=1.2, label="perfect calibration")
     axes.plot(
         confidence,
         accuracy,
@@ -301,7 +304,7 @@ def reliability_diagram(calibration: Mapping[str, Any], error: float | None, tit
     )
     axes.set_ylim(0, 1)
     axes.set_xlim(0, 1)
-    axes.set_ylabel("right")
+    axes.set_ylabel("accuracy")
     error_text = "" if error is None else f"; expected calibration error {error:.3f}"
     axes.set_title(f"{title}{error_text}", loc="left", fontsize=11)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)

@@ -10,6 +10,7 @@ from deconvnet.serving.gate import Gate
 from deconvnet.serving.routing import LoadedModel, Wanted, plan
 from deconvnet.tracking import registry
 from deconvnet.tracking.registry import CHALLENGER, Version
+from deconvnet.tracking.store import NotRegistered
 from infra.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -46,15 +47,43 @@ def find_wanted(model: str, challenger: str | None, store: str) -> Wanted:
         store: URI of the MLflow store.
 
     Raises:
-        UserError: if `model` names no version, or the registry does not answer.
+        UserError: if `model` names no version, or the registry does not answer, also when it is asked for the challenger.
     """
     champion = registry.find(model, store, "model")
     if challenger is None:
         return Wanted(champion)
     try:
         return Wanted(champion, registry.find(challenger, store, "challenger"))
-    except UserError:
+    except NotRegistered:
         return Wanted(champion)
+
+
+def check_challenger(champion: Version, model: str, challenger: str | None, store: str) -> None:
+    """Check, before a server starts, that there can be a challenger. If there is none yet, this is logged.
+
+    Args:
+        champion: the version that answers.
+        model: URI that names it.
+        challenger: URI of the challenger that the user has named. None for the alias `challenger` of the same model.
+        store: URI of the MLflow store.
+
+    Raises:
+        UserError: if both URIs are the same, the user has named a challenger that does not exist, or the registry does not answer.
+    """
+    uri = challenger_uri(model, challenger)
+    if uri == model:
+        raise UserError(
+            f"model {model} would be its own challenger: name another --challenger, or leave out --canary and --shadow"
+        )
+    try:
+        found = registry.find(uri, store, "challenger")
+    except NotRegistered:
+        if challenger:
+            raise
+        logger.info(f"there is no challenger to try out yet: {uri} names no version")
+        return
+    if found == champion:
+        logger.info(f"there is no challenger to try out yet: {uri} names {champion.title}, which is the champion")
 
 
 class Follower:

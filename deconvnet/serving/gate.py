@@ -157,6 +157,10 @@ class Gate:
                 await self._send(send, Reply(reply.status, reply.media_type, reply.body, headers), self.model.version, request)
         except Disconnected:
             pass
+        except Exception:
+            status = 500  # which the web server sends
+            logger.exception(f"{request.method} {request.path} could not be answered")
+            raise
         finally:
             self._metrics.count_request(status)
 

@@ -1,7 +1,7 @@
 """Build the server's HTTP replies: masks, overlays, errors, the health check and the page on which to try the model.
 
 An overlay is the image with its mask drawn over it. The functions here take and return plain values. They need neither Ray nor a
-web framework. `ray_serve.py` calls them for the requests that Ray Serve receives.
+web framework. `replica.py` calls `predict`, and `gate.py` calls the others.
 """
 
 import json
@@ -16,6 +16,7 @@ import numpy as np
 
 from deconvnet.datasets.overlay import overlay
 from deconvnet.datasets.palette import class_palette
+from deconvnet.inference.scaling import fit_in_jpeg
 from infra.errors import BadInput
 from infra.stopwatch import measured_parts, part
 from proposals.image_codec import encode_jpeg, encode_mask
@@ -105,7 +106,7 @@ def predict(ensemble: "SavedEnsemble", data: bytes, *, with_overlay: bool = Fals
             if with_overlay:
                 media_type = "image/jpeg"
                 drawn = overlay(prediction.image, prediction.mask, ensemble.classes, ensemble.background)
-                body = encode_jpeg(drawn, _JPEG_QUALITY)
+                body = encode_jpeg(fit_in_jpeg(drawn), _JPEG_QUALITY)
             else:
                 media_type, body = "image/png", mask or b""
     seconds["other"] = time.perf_counter() - started - sum(seconds.values())

@@ -1,4 +1,4 @@
-"""Limit what clients can take of a server: the bytes and the time of their uploads, and the requests that wait.
+"""Limit how much of a server clients can use: the size and duration of their uploads, and the number of waiting requests.
 
 Nothing here needs Ray or a web server. A body is read through `receive`, the function with which a server that speaks ASGI
 gives a request's body to the application, chunk by chunk.

@@ -6,7 +6,6 @@ has no limit on the time that a client takes to send a request's header or to ta
 
 import asyncio
 import logging
-import math
 import socket
 import threading
 import time
@@ -21,6 +20,8 @@ from infra.errors import UserError
 
 _START_SECONDS = 30.0
 _BACKLOG = 1024  # connections that the system accepts before uvicorn does
+_UNSENT = 2**17
+"""Number of bytes that the system keeps unsent. By default it keeps some MiB, so a slow client would seem to take nothing meanwhile."""
 
 
 class Connection(H11Protocol):
@@ -30,16 +31,17 @@ class Connection(H11Protocol):
     more than 16 KiB.
 
     Attributes:
-        seconds: how long a connection may be idle, a client may take to send a request's header, or take nothing of a reply.
+        seconds: how long a connection may be idle, a client may take to send a request's header, or take nothing of a reply. A slow
+            client may take longer for a whole reply. After a reply, a connection may be idle for up to twice as long.
         most: largest number of connections that wait for a header. One more closes the one that has waited longest, so that
-            connections that send nothing can't keep out others.
+            connections that send nothing can't keep out others. Connections on which a reply is still being sent are closed last.
         waiting: the connections that wait for a header, the oldest first.
     """
 
     seconds: ClassVar[float]
     most: ClassVar[int]
-    waiting: "ClassVar[dict[Connection, asyncio.TimerHandle]]"
-    _writing: asyncio.TimerHandle | None = None
+    waiting: "ClassVar[dict[Connection, None]]"
+    _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the header of the first request."""
@@ -48,51 +50,70 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop all waiting."""
-        self._wait_no_longer()
-        self._stop_writing_timer()
+        self.waiting.pop(self, None)
+        self._stop_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Handle bytes of the client, and stop waiting once they complete a header."""
         super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._wait_no_longer()
+        if self in self.waiting and self.cycle is not None and not self.cycle.response_complete:
+            del self.waiting[self]
+            self._restart_timer()
 
     def on_response_complete(self) -> None:
         """Wait for the header of another request, unless it is there already or the connection is closed."""
         super().on_response_complete()
         if self.cycle.response_complete and self not in self.waiting and not self.transport.is_closing():
             self._wait()
+        self._restart_timer()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Do nothing, because uvicorn would also close a connection on which a slow client is still taking its reply."""
 
     def pause_writing(self) -> None:
-        """Begin to wait for a client that does not take its reply."""
+        """Begin to wait for a client that takes its reply more slowly than it is sent."""
         super().pause_writing()
-        self._stop_writing_timer()
-        self._writing = self.loop.call_later(self.seconds, self.transport.abort)
+        self._restart_timer()
 
     def resume_writing(self) -> None:
-        """Stop waiting for a client that takes its reply again."""
-        self._stop_writing_timer()
+        """Stop waiting for a client that has taken its reply, or begin to wait for its next request."""
         super().resume_writing()
+        self._restart_timer()
 
     def _wait(self) -> None:
         """Begin to wait for a header."""
         if len(self.waiting) >= self.most:
-            oldest = next(iter(self.waiting))
-            oldest._wait_no_longer()
-            oldest.transport.abort()
-        self.waiting[self] = self.loop.call_later(self.seconds, self.transport.abort)
+            idle = (each for each in self.waiting if not each.transport.get_write_buffer_size())
+            next(idle, next(iter(self.waiting)))._abort()
+        self.waiting[self] = None
+        self._restart_timer()
 
-    def _wait_no_longer(self) -> None:
-        """Stop waiting for a header."""
-        if timer := self.waiting.pop(self, None):
-            timer.cancel()
+    def _restart_timer(self) -> None:
+        """Start the timer anew if the server waits for a header, or for the client to take a reply. If not, stop it."""
+        self._stop_timer()
+        unsent = self.transport.get_write_buffer_size()
+        if unsent or self in self.waiting:
+            self._timer = self.loop.call_later(self.seconds, self._expire, unsent)
 
-    def _stop_writing_timer(self) -> None:
-        """Stop the timer that runs while the client takes nothing of its reply."""
-        if self._writing is not None:
-            self._writing.cancel()
-            self._writing = None
+    def _stop_timer(self) -> None:
+        """Stop the timer, if it runs."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _expire(self, unsent: int) -> None:
+        """Close the connection, unless fewer bytes are unsent than the `unsent` when the timer was started."""
+        if self.transport.get_write_buffer_size() < unsent:
+            self._restart_timer()
+        else:
+            self._abort()
+
+    def _abort(self) -> None:
+        """Close the connection at once. What is unsent is lost."""
+        self.waiting.pop(self, None)
+        self._stop_timer()
+        self.transport.abort()
 
 
 @contextmanager
@@ -129,7 +150,6 @@ def listening(
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_keep_alive=math.ceil(seconds) + 1,  # `Connection` closes idle connections earlier
             timeout_graceful_shutdown=grace_seconds,
         )
     )
@@ -164,6 +184,7 @@ def listen_at(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore connections of a server that just stopped
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)  # the sockets of connections inherit it
         listener.bind(address)
         listener.listen(_BACKLOG)
     except OSError as error:

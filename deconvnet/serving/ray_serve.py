@@ -60,7 +60,11 @@ class Replicas:
         """
         deadline = time.monotonic() + _JOIN_SECONDS
         while True:
-            found = self._on_all("load", version, deadline)
+            try:
+                found = self._on_all("load", version, deadline)
+            except UserError:
+                self.drop([version])  # other replicas may hold it
+                raise
             if len(found) >= self._number or time.monotonic() > deadline:
                 break
             time.sleep(0.1)
@@ -101,7 +105,7 @@ class Replicas:
     async def predict(self, version: Version, data: bytes, with_overlay: bool, keep_mask: bool) -> Answer:
         """Predict an image on one of the replicas. For the arguments see `Replica.predict`.
 
-        If the replica dies, another one is asked once more.
+        If the replica dies, the image is sent to another one, once.
         """
         from ray.exceptions import RayActorError
 

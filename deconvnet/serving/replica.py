@@ -70,6 +70,7 @@ class Replica:
         self.model = model
         self.ensembles: dict[Version, SavedEnsemble] = {}
         self.folders: dict[Version, TemporaryDirectory[str]] = {}  # kept, because edge detectors are read from them later
+        self.dropped: set[Version] = set()
         self.loading = asyncio.Lock()
         self.loader, self.worker = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
 
@@ -94,6 +95,7 @@ class Replica:
                 # In the thread that predicts, because compiled functions must not run in two threads at once.
                 await loop.run_in_executor(self.worker, _warm_up, ensemble)
                 self.folders[version], self.ensembles[version] = folder, ensemble
+                self.dropped.discard(version)
         ensemble = self.ensembles[version]
         statistics = read_statistics(self.folders[version].name)
         return LoadedModel(version, tuple(ensemble.classes), ensemble.background, statistics)
@@ -107,11 +109,13 @@ class Replica:
         return folder, SavedEnsemble(folder.name, "cuda" if self.model.gpus else "cpu", self.model.max_pixels)
 
     async def drop(self, versions: Collection[Version]) -> None:
-        """Free the memory and the files of versions. Versions that are not there are ignored."""
-        for version in versions:
-            self.ensembles.pop(version, None)
-            if folder := self.folders.pop(version, None):
-                folder.cleanup()
+        """Free the memory and the files of versions, also of one that is being loaded. Versions that are not there are ignored."""
+        async with self.loading:
+            self.dropped.update(versions)
+            for version in versions:
+                self.ensembles.pop(version, None)
+                if folder := self.folders.pop(version, None):
+                    folder.cleanup()
 
     async def predict(self, version: Version, data: bytes, with_overlay: bool, keep_mask: bool) -> Answer:
         """Predict an image. A version that is not there, because this replica has been restarted, is loaded first.
@@ -133,6 +137,8 @@ class Replica:
     async def different_pixels(self, model: LoadedModel, data: bytes, other: LoadedModel, mask: bytes) -> float:
         """Predict an image, and compare the mask with that of another version.
 
+        If this replica has been restarted, so that the version to predict with is not there, it is loaded first.
+
         Args:
             model: the version to predict with.
             data: the encoded image.
@@ -143,13 +149,15 @@ class Replica:
             The share of the pixels whose classes differ, 0 to 1.
 
         Raises:
-            RuntimeError: if this version is not there, or can't use the image.
+            RuntimeError: if this version was dropped meanwhile, or can't use the image.
+            UserError: if this version can't be loaded.
         """
-        if (ensemble := self.ensembles.get(model.version)) is None:
-            raise RuntimeError(f"{model.version.title} is not loaded")
-        answer = await asyncio.get_running_loop().run_in_executor(
-            self.worker, partial(http.predict, ensemble, data, keep_mask=True)
-        )
+        if model.version in self.dropped:
+            raise RuntimeError(f"{model.version.title} was dropped")
+        if model.version not in self.ensembles:
+            await self.load(model.version)
+        work = partial(http.predict, self.ensembles[model.version], data, keep_mask=True)
+        answer = await asyncio.get_running_loop().run_in_executor(self.worker, work)
         if answer.mask is None:
             raise RuntimeError(answer.reply.body.decode())
         return different_pixels(decode_mask(mask), other.classes, decode_mask(answer.mask), model.classes)

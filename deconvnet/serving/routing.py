@@ -74,7 +74,8 @@ class Plan:
 
     Attributes:
         load: versions to load into the replicas, in this order.
-        champion: version that is to answer from now on. None if it does already, or can't yet.
+        champion: version that answers from now on. None if the present one goes on, because it is the wanted one or the wanted one is
+            not loaded yet.
         challenger: version to try out from now on, or None.
         drop: versions that the replicas need no longer.
     """

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from deconvnet.inference.saved_ensemble import read_options
-from deconvnet.tracking.store import error_summary, sqlite_file
+from deconvnet.tracking.store import error_summary, registry_error, sqlite_file
 from deconvnet.tracking.texts.descriptions import MAX_LENGTH, MODEL_HEADING, model_description
 from infra import storage
 from infra.errors import UserError
@@ -85,8 +85,8 @@ def find(source: str, tracking_uri: str, setting: str) -> Version:
         The version, with its number.
 
     Raises:
-        UserError: if the URI has another form, tracking is switched off, or there is no such version. In the last case the
-            message says which models or aliases there are.
+        NotRegistered: if there is no such version. The message says which models or aliases there are.
+        UserError: if the URI has another form, tracking is switched off, or the registry does not answer.
     """
     path, at, alias = source.removeprefix("models:/").partition("@")
     name, _, number = (path, "", "") if at else path.partition("/")
@@ -104,7 +104,7 @@ def find(source: str, tracking_uri: str, setting: str) -> Version:
         found = client.get_model_version_by_alias(name, alias) if at else client.get_model_version(name, number)
     except MlflowException as error:
         reason = _alternatives(client, name, setting) or f": {error_summary(error)}"
-        raise UserError(f"{setting} {source} is not in {without_secrets(tracking_uri)}{reason}") from None
+        raise registry_error(error, f"{setting} {source} is not in {without_secrets(tracking_uri)}{reason}") from None
     return Version(found.name, str(found.version), str(found.creation_timestamp), found.source)
 
 

@@ -59,13 +59,8 @@ def prediction(image: np.ndarray, mask: np.ndarray, confidence: float) -> Predic
     """A prediction of which every pixel has the same confidence, and for which the networks agree."""
     level = np.full(mask.shape, confidence, np.float32)
     confidence_map = np.rint(255 * level).astype(np.uint8)
-    return Prediction(
-        image,
-        mask,
-        confidence_map,
-        measure(PixelMeasures(mask, level, level - np.float32(0.125), 1 - level, np.zeros(mask.shape, bool))),
-        boxes=50,
-    )
+    pixels = PixelMeasures(mask, level, level - np.float32(0.125), 1 - level, np.zeros(mask.shape, bool))
+    return Prediction(mask, confidence_map, measure(pixels), boxes=50, image=image)
 
 
 def save_networks(

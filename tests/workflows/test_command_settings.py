@@ -182,6 +182,7 @@ NEEDS = {
     "add_to": {"to": None, "add_to": "FOLDER/voc"},
     "val_images": {"val_annotations": "FOLDER/b.json"},
     "table": {"from": "masks"},
+    "challenger": {"canary": 0.5},
     "evaluation": {"format": "fiftyone", "predictions": None, "workspace": "FOLDER/w"},
     **{name: {"rank": 5} for name in ("rank", "rank_labelled", "rank_class_share", "rank_min_distance")},
 }

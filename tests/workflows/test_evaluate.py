@@ -137,6 +137,21 @@ def test_a_user_error_is_a_sentence_before_anything_is_done(
     assert not (tmp_path / "out.tar.gz").exists()
 
 
+def test_a_submission_cuts_windows_as_for_training(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other settings may change: EdgeBox's boxes and the images are those of the submission."""
+    monkeypatch.setattr(submission, "open_executor", lambda *_: pytest.fail("it went as far as Ray"))
+    networks(tmp_path / "work", VOC_CLASSES)
+    settings = as_dict(load(str(CONFIGS / "quickstart.yaml"), "--workspace", str(tmp_path / "work"), "--data.root", str(root)))
+    (tmp_path / "work" / RUN_FILE).write_text(json.dumps({"settings": settings}))
+    for more in (("--examples.context", "1.5"), ("--examples.window", "stretched"), ("--proposals.kind", "windows")):
+        with pytest.raises(
+            UserError, match=rf"were trained with other windows: {more[0][2:]} {more[1]} \(was .*: set the same value"
+        ):
+            submit(tmp_path / "work", root, tmp_path / "out.tar.gz", *more)
+    with pytest.raises(UserError, match="is larger than 100 pixels"):
+        submit(tmp_path / "work", root, tmp_path / "out.tar.gz", "--data.max_pixels", "100", "--proposals.max_boxes", "77")
+
+
 def test_the_results_that_can_be_submitted_are_those_of_the_predictor() -> None:
     assert evaluate.RESULTS == predictor.RESULTS
 

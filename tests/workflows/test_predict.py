@@ -9,8 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,7 @@ import pytest
 import torch
 from PIL import Image
 
+from deconvnet.datasets.image_folder import ImageFile
 from deconvnet.datasets.palette import VOC_PALETTE
 from deconvnet.inference import batch, predictions_table
 from deconvnet.ranking.selection import MEASURES, doubtful_class, uncertainty_scores
@@ -29,6 +33,7 @@ from infra import storage
 from infra.errors import Interrupted, UserError
 from infra.runtime.local_executor import LocalExecutor
 from infra.storage import tables
+from infra.storage.guarded import LockGuard
 from infra.storage.lock import Locked, hold_lock
 from infra.storage.tables import delta_log
 from proposals.image_codec import encode_mask
@@ -37,6 +42,7 @@ from tests.servers import s3_server
 from tests.workflows.commands import call
 from workflows import export, import_data, predict
 from workflows.cli import load, setting_fields
+from workflows.operations import ranking
 from workflows.settings import CONFIGS, PredictSettings
 
 SCRIPT = Path(predict.__file__)
@@ -206,6 +212,114 @@ def test_only_new_changed_or_lost_images_are_predicted_and_removed_ones_are_dele
     for row in rows(out).values():
         assert Image.open(out / row["overlay"]).size == (row["width"], row["height"])
     assert "nothing to do" in run("--overlays", "true")
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("lost", ["*/*.*", "masks/same.png", "overlays/a.jpg", "confidence/thin.png"])
+def test_files_that_are_lost_again_and_again_are_made_each_time(run: Run, image_folder, tmp_path, lost: str) -> None:
+    out, options = tmp_path / "out", ("--overlays", "true", "--confidence", "maps")
+    shutil.rmtree(image_folder / "nested")
+    run(*options)
+    there = {path for path in out.glob("*/*.*") if path.parent.name in ("masks", "overlays", "confidence")}
+    assert len(there) == 9
+    for _ in range(2):
+        for path in there & set(out.glob(lost)):
+            path.unlink()
+        run(*options)
+        assert all(path.exists() for path in there)
+    assert "nothing to do: every prediction is by edeconvnet version 1; 2 images can't be used (table rejects)" in run(*options)
+
+
+def unreadable(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let a file be one that this user may not read. (The tests may be run by a user who may read all.)"""
+    read = storage.read_bytes
+
+    def refuse(uri: str) -> bytes:
+        if uri.endswith(name):
+            raise PermissionError(13, "Permission denied", uri)
+        return read(uri)
+
+    monkeypatch.setattr(storage, "read_bytes", refuse)
+
+
+@pytest.mark.usefixtures("here")
+def test_an_image_that_could_not_be_read_is_tried_again(run: Run, image_folder, tmp_path, monkeypatch) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        unreadable(patch, "in/a.jpg")
+        run()
+        assert "8 images: 4 to predict by edeconvnet version 1, 4 up to date" in run(), "3 of the 4 can never be used"
+    rejects = {row["image_id"]: row["reason"] for row in tables.iter_rows(f"{out}/rejects")}
+    assert rejects.keys() == {*REJECTS, "a.jpg"} and rejects["a.jpg"] == "can't be read: Permission denied"
+    run()
+    assert set(rows(out)) == GOOD and len(list(tables.iter_rows(f"{out}/rejects"))) == 3 and "nothing to do" in run()
+
+
+@pytest.mark.usefixtures("here")
+def test_an_image_that_can_not_be_read_for_its_overlay_keeps_its_prediction(run: Run, tmp_path, monkeypatch) -> None:
+    out = tmp_path / "out"
+    run()
+    before = written(out / "masks")
+    with monkeypatch.context() as patch:
+        unreadable(patch, "in/a.jpg")
+        run("--overlays", "true")
+    assert written(out / "masks") == before and rows(out)["a.jpg"]["overlay"] is None
+    assert "can't be read: Permission denied" in {row["reason"] for row in tables.iter_rows(f"{out}/rejects")}
+    assert "5 up to date, 1 of these to draw" in run("--overlays", "true")
+    assert {row["overlay"] is not None for row in rows(out).values()} == {True} and written(out / "masks") == before
+
+
+@pytest.mark.usefixtures("here")
+def test_a_mask_that_a_user_has_edited_is_never_deleted(run: Run, tmp_path) -> None:
+    """Overlays are drawn from it if it is still a mask of the image. If not, the run ends."""
+    out = tmp_path / "out"
+    run()
+    with Image.open(out / "masks/a.png") as mask:
+        edited = mask.convert("RGB"), mask.resize((40, 30)), Image.fromarray(np.asarray(mask).astype(np.uint16))
+    for image in edited:
+        image.save(out / "masks/a.png")
+        before = (out / "masks/a.png").read_bytes()
+        with pytest.raises(
+            UserError, match=r"masks/a\.png was edited or removed after it was predicted, .*: move it to another folder"
+        ):
+            run("--overlays", "true")
+        assert (out / "masks/a.png").read_bytes() == before and set(rows(out)) == GOOD
+    corrected = encode_mask(np.full((60, 80), 2, np.uint8))
+    (out / "masks/a.png").write_bytes(corrected)
+    run("--overlays", "true")
+    assert (out / "masks/a.png").read_bytes() == corrected and (out / "overlays/a.jpg").exists()
+
+
+def part_writer(tmp_path: Path) -> batch._PartWriter:
+    """A writer of parts for an output in a folder; its model does not exist."""
+    state = predictions_table.OutputState("in", "net", "1", "id", "g")
+    (tmp_path / "_lock").write_text('{"holder": "x", "host": "h", "pid": 1, "since": 0, "expires": 9e9, "token": "t"}')
+    return batch._PartWriter(state, str(tmp_path), "nowhere", LockGuard(f"{tmp_path}/_lock", "t"), None, "cpu", "f" * 64, 1)
+
+
+def test_the_threads_of_a_worker_load_the_model_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads ask for it at once. If both loaded it, they would meet in the loading."""
+    meeting, loads = threading.Barrier(2), []
+
+    def load_model(*given: object) -> object:
+        loads.append(given)
+        with suppress(threading.BrokenBarrierError):
+            meeting.wait(0.3)
+        return object()
+
+    monkeypatch.setattr(batch, "SavedEnsemble", load_model)
+    writer = part_writer(tmp_path)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: writer.ensemble, range(2))
+    assert len(loads) == 1 and first is second
+
+
+def test_an_overlay_that_is_longer_than_a_jpeg_can_be_is_scaled_down(tmp_path: Path) -> None:
+    writer = part_writer(tmp_path)
+    writer.__dict__ |= {"classes": CLASSES, "background": True}
+    task = predictions_table.Task(ImageFile("long.png", "stamp", ""), "", True, True, False)
+    writer._draw_overlay(task, np.zeros((2, 65_600, 3), np.uint8), np.ones((2, 65_600), np.uint8))
+    assert Image.open(tmp_path / "overlays/long.jpg").size == (65_500, 2)
 
 
 @pytest.mark.usefixtures("here")
@@ -583,7 +697,7 @@ def test_images_to_label_are_listed_with_a_contact_sheet(run: Run, image_folder,
     scores = dict(zip(sorted(everything), uncertainty_scores(measures), strict=True))
     for row in chosen.to_dict("records"):
         assert row["score"] == pytest.approx(scores[row["image_id"]]) and row["path"] == str(image_folder / row["image_id"])
-        assert row["class"] == doubtful_class(everything[row["image_id"]])
+        assert row["class"] == doubtful_class(everything[row["image_id"]], "background")
         assert row["confidence_map"] == everything[row["image_id"]]["confidence_map"]
     assert (out / "ranking/images.txt").read_text().splitlines() == chosen["path"].tolist()
     assert pd.read_csv(out / "ranking/images.csv")["image_id"].tolist() == chosen["image_id"].tolist()
@@ -618,6 +732,15 @@ def test_images_to_label_are_listed_with_a_contact_sheet(run: Run, image_folder,
         run("--rank", "2", "--confidence", "maps")
         (out / name).write_bytes(whole[name])
         assert "images.png leaves out" in caplog.text and (out / "ranking/images.png").exists()
+
+    (out / "classes.json").write_text(json.dumps({"classes": CLASSES, "background": False}))
+    drawn = []
+    with monkeypatch.context() as patch:
+        patch.setattr(ranking, "draw_contact_sheet", lambda cells, *given: drawn.extend(given) or b"")
+        run("--rank", "2", "--confidence", "maps")
+    assert drawn[0] == list(CLASSES) and drawn[2] is False, "data without a background"
+    chosen = pd.read_parquet(out / "ranking/images.parquet")
+    assert [doubtful_class(everything[row["image_id"]], None) for row in chosen.to_dict("records")] == chosen["class"].tolist()
 
     with pytest.raises(UserError, match="nowhere does not exist"):
         run("--rank", "2", "--rank_labelled", str(tmp_path / "nowhere"))

@@ -244,6 +244,19 @@ def test_a_model_that_does_not_exist_is_a_user_error(
         serve.main([*port, "--workspace", str(workspace)])
 
 
+def test_a_challenger_that_can_never_be_tried_out_is_refused(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(server, "serve", lambda *_: pytest.fail("it is served"))
+    given = ["--port", str(free_port()), "--workspace", str(workspace), "--model", "models:/shapes@challenger"]
+    for more, said in {
+        ("--challenger", "models:/shapes/1"): "challenger models:/shapes/1 has no effect: give --canary SHARE or --shadow",
+        ("--challenger", "models:/typo/3", "--canary", "0.1"): r"challenger models:/typo/3 is not in .*, which has shapes",
+        ("--shadow",): "model models:/shapes@challenger would be its own challenger",
+    }.items():
+        with pytest.raises(UserError, match=said):
+            serve.main([*given, *more])
+
+
 def test_the_memory_for_all_bodies_must_hold_the_largest_one() -> None:
     with pytest.raises(UserError, match="max_total_megabytes 8 is less than max_megabytes 9"):
         serve.main(["--max_megabytes", "9", "--max_total_megabytes", "8"])

@@ -84,7 +84,8 @@ class PredictionRun:
         model = f"{self.plan.state.model} version {self.plan.state.model_version}"
         passed_over = f"\n{text}" if (text := self._files.passed_over_text) else ""
         if self.plan.is_complete:
-            return f"nothing to do: every prediction is by {model}{passed_over}"
+            rejected = f"; {n:,} images can't be used (table rejects)" if (n := self.plan.rejected) else ""
+            return f"nothing to do: every prediction is by {model}{rejected}{passed_over}"
         new = sum(not task.part for task in self.plan.tasks)
         drawn = sum(task.draw_overlay and bool(task.part) for task in self.plan.tasks)
         text = f"{len(self.plan.tasks):,} images: {new:,} to predict by {model}, {len(self.plan.tasks) - new:,} up to date"

@@ -96,7 +96,8 @@ def write_ranking(
 
     Raises:
         FileNotFoundError: if there is no table `predictions`.
-        UserError: if the folder of labelled images has none, or a chosen image was removed after it was predicted.
+        UserError: if there are no names of classes, the folder of labelled images has none, or a chosen image was removed after it was
+            predicted.
         Interrupted: if another run has taken the lock.
     """
     ranking = rank(output, number, _labelled_fingerprints(labelled) if labelled else [], class_share, min_distance)
@@ -131,12 +132,15 @@ def rank(output: str, number: int, labelled: Sequence[str], class_share: float |
 
     Raises:
         FileNotFoundError: if there is no table `predictions`.
+        UserError: if there are no names of classes, because an earlier version of the program made the predictions.
     """
     table = storage.join(output, TABLE)
+    names = read_classes(output)
+    background = names["classes"][0] if names["background"] else None
     # Only the values that the choice needs are kept in memory, because there may be millions of images.
     columns = ["image_id", *MEASURES, "classes", "shares", "class_confidence_before_crf", "fingerprint"]
     found = sorted(
-        (row["image_id"], doubtful_class(row), row["fingerprint"], [row[name] or 0.0 for name in MEASURES])
+        (row["image_id"], doubtful_class(row, background), row["fingerprint"], [row[name] or 0.0 for name in MEASURES])
         for row in tables.iter_rows(table, columns)
     )
     classes = [name for _, name, _, _ in found]
@@ -206,17 +210,17 @@ def _contact_sheet(rows: Sequence[Mapping[str, Any]], output: str) -> bytes | No
     drawn = rows[:_MOST_DRAWN]
     if not drawn:
         return None
-    classes = read_classes(output)["classes"]
+    names = read_classes(output)
     cells: list[SheetCell] = []
     for row in drawn:
         try:
-            cells.append(_make_cell(row, output, classes))
+            cells.append(_make_cell(row, output, names["classes"]))
         except BadInput as error:
             logger.warning(f"{storage.join(output, RANKING)}/images.png leaves out {row['image_id']}: {error}")
     if not cells:
         return None
     title = f"{len(rows):,} images to label, the least sure first" + (f": {len(cells)} of them" if len(cells) < len(rows) else "")
-    return draw_contact_sheet(cells, classes, title)
+    return draw_contact_sheet(cells, names["classes"], title, names["background"])
 
 
 def _make_cell(row: Mapping[str, Any], output: str, classes: Sequence[str]) -> SheetCell:

@@ -11,6 +11,7 @@ from infra.runtime import open_executor
 from infra.runtime.stages import outdated
 from infra.settings import absolute_location
 from infra.storage import tables
+from workflows.pipelines.run_log import changed_since_training
 from workflows.pipelines.workspace import Workspace, hold_workspace
 from workflows.settings import Settings
 
@@ -61,7 +62,8 @@ def write_submission(settings: Settings, archive: str, config: str, *, split: st
         Text to print: the number of masks, and the URI and size of the archive.
 
     Raises:
-        UserError: if the models or images can't be used, the archive can't be written, or the masks break the server's rules.
+        UserError: if the models or images can't be used, the settings would cut other windows than for training, the archive can't be
+            written, or the masks break the server's rules.
         Locked: if another command holds the lock of the workspace.
         Interrupted: if another command took over the lock.
     """
@@ -78,6 +80,7 @@ def write_submission(settings: Settings, archive: str, config: str, *, split: st
                 f"VOC's server scores VOC's {len(VOC_CLASSES)} classes in their order, and the models in {settings.workspace} have "
                 f"the classes {', '.join(classes)}"
             )
+        changed_since_training(settings)  # raises an error about windows; other settings may change
         images = voc_submission_job.list_split(root, split, settings.data.max_pixels)
         options = PredictorOptions.from_settings(settings.segment, settings.examples, settings.proposals, settings.data)
         boxes = None if settings.proposals.kind == "windows" else settings.proposals.edge_box

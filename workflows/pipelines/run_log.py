@@ -26,7 +26,7 @@ from infra.errors import UserError
 from infra.redaction import redacted
 from infra.runtime.stages import Record, read_record
 from workflows.pipelines.data import DataPipeline
-from workflows.settings import as_dict
+from workflows.settings import Settings, as_dict
 
 logger = logging.getLogger(__name__)
 
@@ -81,23 +81,13 @@ class TrackedPipeline(DataPipeline):
             UserError: if the image regions that DeconvNet sees would be chosen or cut in another way than for training, or the
                 meaning of class 0 is another one.
         """
-        file = self.uri(RUN_FILE)
-        if not storage.exists(file):
+        if not storage.exists(self.uri(RUN_FILE)):
             return
-        then, now = storage.read_json(file)["settings"], redacted(as_dict(self.settings))
-        changed = {
-            f"{section}.{name} {value} (was {then[section].get(name, _LATER.get(name))})"
-            for section in ("examples", "data", "proposals")
-            for name, value in now[section].items()
-            if then[section].get(name, _LATER.get(name, value)) != value and name not in ("window_sizes", "window_overlap")
-        }
-        if fixed := sorted(each for each in changed if each.startswith(_FIXED)):
-            raise UserError(f"the models in {self.root} were trained with other windows: {', '.join(fixed)}: set the same value")
-        if changed:
+        if changed := changed_since_training(self.settings):
             logger.warning(
-                f"not used, because the images and boxes in {self.root} are evaluated as they are: {', '.join(sorted(changed))}"
+                f"not used, because the images and boxes in {self.root} are evaluated as they are: {', '.join(changed)}"
             )
-        root = then["data"]["root"]
+        root = storage.read_json(self.uri(RUN_FILE))["settings"]["data"]["root"]
         self.dataset_name = Path(root).name if root else "generated"
 
     def _begin(self, config: str) -> None:
@@ -154,6 +144,37 @@ class TrackedPipeline(DataPipeline):
         if image := summary.figures.get("comparison"):
             parent.log_bytes(image, "report/comparison.png")
         parent.describe(run_description(summary, parent.run_id))
+
+
+def changed_since_training(settings: Settings) -> list[str]:
+    """Compare the settings `examples`, `data` and `proposals` with those of the last run in the workspace.
+
+    Args:
+        settings: the present settings.
+
+    Returns:
+        Sorted texts about the settings that have changed, such as "data.limit 3 (was 5)". The sizes and the overlap of windows may
+        change, and are left out. [] if no run was recorded.
+
+    Raises:
+        UserError: if the image regions that DeconvNet sees would be chosen or cut in another way than for training, or the meaning of
+            class 0 is another one.
+    """
+    file = storage.join(settings.workspace, RUN_FILE)
+    if not storage.exists(file):
+        return []
+    then, now = storage.read_json(file)["settings"], redacted(as_dict(settings))
+    changed = sorted(
+        f"{section}.{name} {value} (was {then[section].get(name, _LATER.get(name))})"
+        for section in ("examples", "data", "proposals")
+        for name, value in now[section].items()
+        if then[section].get(name, _LATER.get(name, value)) != value and name not in ("window_sizes", "window_overlap")
+    )
+    if fixed := [each for each in changed if each.startswith(_FIXED)]:
+        raise UserError(
+            f"the models in {settings.workspace} were trained with other windows: {', '.join(fixed)}: set the same value"
+        )
+    return changed
 
 
 def result_metrics(split: str, results: Mapping[str, Any]) -> dict[str, float | None]:

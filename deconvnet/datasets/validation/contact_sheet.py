@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from deconvnet.datasets.overlay import overlay
-from deconvnet.datasets.palette import VOC_PALETTE
+from deconvnet.datasets.palette import class_palette
 from deconvnet.datasets.validation.image_statistics import ImageStatistics
 from proposals.masks import VOID_ID
 
@@ -86,13 +86,14 @@ def select_images(
     return sorted(selected, key=lambda image_id: image_id not in suspicious)
 
 
-def draw_contact_sheet(cells: Sequence[SheetCell], classes: Sequence[str], title: str) -> bytes:
+def draw_contact_sheet(cells: Sequence[SheetCell], classes: Sequence[str], title: str, background: bool = True) -> bytes:
     """Draw a contact sheet.
 
     Args:
         cells: images to draw, four in a row; at least one.
         classes: class names by id; the legend lists the classes that occur.
         title: heading of the sheet.
+        background: whether class 0 is the background. If not, it is painted and listed like any other class.
 
     Returns:
         The sheet as the bytes of a PNG file.
@@ -111,8 +112,8 @@ def draw_contact_sheet(cells: Sequence[SheetCell], classes: Sequence[str], title
             axes.set_axis_off()
             continue
         image, mask = _scale_to_cell(cell.image, cell.mask)
-        shown |= set(np.unique(mask).tolist()) - {0}
-        painted = _paint_cell(image, mask, classes)
+        shown |= set(np.unique(mask).tolist()) - ({0} if background else set())
+        painted = overlay(image, mask, classes, background).copy()
         if cell.doubtful is not None:
             _outline(painted, cell.doubtful)
         axes.imshow(painted, interpolation="nearest")
@@ -121,9 +122,10 @@ def draw_contact_sheet(cells: Sequence[SheetCell], classes: Sequence[str], title
         caption = f"{_shorten(cell.title, _CAPTION_CHARACTERS)}\n{_shorten(cell.warning or cell.note, _CAPTION_CHARACTERS)}"
         axes.set_xlabel(caption, fontsize=9, color=_WARNING_COLOUR if cell.warning else "black", parse_math=False)
     if shown:
+        palette = class_palette(background)
         names = {VOID_ID: "void", **dict(enumerate(classes))}
         patches = [
-            Patch(facecolor=VOC_PALETTE[i] / 255, edgecolor="0.4", label=_shorten(names[i], _LEGEND_CHARACTERS))
+            Patch(facecolor=palette[i] / 255, edgecolor="0.4", label=_shorten(names[i], _LEGEND_CHARACTERS))
             for i in sorted(shown)
         ]
         legend = figure.legend(handles=patches, loc="outside lower center", ncols=_LEGEND_COLUMNS, frameon=False, fontsize=9)
@@ -149,22 +151,6 @@ def _scale_to_cell(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     return small, cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
-
-
-def _paint_cell(image: np.ndarray, mask: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """Paint the classes of a mask over its image and write their names. Void pixels are only made paler.
-
-    Args:
-        image: uint8 array (H, W, 3), RGB.
-        mask: uint8 array (H, W) of class ids; 255 is void.
-        classes: class names by id.
-
-    Returns:
-        uint8 array (H, W, 3), RGB, which may be changed.
-    """
-    void = mask == VOID_ID
-    pale = np.where(void[..., None], image * 0.4 + VOC_PALETTE[VOID_ID] * 0.6, image).astype(np.uint8)
-    return overlay(pale, np.where(void, 0, mask).astype(np.uint8), classes).copy()
 
 
 def _outline(painted: np.ndarray, regions: np.ndarray) -> None:

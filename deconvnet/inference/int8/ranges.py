@@ -87,15 +87,29 @@ def load_ranges(folder: str) -> Ranges | None:
     Raises:
         UserError: if the file is damaged, or the folder holds no model.
     """
-    prefix = _prefix(folder)
-    names = [name for name in _files(folder) if name.startswith(prefix)]
-    if not names:
+    if (file := ranges_file(folder)) is None:
         return None
-    file = storage.join(folder, names[0])
     try:
         return {str(name): float(value) for name, value in storage.read_json(file).items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is damaged: delete it, and evaluate the model again") from error
+
+
+def ranges_file(folder: str) -> str | None:
+    """Return the file with the ranges of a network. Its name says from which weights, images and options they were made.
+
+    Args:
+        folder: the model folder, local or in a bucket.
+
+    Returns:
+        The URI of the file. None if there are no ranges for the network's present weights.
+
+    Raises:
+        UserError: if the folder holds no model.
+    """
+    prefix = _prefix(folder)
+    names = [name for name in _files(folder) if name.startswith(prefix)]
+    return storage.join(folder, names[0]) if names else None
 
 
 def required_ranges(folders: Sequence[str]) -> list[Ranges]:

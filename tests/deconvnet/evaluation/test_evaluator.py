@@ -53,6 +53,13 @@ def image_tables(tmp_path, rng):
     return images, proposals, rows
 
 
+def test_masks_are_not_measured_by_the_number_of_proposals_if_there_are_windows() -> None:
+    """The predictor counts windows and proposals together, so the figures would be those of fewer proposals."""
+    inputs = EvaluationInputs("", "", "", "", "val", CLASSES, replace(OPTIONS, proposals=7))
+    assert inputs.counts == (1, 2, 5, 7)
+    assert replace(inputs, options=replace(inputs.options, window_sizes=(1.0, 0.5))).counts == ()
+
+
 @pytest.mark.ray
 def test_the_job_measures_what_a_loop_measures(ray_executor, models, image_tables, tmp_path):
     images, proposals, rows = image_tables

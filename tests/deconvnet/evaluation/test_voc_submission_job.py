@@ -10,6 +10,7 @@ from PIL import Image
 
 from deconvnet import FCN8s
 from deconvnet.evaluation.voc_submission_job import ListedImage, Recipe, list_split, predict_masks
+from deconvnet.inference.int8.ranges import save_ranges
 from deconvnet.inference.predictor import Predictor, PredictorOptions
 from deconvnet.models.checkpoint import save_model
 from infra.errors import UserError
@@ -117,3 +118,11 @@ def test_the_key_changes_with_everything_the_masks_depend_on(root: Path, recipe:
     shutil.rmtree(recipe.fcn8s)
     save_model(randomised(FCN8s(3, 0.1, batch_norm=True), 7), recipe.fcn8s, CLASSES)
     assert len({key, *others, recipe.key(images)}) == 7
+
+
+def test_the_key_changes_with_the_ranges_for_8_bit_integers_if_these_are_used(recipe: Recipe) -> None:
+    in_int8, keys = replace(recipe, options=replace(recipe.options, int8=True)), []
+    for made_from in ("a" * 16, "b" * 16):
+        save_ranges(recipe.deconvnet, {"conv1.1": 1.0}, made_from)
+        keys += [recipe.key([]), in_int8.key([])]
+    assert keys[0] == keys[2] and len(set(keys)) == 3

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -45,6 +46,8 @@ def test_results_json_is_the_last_file_of_a_report() -> None:
     kept = json.loads(files["analysis.json"])
     assert PredictorOptions(**kept.pop("segmenter")) == options
     assert kept == found.breakdowns and kept["proposals"]["mean_iou"][0] < kept["proposals"]["mean_iou"][1] == 1.0
+    windows = replace(found, breakdowns={**measured, "proposals": Breakdowns(RESULTS, (), 3).as_dict()["proposals"]})
+    assert files.keys() - report_files(windows, {"comparison": b"png"}, options).keys() == {"iou_by_proposals.png"}
     table = pq.read_table(io.BytesIO(files["images.parquet"]))
     assert table["mean_iou.fcn8s"].to_pylist() == [1.0, 1.0] and table["mean_iou.deconvnet"].to_pylist() == [None, None]
     assert table["image_id"].to_pylist() == ["a", "b"] and table["iou.cat"].to_pylist() == [0.25, 0.25]

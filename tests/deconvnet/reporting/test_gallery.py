@@ -13,7 +13,7 @@ from deconvnet.inference.predictor import RESULTS, Predictor, PredictorOptions
 from deconvnet.reporting import gallery
 from infra.storage import tables
 from proposals import schemas
-from proposals.boxes import crop, enlarge
+from proposals.boxes import crop, enlarge, make_windows
 from proposals.image_codec import encode_jpeg, encode_mask
 from tests.deconvnet.ensembles import random_networks
 from tests.image_tables import boxes_row, image_row, write_images_and_proposals
@@ -131,6 +131,21 @@ def test_instances_order_the_best_boxes_from_the_largest_to_the_smallest(
     calls.clear()
     gallery.draw_instances(predictor, gallery.read_samples(*uris, ["f"])["f"], CLASSES)
     assert list(calls[3]) == [0] and not calls[3][0].any(), "no proposals: all background"
+
+
+def test_instances_show_the_boxes_that_are_used_of_an_image_that_is_scaled_down(
+    predictor: Predictor, uris: tuple[str, str], calls: list[Any]
+) -> None:
+    """`segment.min_side` is in pixels of the smaller image. Of the boxes of c, from 9 px on, those from 24 px on have 12 there."""
+    options = replace(predictor.options, max_side=30, min_side=11.9 * predictor.options.context, window_sizes=(1.0,))
+    sample = gallery.read_samples(*uris, ["c"])["c"]
+    gallery.draw_instances(Predictor(predictor.deconvnet, predictor.fcn8s, options), sample, CLASSES)
+    image, _, boxes, steps, *_ = calls
+    assert image.shape == (20, 30, 3) and max(steps) == len(boxes)
+    windows = make_windows(20, 30, (1.0,))
+    expected = [box / 2 for box in sample.boxes if max(box[2:] - box[:2]) >= 24][:7]
+    np.testing.assert_allclose(boxes, [*windows, *sorted(expected, key=lambda box: -np.prod(box[2:] - box[:2]))])
+    assert 0 < len(expected) < 7 and all(mask.shape == (20, 30) for mask in steps.values())
 
 
 def test_instances_show_masks_of_all_boxes_though_predictions_may_end_early(

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
-from deconvnet.reporting.figure import RESULT_TITLES
+from deconvnet.reporting import plots
+from deconvnet.reporting.figure import RESULT_TITLES, image_grid
 from deconvnet.reporting.plots import (
     confusion_matrix,
     draw_training_curves,
@@ -34,6 +36,36 @@ def test_the_length_of_iou_bars_is_proportional_to_iou():
     half = pixels(iou_by_class(results({"background": 0.5, "circle": 0.5, "bar": 0.5})))
     assert full.shape[1] == 1200
     assert area(half, colour) == pytest.approx(area(full, colour) / 2, rel=0.1)
+
+
+NO_FORMULAS = ("$x_{$", r"$\frac$ and $\alpha$", "a_1 $5")
+
+
+def test_names_that_look_like_formulas_are_drawn_as_they_are():
+    """The first two are no formulas for matplotlib, which would raise ValueError; a pair of "$" would vanish."""
+    odd = {**results(dict.fromkeys(NO_FORMULAS, 0.5)), "classes": list(NO_FORMULAS), "dataset": "$x_{$"}
+    plain, dollars = ({**odd, "classes": [name, "b"]} for name in ("x", "$x$"))
+    assert pixels(iou_by_class(odd)).shape[1] == 1200
+    assert (pixels(iou_by_class(plain)) != pixels(iou_by_class(dollars))).any()
+    assert pixels(iou_by_proposals(odd, breakdowns())).shape[1] == 1200
+    assert pixels(confusion_matrix(np.eye(3), NO_FORMULAS, NO_FORMULAS[0])).shape[1] == 1200
+    image, mask = np.zeros((8, 8, 3), np.uint8), np.array([[0, 1, 2]], np.uint8)
+    assert pixels(image_grid([[image, mask]], [[NO_FORMULAS[0], ""]], NO_FORMULAS, [NO_FORMULAS[1], ""])).shape[1] == 1200
+
+
+def test_the_numbers_of_few_boxes_are_written_without_formulas():
+    """matplotlib writes those between powers of ten as formulas by default, which would be drawn as they are."""
+    recall = Recall.from_overlaps(np.full((4, 3), 0.97, np.float32), (2, 5, 8))
+    texts = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "to_png", lambda figure: texts.extend(drawn_texts(figure)) or b"")
+        recall_curves({"x": recall})
+    assert "4" in texts and not [text for text in texts if "$" in text]
+
+
+def drawn_texts(figure):
+    figure.draw_without_rendering()
+    return [text.get_text() for text in figure.findobj(Text)]
 
 
 def test_a_class_without_iou_has_no_bar():
@@ -89,6 +121,8 @@ def test_the_height_of_the_curve_over_proposals_is_the_mean_iou():
     heights = [np.argwhere(line[:, columns])[:, 0].mean() for columns in (slice(0, 200), slice(300, 500), slice(650, 840))]
     assert heights[0] > heights[1] > heights[2]
     assert pixels(iou_by_proposals(results({}), breakdowns((None, None, None)))).shape == (420, 1200, 3)
+    with_windows = {"proposals": {"counts": [], "mean_iou": []}}
+    assert area(pixels(iou_by_proposals(results({}), with_windows))[:, 60:900], blue) == 0
 
 
 def test_bars_by_size_are_as_high_as_the_iou_and_absent_without_objects():

@@ -5,17 +5,19 @@ import logging
 import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from deconvnet.serving import follow
-from deconvnet.serving.follow import Follower, challenger_uri, find_wanted
+from deconvnet.serving.follow import Follower, challenger_uri, check_challenger, find_wanted
 from deconvnet.serving.gate import Gate
 from deconvnet.serving.limits import Limits
 from deconvnet.serving.routing import LoadedModel, Wanted
 from deconvnet.tracking import registry
 from deconvnet.tracking.registry import Version
+from deconvnet.tracking.store import NotRegistered
 from infra.errors import UserError
 from tests.deconvnet.serving.asgi import Predictors, call, loaded
 
@@ -191,7 +193,7 @@ def test_the_challenger_is_the_alias_of_the_same_model() -> None:
 def test_a_registry_without_a_challenger_is_served_and_one_without_a_champion_is_an_error(present, monkeypatch) -> None:
     def find(source: str, store: str, setting: str) -> Version:
         if source not in present:
-            raise UserError(f"{source} is not there")
+            raise NotRegistered(f"{source} is not there")
         return Version("net", source, "id", "nowhere")
 
     monkeypatch.setattr(registry, "find", find)
@@ -203,3 +205,53 @@ def test_a_registry_without_a_challenger_is_served_and_one_without_a_champion_is
     found = ask("d")
     assert found.champion.number == "c" and (found.challenger is not None) is ("d" in present)
     assert ask(None).challenger is None
+
+
+def test_only_the_answer_that_there_is_no_such_version_ends_a_trial(
+    tmp_path: Path, make_store: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A registry that does not answer the question for the challenger is an error, so that the challenger goes on."""
+    from mlflow import MlflowClient
+
+    store = make_store(tmp_path)
+    client = MlflowClient(tracking_uri=store, registry_uri=store)
+    client.create_registered_model("net")
+    client.create_model_version("net", str(tmp_path / "nowhere"))
+    client.set_registered_model_alias("net", "champion", "1")
+    for missing in ("models:/net@challenger", "models:/net/9", "models:/net/x", "models:/typo@champion", "models:/typo/3"):
+        with pytest.raises(NotRegistered, match=r"which has net|net has champion"):
+            registry.find(missing, store, "challenger")
+        assert find_wanted("models:/net@champion", missing, store).challenger is None
+    find = registry.find
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(
+        registry, "find", lambda uri, _, name: find(uri, store if name == "model" else "http://127.0.0.1:9", name)
+    )
+    with pytest.raises(UserError, match=r"can't be reached") as caught:
+        find_wanted("models:/net@champion", "models:/net@challenger", store)
+    assert not isinstance(caught.value, NotRegistered)
+
+
+def test_a_challenger_that_the_user_names_must_exist_and_be_another_one(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    """Without a name the alias may come later, which is logged."""
+    versions = {"models:/net@champion": loaded(1).version, "models:/net/1": loaded(1).version, "models:/net/2": loaded(2).version}
+
+    def find(source: str, store: str, setting: str) -> Version:
+        if source not in versions:
+            raise NotRegistered(f"{setting} {source} is not there")
+        return versions[source]
+
+    def log(challenger: str | None) -> str:
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            check_challenger(loaded(1).version, "models:/net@champion", challenger, "store")
+        return caplog.text
+
+    monkeypatch.setattr(registry, "find", find)
+    with pytest.raises(UserError, match="challenger models:/typo/3 is not there"):
+        log("models:/typo/3")
+    with pytest.raises(UserError, match="model models:/net@champion would be its own challenger"):
+        log("models:/net@champion")
+    assert "no challenger to try out yet: models:/net@challenger names no version" in log(None)
+    assert "no challenger to try out yet: models:/net/1 names net version 1, which is the champion" in log("models:/net/1")
+    assert log("models:/net/2") == ""

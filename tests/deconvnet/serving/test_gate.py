@@ -190,6 +190,20 @@ def test_an_error_of_a_process_is_logged_and_does_not_reach_the_client(caplog: p
     assert reply.status == 500 and "secret" not in error(reply) and "net version 1 could not predict" in caplog.text
 
 
+def test_an_error_of_the_server_itself_is_logged_and_counted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The web server answers with 500, and logs nothing."""
+    gate = made()
+    with monkeypatch.context() as patch:
+        patch.setattr(gate, "_version", lambda: {}["number"])
+        with pytest.raises(KeyError):
+            ask(gate, "GET", "/version")
+    assert "GET /version could not be answered" in caplog.text and "KeyError" in caplog.text
+    text = ask(gate, "GET", "/metrics").body
+    assert b'deconvnet_requests_total{code="500"} 1.0' in text and b'code="499"' not in text
+
+
 def test_a_reply_that_the_client_does_not_take_is_given_up() -> None:
     gate = made(limits=Limits(read_timeout=0.01))
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -53,6 +54,13 @@ def test_the_headers_name_only_the_classes_in_the_mask() -> None:
     assert headers["X-Class-Confidence"] == "0.625,0.625"
     one_class = http.predict(Two(), b"").reply.headers  # type: ignore[arg-type]
     assert one_class["X-Uncertainty"] == "confidence_before_crf=0.625, entropy=0.250, disagreement=0.000"
+
+
+def test_an_overlay_that_is_longer_than_a_jpeg_can_be_is_scaled_down() -> None:
+    long = prediction(np.zeros((2, 65_600, 3), np.uint8), np.ones((2, 65_600), np.uint8), 0.75)
+    ensemble = SimpleNamespace(classes=CLASSES, background=True, predict=lambda data: long)
+    answer = http.predict(ensemble, b"x", with_overlay=True)  # type: ignore[arg-type]
+    assert Image.open(io.BytesIO(answer.reply.body)).size == (65_500, 2) and answer.reply.headers["X-Size"] == "65600x2"
 
 
 def test_a_mask_is_a_paletted_png_with_headers_about_the_prediction(ensemble: SavedEnsemble) -> None:

@@ -1,18 +1,24 @@
 """The HTTP server in front: what slow, silent, huge and broken clients can do to it, over real connections."""
 
+import asyncio
 import http.client
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
 from deconvnet.serving import limits
 from deconvnet.serving.gate import Gate
 from deconvnet.serving.limits import Limits
-from deconvnet.serving.listener import listening
+from deconvnet.serving.listener import Connection, listen_at, listening
 from infra.errors import UserError
 from tests.deconvnet.serving.asgi import PNG, Predictors, loaded
 
@@ -148,6 +154,120 @@ def test_a_client_that_does_not_take_its_reply_is_cut_off() -> None:
             while True:
                 client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
         assert get(port) == 200
+
+
+@dataclass
+class Clock:
+    """An event loop whose timers go off when the time is moved."""
+
+    now: float = 0
+    timers: list[tuple[float, Callable[..., None], tuple[Any, ...]]] = field(default_factory=list)
+
+    def call_later(self, seconds: float, callback: Callable[..., None], *given: Any) -> SimpleNamespace:
+        timer = (self.now + seconds, callback, given)
+        self.timers.append(timer)
+        return SimpleNamespace(cancel=lambda: timer in self.timers and self.timers.remove(timer))
+
+    def advance(self, seconds: float) -> None:
+        end = self.now + seconds
+        while due := [timer for timer in self.timers if timer[0] <= end]:
+            timer = min(due, key=lambda each: each[0])
+            self.timers.remove(timer)
+            self.now, callback, given = timer
+            callback(*given)
+        self.now = end
+
+
+class Client(asyncio.Transport):
+    """The transport of a connection whose client takes as much of a reply as a test says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unsent, self.closed = 0, False
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+    def abort(self) -> None:
+        self.closed = True
+
+    close = abort
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+
+@pytest.fixture
+def connect_client() -> Callable[[], tuple[Connection, Client]]:
+    """Opens connections with a limit of 10 s, of which two may wait for a header. Their `loop` is one clock."""
+    config, clock = uvicorn.Config(lambda: None, lifespan="off", ws="none", log_config=None), Clock()
+    limited = type("Limited", (Connection,), {"seconds": 10.0, "most": 2, "waiting": {}})
+
+    def connect() -> tuple[Connection, Client]:
+        connection, client = limited(config, ServerState(), {}, clock), Client()  # type: ignore[arg-type]
+        connection.connection_made(client)
+        return connection, client
+
+    return connect
+
+
+def answer(connection: Connection, client: Client, size: int) -> None:
+    """Send a whole reply, of which the client has taken nothing yet."""
+    connection.cycle = SimpleNamespace(response_complete=False)  # type: ignore[assignment]
+    connection.data_received(b"G")  # by which the header is complete
+    client.unsent = size
+    if size > 65536:
+        connection.pause_writing()
+    connection.cycle.response_complete = True
+    connection.on_response_complete()
+
+
+@pytest.mark.parametrize("size", [100, 8 * MIB])
+def test_a_client_that_takes_its_reply_slowly_gets_the_whole_of_it(connect_client: Any, size: int) -> None:
+    """As long as something is taken in each ten seconds. uvloop calls `resume_writing` when everything is sent, not before."""
+    connection, client = connect_client()
+    answer(connection, client, size)
+    for _ in range(5):
+        connection.loop.advance(9)
+        client.unsent -= size // 5
+    assert client.unsent <= 5 and not client.closed
+    client.unsent = 0
+    if size > 65536:
+        connection.resume_writing()
+    connection.loop.advance(9)
+    assert not client.closed, "it may send another request"
+    connection.loop.advance(11)
+    assert client.closed
+
+
+@pytest.mark.parametrize("size", [100, 8 * MIB])
+def test_a_client_that_stops_taking_its_reply_is_cut_off(connect_client: Any, size: int) -> None:
+    connection, client = connect_client()
+    answer(connection, client, size)
+    connection.loop.advance(9)
+    client.unsent -= 50
+    connection.loop.advance(9)
+    assert not client.closed
+    connection.loop.advance(3)
+    assert client.closed
+
+
+def test_connections_with_a_reply_on_its_way_are_closed_last_if_too_many_wait(connect_client: Any) -> None:
+    first, downloading = connect_client()
+    answer(first, downloading, 8 * MIB)
+    _, silent = connect_client()
+    second, other = connect_client()
+    assert (downloading.closed, silent.closed) == (False, True)
+    answer(second, other, 8 * MIB)
+    _, newest = connect_client()
+    assert (downloading.closed, other.closed, newest.closed) == (True, False, False), "there must be an end"
+
+
+def test_the_system_takes_only_little_of_a_reply_so_that_it_is_seen_what_a_client_takes() -> None:
+    with closing(listen_at("127.0.0.1", 0)) as listener, closing(connect(listener.getsockname()[1])):
+        server, _ = listener.accept()
+        with closing(server):
+            assert server.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == 2**17
 
 
 def test_requests_that_have_arrived_are_answered_when_the_server_stops() -> None:

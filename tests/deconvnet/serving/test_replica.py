@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +25,7 @@ from deconvnet.tracking.registry import Version
 from infra.errors import UserError
 from proposals.image_codec import encode_jpeg
 from tests.deconvnet.ensembles import CLASSES, EDGES, SEGMENT, random_image, save_networks
+from tests.deconvnet.ensembles import prediction as made_prediction
 
 PHOTO = encode_jpeg(random_image(0, 60, 80))
 STATISTICS = PredictionStatistics(40, dict.fromkeys(CLASSES, 0.25), [0.5], [0.5, 0.5])
@@ -80,7 +82,7 @@ def test_a_replica_predicts_with_two_versions_and_drops_one(fetched: list[str], 
         folder = Path(replica.folders[V1].name)
         await replica.drop([V1, V1])
         assert not folder.exists() and list(replica.ensembles) == [V2]
-        with pytest.raises(RuntimeError, match="shapes version 1 is not loaded"):
+        with pytest.raises(RuntimeError, match="shapes version 1 was dropped"):
             await replica.different_pixels(first, PHOTO, second, b"")
         with pytest.raises(RuntimeError, match="not an image"):
             await replica.different_pixels(second, b"text", second, b"")
@@ -97,6 +99,47 @@ def test_a_replica_that_was_restarted_loads_the_version_that_is_asked_for(fetche
         return [answer.reply.status for answer in (*answers, await replica.predict(V2, large, False, False))]
 
     assert asyncio.run(run()) == [200, 200, 200, 400]
+
+
+@pytest.fixture
+def empty_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models that need no networks, and predict half of the image otherwise with version 2."""
+
+    def fetch(replica: Replica, version: Version) -> tuple[TemporaryDirectory, SimpleNamespace]:
+        masks = {V1: np.zeros((2, 4), np.uint8), V2: np.repeat([[0], [1]], 4, axis=1).astype(np.uint8)}
+        prediction = made_prediction(np.zeros((2, 4, 3), np.uint8), masks[version], 0.5)
+        return TemporaryDirectory(), SimpleNamespace(classes=CLASSES, background=True, predict=lambda data: prediction)
+
+    monkeypatch.setattr(Replica, "_fetch", fetch)
+
+
+@pytest.mark.usefixtures("empty_models")
+def test_a_replica_that_was_restarted_loads_the_challenger_that_predicts_in_the_shadow_too() -> None:
+    async def run() -> tuple[float, float]:
+        replica, (first, second) = (
+            Replica(ServedModel(V1, "store")),
+            (LoadedModel(version, CLASSES, True) for version in (V1, V2)),
+        )
+        mask = (await replica.predict(V1, PHOTO, False, True)).mask
+        before = await replica.different_pixels(second, PHOTO, first, mask)
+        await replica.drop([V2])
+        with pytest.raises(RuntimeError, match="shapes version 2 was dropped"):
+            await replica.different_pixels(second, PHOTO, first, mask)
+        await replica.load(V2)
+        return before, await replica.different_pixels(second, PHOTO, first, mask)
+
+    assert asyncio.run(run()) == (0.5, 0.5)
+
+
+@pytest.mark.usefixtures("empty_models")
+def test_a_version_that_is_dropped_while_it_is_loaded_does_not_stay() -> None:
+    async def run() -> Replica:
+        replica = Replica(ServedModel(V1, "store"))
+        await asyncio.gather(replica.load(V2), replica.drop([V2]))
+        return replica
+
+    replica = asyncio.run(run())
+    assert not replica.ensembles and not replica.folders
 
 
 class Broadcast:
@@ -153,10 +196,12 @@ def test_a_replica_that_stays_away_does_not_keep_the_others_from_serving(no_paus
 def test_a_model_that_can_not_be_loaded_is_reported_at_once_and_replicas_that_fail_after_a_while(no_pauses: list[float]) -> None:
     outer = errors()[0]()
     outer.__cause__ = UserError("models:/shapes/1 can't be fetched")
-    found = Replicas(Handle(outer), 1)
+    handle = Handle(outer)
+    found = Replicas(handle, 1)
     with pytest.raises(UserError, match="models:/shapes/1 can't be fetched"):
         found.load(V1)
     assert no_pauses == [0.0] and not found.loaded
+    assert handle.calls == ["load", "drop"], "other replicas may have loaded it"
     with pytest.raises(UserError, match="the replicas fail: no replica yet"):
         Replicas(Handle(errors()[0]()), 1).load(V1)
     assert no_pauses[0] > 20

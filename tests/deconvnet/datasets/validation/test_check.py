@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deconvnet.datasets.palette import class_palette
 from deconvnet.datasets.synthetic import generate
 from deconvnet.datasets.validation import check
 from deconvnet.datasets.validation.check import check_dataset
@@ -150,6 +151,23 @@ def test_a_contact_sheet_outlines_regions_and_has_notes_beside_warnings():
     height, width = (int(np.ptp(places)) for places in np.nonzero(outline))
     assert height == pytest.approx(width, abs=4) and outline.sum() == pytest.approx(2 * (height + width), rel=0.2)
     assert (drawn(note="sure") != drawn()).any() and (drawn(warning="w", note="sure") == drawn(warning="w")).all()
+
+
+def test_a_contact_sheet_of_data_without_a_background_paints_and_lists_all_classes_in_the_colours_of_masks():
+    """Classes 0 and 2 of three; void lies beside them."""
+    mask = np.zeros((80, 100), np.uint8)
+    mask[:, 40:80], mask[:, 80:] = 2, 255
+
+    def shown(background):
+        sheet = draw_contact_sheet([SheetCell(np.full((80, 100, 3), 90, np.uint8), mask, "a")], "xyz", "title", background)
+        drawn = np.asarray(Image.open(io.BytesIO(sheet)).convert("RGB")).astype(int)
+        half = [[(90 + part) // 2 for part in colour] for colour in class_palette(background)[[0, 2, 255]].tolist()]
+        painted = [(np.abs(drawn - colour).max(axis=2) <= 1).sum() > 1000 for colour in half]
+        listed = [(drawn[-60:] == colour).all(axis=2).sum() > 50 for colour in class_palette(background)[[0, 1, 2, 255]]]
+        return painted, listed
+
+    assert shown(False) == ([True, True, True], [True, False, True, True])
+    assert shown(True) == ([False, True, True], [False, False, True, True])
 
 
 @pytest.mark.parametrize("key", ["images", "photographs"])
