@@ -193,7 +193,11 @@ class StageSettings(Section):
         None, description="largest number of examples that a worker computes at once; empty: its whole share of the batch"
     )
     lr: _LearningRate = 0.01
-    freeze: tuple[EncoderBlock, ...] = Field((), description="blocks of VGG-16 that keep their initial weights, which saves time")
+    freeze: tuple[EncoderBlock, ...] = Field(
+        (),
+        description="blocks of VGG-16 whose weights and batch-norm statistics are not trained, which saves time; only for networks that "
+        "start from trained weights",
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
     weight_decay: NonNegativeFloat = Field(0.0005, description="weight decay of SGD; parameters of batch norm have none")
     bias_lr_factor: _BiasLrFactor = 1.0
@@ -219,6 +223,11 @@ class StageSettings(Section):
     scale_jitter: float = Field(
         0.0, ge=0, lt=1, description="FCN-8s: training images are scaled by a random factor between 1 − this and 1 + this"
     )
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Return the largest number of optimiser steps that `epochs` and `max_steps` allow, given the number in an epoch."""
+        steps = self.epochs * steps_per_epoch
+        return steps if self.max_steps is None else min(steps, self.max_steps)
 
 
 class FcnStageSettings(StageSettings):

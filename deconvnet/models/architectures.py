@@ -28,6 +28,8 @@ class Architecture:
             "train" or "dev". False if the network is trained on crops. Then there is an `examples` table of crops for each
             split.
         trained_by: names of the training stages that train this architecture: ("stage1", "stage2") or ("fcn8s",).
+        needs_two_examples: True if a process that trains alone must compute at least two examples at once. DeconvNet's fc6 has a
+            single value per example and channel, and batch norm after it needs two.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Architecture:
     vgg16_width: str
     whole_images: bool
     trained_by: tuple[str, ...]
+    needs_two_examples: bool
 
     def network_class(self) -> "type[Network]":
         """Import the module of the network and return the network's class (the class, not an instance)."""
@@ -130,6 +133,7 @@ DECONVNET = Architecture(
     vgg16_width="encoder_width",
     whole_images=False,
     trained_by=("stage1", "stage2"),
+    needs_two_examples=True,
 )
 FCN8S = Architecture(
     name="fcn8s",
@@ -143,6 +147,7 @@ FCN8S = Architecture(
     vgg16_width="fcn_width",
     whole_images=True,
     trained_by=("fcn8s",),
+    needs_two_examples=False,
 )
 
 ARCHITECTURES: Mapping[str, Architecture] = {each.name: each for each in (DECONVNET, FCN8S)}

@@ -110,14 +110,13 @@ def load_state(uri: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return _read(uri, "state")
 
 
-def newest_state(uri: str, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def newest_state(uri: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Load the checkpoint with the most training steps.
 
     Incomplete checkpoints, which a killed run may have left, are ignored.
 
     Args:
         uri: folder whose direct subfolders are checkpoints (local or in a bucket). It need not exist.
-        prefix: only subfolders whose names begin with this are considered.
 
     Returns:
         The tensors and JSON values as returned by `load_state`, or None if there is no complete checkpoint.
@@ -125,7 +124,7 @@ def newest_state(uri: str, prefix: str = "") -> tuple[dict[str, Tensor], dict[st
     found: list[tuple[int, str]] = []
     for file in storage.list_files(uri):
         folder, _, name = file.rpartition("/")
-        if name == "state.json" and "/" not in folder and folder.startswith(prefix):
+        if name == "state.json" and "/" not in folder:
             with suppress(ValueError, KeyError, TypeError, FileNotFoundError):  # half written, or deleted meanwhile
                 found.append((int(storage.read_json(storage.join(uri, file))["step"]), folder))
     for _, folder in sorted(found, reverse=True):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 MOST_INPUTS = 1000
 """Largest number of images or crops that are used for pruning."""
 MOST_BYTES = 2**28
-"""Largest size in bytes of the outputs of the pruned network's first layer, over all inputs.
+"""Largest size in bytes of the outputs of the pruned network's first layer, over all inputs. Two inputs are always used.
 
 The job takes about six times as much memory, and at least 1 GB.
 """
@@ -51,6 +51,7 @@ class PruningJob:
         seed: seed for drawing the inputs and the positions at which activations are sampled.
         threads: number of torch threads to compute with.
         cpus: number of CPUs that are reserved for the job on the machine that runs it.
+        bf16: whether to compute in bfloat16, on CPUs that are fast at it.
     """
 
     architecture: str
@@ -60,6 +61,7 @@ class PruningJob:
     seed: int
     threads: int = 1
     cpus: int = 1
+    bf16: bool = True
 
 
 def prune_on(executor: Executor, job: PruningJob) -> dict[str, float]:
@@ -109,7 +111,8 @@ def prune(job: PruningJob) -> Iterator[tuple[str, float, str]]:
     full = read_vgg16(model.vgg16, model.convention)
     inputs = _sample_inputs(job, channels(64, width))
     tensors: dict[str, torch.Tensor] = {}
-    for layer in prune_vgg16(full, inputs, width, job.seed, torch.bfloat16 if fast_bf16("cpu") else torch.float32):
+    dtype = torch.bfloat16 if job.bf16 and fast_bf16("cpu") else torch.float32
+    for layer in prune_vgg16(full, inputs, width, job.seed, dtype):
         tensors |= layer.tensors()
         total = len(full[layer.name][1])
         kept = len(layer.kept_channels)
@@ -121,7 +124,7 @@ def prune(job: PruningJob) -> Iterator[tuple[str, float, str]]:
 
 
 def _sample_inputs(job: PruningJob, first_channels: int) -> torch.Tensor:
-    """Make the inputs for pruning from the first examples of the first training epoch, as many as memory allows.
+    """Make the inputs for pruning from the first examples of the first training epoch: as many as memory allows, and at least 2.
 
     The examples are augmented as in training.
 
@@ -139,7 +142,7 @@ def _sample_inputs(job: PruningJob, first_channels: int) -> torch.Tensor:
     architecture = ARCHITECTURES[job.architecture]
     size = architecture.input_size(job.model)
     examples = open_examples(job.examples_uri, size, architecture.split("train"))
-    count = min(MOST_INPUTS, MOST_BYTES // (4 * size * size * first_channels), examples.total)
+    count = min(MOST_INPUTS, max(2, MOST_BYTES // (4 * size * size * first_channels)), examples.total)
     if count < 2:
         raise UserError(
             f"{job.examples_uri} has too few examples to prune VGG-16: add images (at least 2), or leave model.vgg16 empty"

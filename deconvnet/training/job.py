@@ -5,7 +5,6 @@ for workers on Ray and for the single process of a local run.
 """
 
 import logging
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from deconvnet.models.factory import build_network, initialise
 from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
 from deconvnet.training.data.batching import check_batching
 from deconvnet.training.data.dataloader import BatchLoader, BatchPlan
-from deconvnet.training.data.dev_set import DevSet
+from deconvnet.training.data.dev_set import DevSet, dev_counts
 from deconvnet.training.data.examples import Examples, NoExamples, open_examples
 from deconvnet.training.distributed import rank_and_world_size
 from deconvnet.training.interfaces import Outcome, Report, State
@@ -80,21 +79,28 @@ class TrainingJob:
     def check(self, workers: int, min_workers: int | None = None) -> None:
         """Check that a global batch (the examples of one optimiser step) can be divided among the training processes.
 
+        A warning is logged if FCN-8s has no batch norm and starts from random weights.
+
         Args:
             workers: number of training processes.
             min_workers: smallest number that training may continue with after failures. None: always `workers`.
 
         Raises:
             UserError: if a process would get no example, `min_workers` exceeds `workers`, or the micro-batch (the examples that a
-                process computes at once) exceeds the global batch.
+                process computes at once) exceeds the global batch or is too small for the network's batch norm.
         """
-        settings = self.settings
-        check_batching(settings.batch, settings.micro_batch, workers, min_workers, setting=f"train.{self.stage}")
+        sizes = (self.settings.batch, self.settings.micro_batch, workers, min_workers)
+        check_batching(*sizes, setting=f"train.{self.stage}", needs_two=self.architecture.needs_two_examples)
+        if self.stage == "fcn8s" and not self.model.fcn_batch_norm and self.model.vgg16 is None and self.init is None:
+            logger.warning(
+                "  FCN-8s hardly learns from random weights without batch norm: set model.fcn_batch_norm to true, or name weights in "
+                "model.vgg16"
+            )
 
     def dev_examples(self) -> Examples | None:
         """Open the table of dev examples, on which the network is evaluated during training.
 
-        Only the table's metadata are read. If the table has no dev examples, a message is logged.
+        Only the table's metadata are read. A message is logged if the table has no dev examples, or more than are used.
 
         Returns:
             The examples, or None if the job has no such table or the table has no dev examples.
@@ -106,13 +112,17 @@ class TrainingJob:
         if self.dev_uri is None:
             return None
         try:
-            return open_examples(self.dev_uri, self.architecture.input_size(self.model), self.architecture.split("dev"))
+            found = open_examples(self.dev_uri, self.architecture.input_size(self.model), self.architecture.split("dev"))
         except NoExamples:
             logger.info(
                 f"  {self.dev_uri} has no dev examples, so the mean IoU is not measured during training: "
                 "the schedule plateau keeps the learning rate, and early_stopping_patience has no effect"
             )
             return None
+        used, total = dev_counts(found)
+        if used < total:
+            logger.info(f"  the mean IoU is measured on {used:,} of {total:,} dev examples, spread evenly over the table")
+        return found
 
     def batch_plan(self, workers: int) -> BatchPlan:
         """Return a plan of the global batches (the examples of each optimiser step) and of their division among the processes.
@@ -133,17 +143,6 @@ class TrainingJob:
         examples = open_examples(self.examples_uri, size, split, jitter)
         return BatchPlan.of(examples, self.settings.batch, workers, self.seed)
 
-    def total_steps(self, plan: BatchPlan) -> int:
-        """Return the largest number of optimiser steps that the settings `epochs` and `max_steps` allow.
-
-        Args:
-            plan: plan of the batches, made by `batch_plan`. It knows the number of steps per epoch.
-        """
-        return min(
-            self.settings.epochs * plan.steps_per_epoch,
-            sys.maxsize if self.settings.max_steps is None else self.settings.max_steps,
-        )
-
     def log_plan(self, plan: BatchPlan) -> None:
         """Log the number of examples per epoch, the number of steps per epoch and the largest number of steps of the training.
 
@@ -152,7 +151,7 @@ class TrainingJob:
         """
         logger.info(
             f"  {plan.examples.total:,} examples an epoch, {plan.steps_per_epoch:,} steps of {self.settings.batch}, "
-            f"at most {self.total_steps(plan):,} steps"
+            f"at most {self.settings.total_steps(plan.steps_per_epoch):,} steps"
         )
 
 

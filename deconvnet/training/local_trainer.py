@@ -19,13 +19,17 @@ from deconvnet.training.interfaces import State
 from deconvnet.training.job import TrainingJob, log_step_seconds, progress_line, run_job
 from infra import storage
 from infra.memory import freed_memory_is_kept
+from infra.runtime.interrupts import caught_signals
 from infra.runtime.local_executor import available_cpus
 
 LOCAL_CHECKPOINT = "step_"
 """Prefix of the names of this module's checkpoint folders. Names of Ray Train's checkpoints begin with `checkpoint_`."""
 
 CHECKPOINT_SECONDS = 300.0
-"""Longest time between two checkpoints, in seconds. The setting `checkpoint_every` may cause further checkpoints."""
+"""Seconds after a checkpoint at which the next one is due, besides those of the setting `checkpoint_every`.
+
+It comes later if saving takes long (`CHECKPOINT_SHARE`).
+"""
 
 CHECKPOINT_SHARE, CHEAP_SECONDS = 0.05, 1.0
 """Checkpoints that take more than `CHEAP_SECONDS` are written so rarely that they take at most this share of the training time."""
@@ -44,7 +48,7 @@ def train_locally(
 
     The process computes the whole global batch (all examples of an optimiser step), whatever `job.compute.workers` is. A run
     that was interrupted is resumed from its newest complete checkpoint. It does not matter whether this function or
-    `train_on_ray` saved the checkpoint. Progress is logged.
+    `train_on_ray` saved the checkpoint. Progress is logged. A first SIGINT or SIGTERM stops the training as `should_stop` does.
 
     Args:
         job: description of the training stage.
@@ -57,7 +61,7 @@ def train_locally(
 
     Raises:
         UserError: if the settings or the data are not suitable, or the loss diverges.
-        Interrupted: if training was stopped by `should_stop`.
+        Interrupted: if training was stopped by `should_stop` or a signal.
     """
     job.check(workers=1)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -67,19 +71,20 @@ def train_locally(
     plan = job.batch_plan(workers=1)
     job.log_plan(plan)
     dev_examples = job.dev_examples()
-    stop, checkpoints = StopFlag(should_stop), LocalCheckpoints(job.run_uri)
+    checkpoints = LocalCheckpoints(job.run_uri)
     state = checkpoints.newest()
     if state:
         logger.info(f"  resumed from the checkpoint of step {state.values['step']:,}")
 
     def report(metrics: dict[str, float], state: State | None) -> None:
         """Log the metrics, pass them to `on_report`, and save a checkpoint if the training state is given."""
-        logger.info(f"  {progress_line(metrics, job.total_steps(plan))}")
+        logger.info(f"  {progress_line(metrics, job.settings.total_steps(plan.steps_per_epoch))}")
         on_report(metrics)
         if state is not None and (stop.seen or checkpoints.pays()):
             checkpoints.save(state)
 
-    with freed_memory_is_kept():
+    with freed_memory_is_kept(), caught_signals() as caught:
+        stop = StopFlag(lambda: bool(caught) or should_stop())
         outcome = run_job(
             job,
             BatchLoader(plan, threads=threads, own_process=device.type == "cuda"),
@@ -88,9 +93,8 @@ def train_locally(
             state=state,
             report=report,
             should_stop=stop,
-            should_save=lambda: checkpoints.seconds_since_save() >= CHECKPOINT_SECONDS,
+            should_save=lambda: checkpoints.seconds_since_save() >= CHECKPOINT_SECONDS and checkpoints.pays(),
         )
-    checkpoints.remove()
     log_step_seconds(outcome.step_seconds)
     return asdict(outcome)
 
@@ -118,7 +122,10 @@ class StopFlag:
 
 
 class LocalCheckpoints:
-    """The checkpoints of one training run in a single local process. Only the newest one is kept."""
+    """The checkpoints of one training run in a single local process. Only the newest one is kept.
+
+    It stays after the end of the training, so that little is repeated if the pipeline can't complete the stage.
+    """
 
     def __init__(self, uri: str) -> None:
         """Remember the folder, without reading or writing anything.
@@ -148,24 +155,18 @@ class LocalCheckpoints:
         return self._saving_seconds <= max(CHEAP_SECONDS, CHECKPOINT_SHARE * self.seconds_since_save())
 
     def save(self, state: State) -> None:
-        """Save a checkpoint in a new subfolder, then delete the older checkpoints that this class saved.
+        """Save a checkpoint in a new subfolder, then delete those of fewer steps that this class saved, also in earlier processes.
+
+        A checkpoint of more steps is of a run that has taken over the workspace while this one was suspended, so it stays.
 
         Args:
             state: the training state.
         """
         started = time.monotonic()
-        name = f"{LOCAL_CHECKPOINT}{state.values['step']:09}"
-        checkpoint.save_state(storage.join(self._uri, name), state.tensors, state.values)
-        self.remove(keep=name)
+        saved = f"{LOCAL_CHECKPOINT}{state.values['step']:09}"
+        checkpoint.save_state(storage.join(self._uri, saved), state.tensors, state.values)
+        for name in {file.split("/")[0] for file in storage.list_files(self._uri)}:
+            if name.startswith(LOCAL_CHECKPOINT) and name < saved:
+                storage.remove(storage.join(self._uri, name))
         self._saved_at = time.monotonic()
         self._saving_seconds = self._saved_at - started
-
-    def remove(self, keep: str | None = None) -> None:
-        """Delete the checkpoints of the run that this class saved (in this or an earlier process), except one.
-
-        Args:
-            keep: folder name of the checkpoint to keep; None to delete all.
-        """
-        for name in {file.split("/")[0] for file in storage.list_files(self._uri)}:
-            if name.startswith(LOCAL_CHECKPOINT) and name != keep:
-                storage.remove(storage.join(self._uri, name))

@@ -56,12 +56,13 @@ def parameter_groups(
     return list(groups.values())
 
 
-def make_sgd(model: nn.Module, settings: StageSettings) -> torch.optim.SGD:
+def make_sgd(model: nn.Module, settings: StageSettings, fused: bool = True) -> torch.optim.SGD:
     """Make the SGD optimiser of a training stage.
 
     Args:
         model: the model, whose trainable parameters are optimised.
         settings: settings of the stage. Learning rate, momentum, weight decay, `bias_lr_factor` and `encoder_lr_factor` are used.
+        fused: whether `FusedSGD` may be used on CPUs, where numba can compile it. Else torch's SGD is used there.
 
     Returns:
         The optimiser, with separate parameter groups for weights, biases and batch norm (see `parameter_groups`).
@@ -69,7 +70,7 @@ def make_sgd(model: nn.Module, settings: StageSettings) -> torch.optim.SGD:
     groups = parameter_groups(model, settings.weight_decay, settings.bias_lr_factor, settings.encoder_lr_factor)
     if all(p.is_cuda for p in model.parameters()):
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=True)
-    if all(use_fused(p.device) and p.dtype == torch.float32 for p in model.parameters()):
+    if fused and all(use_fused(p.device) and p.dtype == torch.float32 for p in model.parameters()):
         from deconvnet.models.fused.cpu.sgd import FusedSGD  # needs numba
 
         return FusedSGD(groups, lr=settings.lr, momentum=settings.momentum)

@@ -87,13 +87,9 @@ def train_on_ray(
     trainer = _ray_trainer(job, plan, dev, queue, cluster.selector("training_nodes"), callbacks)
     job.log_plan(plan)
     try:
-        found = _Run(job, trainer, queue, job.total_steps(plan)).wait(should_stop)
+        found = _Run(job, trainer, queue, job.settings.total_steps(plan.steps_per_epoch)).wait(should_stop)
     finally:
         ray.kill(queue)
-    if "interrupted" in found:
-        raise Interrupted(found["interrupted"])
-    if "diverged" in found:
-        raise Diverged(found["diverged"])
     log_step_seconds(found["step_seconds"])
     return found
 
@@ -221,18 +217,18 @@ class _Run:
         """Start the run, log its messages and wait for its end.
 
         SIGINT and SIGTERM are caught meanwhile. The first one makes the workers save a checkpoint and stop. A second one raises
-        KeyboardInterrupt.
+        KeyboardInterrupt. If the first one comes too late to stop them, it takes effect at the end of the run.
 
         Args:
             should_stop: called regularly. If it returns True, the workers are asked to stop.
 
         Returns:
-            The dictionary that the worker of rank 0 returned: the results by name or, if training was stopped or diverged, the
-            key "interrupted" or "diverged" with the error message.
+            The dictionary that the worker of rank 0 returned, with the results by name.
 
         Raises:
             UserError: if the run failed for a reason that the user can change, such as wrong data or a full disk.
-            Interrupted: if a stop was requested while no workers were running.
+            Diverged: (a UserError) if the loss became infinite or NaN.
+            Interrupted: if the training was stopped, or a stop was requested while no workers were running.
             Exception: any other error of Ray Train.
         """
         thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)  # in the main thread Ray would catch Ctrl-C
@@ -251,10 +247,18 @@ class _Run:
                     raise Interrupted(_STOPPED)
                 thread.join(POLL_SECONDS)
             self._log_messages()
+            return self._result()  # within the block, because a signal that has stopped the training must not be sent again
+
+    def _result(self) -> dict[str, Any]:
+        """Return what the worker of rank 0 returned, or raise the error with which the run ended (see `wait`)."""
         if self._error is not None:
             if isinstance(getattr(self._error, "controller_failure", None), Interrupted):
                 raise Interrupted(_STOPPED) from self._error
             raise _user_error(self._error, self._job.checkpoints_uri) from self._error
+        if "interrupted" in self._value:
+            raise Interrupted(self._value["interrupted"])
+        if "diverged" in self._value:
+            raise Diverged(self._value["diverged"])
         return self._value
 
     def _fit(self) -> None:

@@ -89,16 +89,16 @@ class Trainer:
         model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.world_size > 1 and settings.batch // (self.world_size * self.micro_batches) < SYNC_BELOW:
             convert_sync(model)
-        if use_fused(self.device):
+        # All ranks or none: the two kinds of synchronised batch norm don't exchange the same numbers, and weights would drift apart.
+        if fused := int(sum_over_ranks(torch.tensor(int(use_fused(self.device))))) == self.world_size:
             from deconvnet.models.fused.layers import use_fused_layers  # needs numba
 
             use_fused_layers(model)
         model.freeze(settings.freeze)
         self.model = model
         self._network: nn.Module = model  # `fit` replaces it by a DDP wrapper
-        self.optimiser = make_sgd(model, settings)
-        steps = settings.epochs * loader.steps_per_epoch
-        self.total_steps = steps if settings.max_steps is None else min(steps, settings.max_steps)
+        self.optimiser = make_sgd(model, settings, fused)
+        self.total_steps = settings.total_steps(loader.steps_per_epoch)
         self.schedule = Schedule(settings, self.total_steps)
         self.step = 0
         self._meter = Meter()

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 def caught_signals() -> Iterator[list[int]]:
     """Catch SIGINT (Ctrl-C) and SIGTERM for the duration of a `with` statement, so that work can be saved first.
 
-    The first signal is only recorded. The block must check the yielded list and stop by itself. A second signal raises
-    KeyboardInterrupt.
+    The first signal is only recorded. The block must check the yielded list, and stop by raising an exception. A second signal
+    raises KeyboardInterrupt. If the block ends without an exception although a signal was caught, because it came after the last
+    check, the signal is sent again, to the handler that was there before.
 
     Yields:
         A list to which the number of each signal is appended. It stays empty outside the main thread, because Python can't
@@ -40,6 +41,8 @@ def caught_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if caught:
+        signal.raise_signal(caught[0])
 
 
 def time_limit(minutes: float | None) -> Callable[[], bool]:

@@ -33,6 +33,7 @@ READING_CROPS = (6_000, 60_000)
 FED_STEPS = 240
 NIGHT_IMAGES = 2_000
 DATA_STAGES = ("prepare", "proposals", "examples")
+FROM_SCRATCH = ("--model.vgg16", "", "--train.fcn8s.freeze", "", "--train.stage1.freeze", "")
 
 
 def make_dataset(folder: Path, images: int, times: int = 1) -> Path:
@@ -147,7 +148,7 @@ def memory(folder: Path) -> list[tuple[str, str]]:
             "Pipeline(load('workflows/configs/voc_sample.yaml', *sys.argv[1:])).run('scale', lambda stage: stage.name != 'examples')"
         )
         workspace = folder / f"w-{times}"
-        options = ["--data.root", str(root), "--workspace", str(workspace), "--model.vgg16", ""]
+        options = ["--data.root", str(root), "--workspace", str(workspace), *FROM_SCRATCH]
         options += ["--compute.gpu", "false", "--compute.cpus_per_worker", "1"]
         started = time.perf_counter()
         process = subprocess.Popen([sys.executable, "-c", code, *options], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
@@ -309,7 +310,7 @@ def _data_stages(data: Path, workspace: Path) -> dict[str, tuple[int, int, float
 
         return drawn
 
-    options = ["--data.root", str(data), "--workspace", str(workspace), "--model.vgg16", "", "--executor", "local"]
+    options = ["--data.root", str(data), "--workspace", str(workspace), *FROM_SCRATCH, "--executor", "local"]
     options += ["--cluster.num_cpus", "1", "--tracking.enabled", "false", "--compute.gpu", "false"]
     pipeline = Pipeline(load(str(ROOT / "workflows/configs/voc_sample.yaml"), *options))
 

@@ -14,6 +14,7 @@ import pytest
 
 from deconvnet.reporting.figure import RESULT_TITLES
 from infra.errors import Interrupted, UserError
+from infra.runtime.interrupts import caught_signals
 from infra.storage.lock import Locked
 from tests.conftest import ROOT
 from workflows import cli
@@ -97,6 +98,16 @@ def test_a_signal_is_an_interruption_whatever_it_breaks_off(main: Callable[[], N
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     assert run(main, "resumes") == 75 and capsys.readouterr().err == "\ninterrupted: resumes\n"
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_at_the_end_of_a_training_stops_the_command_before_the_next_stage(number: signal.Signals) -> None:
+    def main() -> None:
+        with caught_signals():
+            os.kill(os.getpid(), number)
+        pytest.fail("the next stage began")
+
+    assert run(main) == 75
 
 
 def test_a_signal_that_the_shell_ignores_stays_ignored() -> None:

@@ -1,18 +1,24 @@
 """When VGG-16 is fitted to a network, and which stages use it; and from which registered model the trainings of a run start."""
 
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from deconvnet import DeconvNet, FCN8s
 from deconvnet.models.checkpoint import save_model
 from deconvnet.tracking import starting_model
-from deconvnet.training import local_trainer
+from deconvnet.training import channel_pruning_job, local_trainer
+from deconvnet.training.channel_pruning_job import PruningJob
 from deconvnet.training.job import TrainingJob
 from infra import storage
+from infra.errors import UserError
+from workflows.pipelines import init_weights
 from workflows.pipelines.init_weights import fitted_weights_uri
 from workflows.pipelines.training import Pipeline
 from workflows.settings import load
@@ -84,6 +90,83 @@ def test_trainings_are_run_again_for_other_arithmetic(settings, gpu):
 
 class Called(Exception):
     """Ends a training before it begins."""
+
+
+@pytest.mark.parametrize(
+    ("text", "threads"),
+    [
+        ("executor: local\ncompute: {cpus_per_worker: 2}", 5),
+        ("executor: local\ncompute: {cpus_per_worker: 2, threads: 3}", 3),
+        ("executor: ray\ncompute: {cpus_per_worker: 2}", 2),
+    ],
+)
+def test_vgg16_is_fitted_with_the_threads_of_a_training(settings, text: str, threads: int, monkeypatch: pytest.MonkeyPatch):
+    given: list[PruningJob] = []
+
+    def prune_on(executor: object, job: PruningJob) -> NoReturn:
+        given.append(job)
+        raise Called
+
+    monkeypatch.setattr(channel_pruning_job, "prune_on", prune_on)
+    monkeypatch.setattr(init_weights, "available_cpus", lambda: 5)
+    monkeypatch.setattr(Pipeline, "_training_table", lambda *_: "table")
+    stages = {stage.name: stage for stage in Pipeline(settings(f"{text}\nmodel: {{width: 0.25, vgg16: VGG}}")).stages.stages}
+    with pytest.raises(Called):
+        stages["stage1_start"].run("f" * 64)
+    assert [(job.threads, job.cpus) for job in given] == [(threads, 2)]
+
+
+def test_other_arithmetic_fits_vgg16_again(settings):
+    def recipes(text: str) -> dict[str, str]:
+        stages = Pipeline(settings(f"model: {{width: 0.25, fcn_width: 1, vgg16: VGG}}\n{text}")).stages.stages
+        return {stage.name: stage.recipe for stage in stages}
+
+    one, other = recipes(""), recipes("compute: {bf16: false}")
+    assert [name for name in one if one[name] != other[name]] == ["fcn8s", "stage1_start", "stage1", "stage2"]
+
+
+FROZEN = "train: {fcn8s: {freeze: [conv1]}, stage1: {freeze: [conv1, conv2]}, stage2: {freeze: [conv1]}}"
+WINDOWS = "proposals: {kind: windows}\nsegment: {aggregation: mean, early_exit: null}"
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        (FROZEN, "train.fcn8s.freeze and train.stage1.freeze"),
+        (f"{FROZEN}\n{WINDOWS}", "train.fcn8s.freeze and train.stage2.freeze"),
+        ("train: {stage1: {freeze: [conv3]}}", "train.stage1.freeze"),
+        ("train: {stage2: {freeze: [conv3]}}", None),  # it starts from stage 1
+        (f"{FROZEN}\nmodel: {{vgg16: VGG}}", None),
+        (f"{FROZEN}\ninit: {{from: TRAINED}}", None),
+    ],
+)
+def test_random_weights_are_not_frozen(settings, text: str, names: str | None, tmp_path: Path):
+    """The options that the message names let the training begin."""
+    save_model(DeconvNet(2, 0.02, 32), str(tmp_path / "trained"), ["background", "a"])
+    made = settings(text.replace("TRAINED", str(tmp_path / "trained")))
+    if names is None:
+        assert Pipeline(made).stages.stages
+        return
+    with pytest.raises(
+        UserError, match=f"^{re.escape(names)} would keep random weights, as model.vgg16 and init.from are empty"
+    ) as no:
+        Pipeline(made)
+    options = shlex.split(re.search(r": give (.*), or name weights$", str(no.value))[1])
+    assert Pipeline(load(str(tmp_path / "c.yaml"), *options)).stages.stages
+
+
+def test_a_gpu_that_is_not_there_is_a_user_error_before_any_stage_runs(
+    settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    pipeline = Pipeline(settings("executor: local\ncompute: {gpu: true}\ntracking: {enabled: false}"))
+    with pytest.raises(
+        UserError, match=r"^compute\.gpu is true, and this machine has no GPU that torch can use: set it to false$"
+    ):
+        pipeline.run("c")
+    assert not (tmp_path / "w" / "images").exists()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    pipeline._check_cluster()
 
 
 def test_all_trainings_of_a_run_start_from_one_version_although_its_alias_is_moved(

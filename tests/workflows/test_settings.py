@@ -111,6 +111,11 @@ def test_generated_data_bring_their_own_classes(config) -> None:
         ("seed: 1\nseed: 5", "line 2 can't be read as YAML: seed is given twice"),
         ("data: {root: /a}\nseed: 1\ndata: {limit: 3}", "line 3 .*: data is given twice"),
         ("train:\n  stage1: {lr: 0.1, epochs: 3, lr: 0.2}", "line 2 .*: lr is given twice"),
+        (
+            "train: {stage2: {batch: 5, micro_batch: 2}}",
+            r"^train\.stage2\.micro_batch 2 with train\.stage2\.batch 5 makes a single worker compute one .*: take 3 or more",
+        ),
+        ("train: {stage1: {batch: 1}}", r"^train\.stage1\.batch 1 makes a single worker compute one .*: raise it$"),
         ("train: {stage1: {lr: .nan}}", r"train\.stage1\.lr: nan is not allowed: input should be a finite number"),
         ("segment: {min_side: .inf}", r"segment\.min_side: inf is not allowed"),
         ("data: {dev_fraction: .nan}", r"data\.dev_fraction: nan is not allowed"),

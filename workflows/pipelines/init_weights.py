@@ -10,6 +10,7 @@ from deconvnet.models.architectures import architecture_of_stage
 from infra import storage
 from infra.errors import UserError
 from infra.runtime.executor import Executor
+from infra.runtime.local_executor import available_cpus
 from infra.runtime.stages import Stage
 from workflows.settings import Settings
 
@@ -51,8 +52,27 @@ def vgg16_digest(uri: str) -> str:
     except UserError as error:
         raise UserError(
             f"model.vgg16: {error}; `python workflows/download.py vgg16 --to data` fetches it, and an empty value "
-            '(--model.vgg16 "") trains from scratch'
+            '(--model.vgg16 "") trains from scratch, if train.*.freeze is empty, too'
         ) from None
+
+
+def check_freeze(settings: Settings) -> None:
+    """Check that no training freezes blocks (`train.*.freeze`) of a network that starts from random weights.
+
+    Args:
+        settings: settings of the pipeline.
+
+    Raises:
+        UserError: if one does. The message names all of them.
+    """
+    if settings.model.vgg16 or settings.init.from_:
+        return
+    first = ("fcn8s", "stage1" if settings.has_stage1 else "stage2")  # stage 2 starts from stage 1
+    if names := [f"train.{stage}.freeze" for stage in first if getattr(settings.train, stage).freeze]:
+        options = " ".join(f'--{name} ""' for name in names)
+        raise UserError(
+            f"{' and '.join(names)} would keep random weights, as model.vgg16 and init.from are empty: give {options}, or name weights"
+        )
 
 
 def fitting_stages(
@@ -97,9 +117,10 @@ def fitting_stages(
         """
         from deconvnet.training.channel_pruning_job import PruningJob, prune_on
 
-        cpus = settings.compute.cpus_per_worker
-        threads = settings.compute.worker_threads
-        r2 = prune_on(executor, PruningJob(architecture.name, settings.model, table(), out, settings.seed, threads, cpus))
+        compute = settings.compute
+        threads = available_cpus() if settings.executor == "local" and compute.threads is None else compute.worker_threads
+        resources = (threads, compute.cpus_per_worker, compute.bf16)
+        r2 = prune_on(executor, PruningJob(architecture.name, settings.model, table(), out, settings.seed, *resources))
         current_run().log_metrics({f"r2.{name}": value for name, value in r2.items()})
         return {"r2": r2}
 
@@ -109,5 +130,6 @@ def fitting_stages(
         "width": architecture.width(settings.model),
         "vgg16_file": vgg16_digest(settings.model.vgg16),
         "seed": settings.seed,
+        **({} if settings.compute.bf16 else {"bf16": False}),
     }
     return [Stage(f"{stage}_start", "VGG-16 fitted to the network", FITTING_VERSION, recipe, (table_stage,), (out,), run)]

@@ -15,12 +15,11 @@ from deconvnet.tracking.starting_model import Start, find_start, starting_model
 from infra import storage
 from infra.errors import UserError
 from infra.redaction import without_secrets
-from infra.runtime.interrupts import caught_signals
 from infra.runtime.stages import Record, Stage
 from infra.storage import tables
 from proposals.image_notes import usable_notes
 from workflows.pipelines.generations import prune_tables_after_run
-from workflows.pipelines.init_weights import fitted_weights_uri, fitting_stages, vgg16_digest
+from workflows.pipelines.init_weights import check_freeze, fitted_weights_uri, fitting_stages, vgg16_digest
 from workflows.pipelines.run_log import TrackedPipeline, report_files, result_metrics, run_card
 from workflows.pipelines.workspace import TAG, Workspace
 from workflows.settings import as_dict
@@ -54,19 +53,25 @@ class Pipeline(TrackedPipeline):
         return self.root
 
     def _check_cluster(self) -> None:
-        """Check that the cluster has room for the training workers.
+        """Check that the cluster has room for the training workers, or that this machine has the GPU that is to be used.
 
         Raises:
-            UserError: if it has too few CPUs or GPUs for them.
+            UserError: if there are too few CPUs or GPUs.
         """
         s = self.settings
         if s.executor == "ray":
             from deconvnet.training.ray_trainer import check_resources
 
             check_resources(s.compute, s.cluster)
+        elif s.compute.gpu:
+            import torch
+
+            if not torch.cuda.is_available():
+                raise UserError("compute.gpu is true, and this machine has no GPU that torch can use: set it to false")
 
     def _stages(self) -> list[Stage]:
         """List the stages in the order in which they run. The stage `register` is left out if the settings say so."""
+        check_freeze(self.settings)
         stages = [self._prepare_stage(), self._proposals_stage(), self._examples_stage()]
         stages += self._training_stages("fcn8s", "FCN-8s on whole images", "prepare")
         if self.settings.has_stage1:
@@ -107,12 +112,11 @@ class Pipeline(TrackedPipeline):
         model = architecture_of_stage(stage).settings_used(s.model)
         if s.model.vgg16:
             model["vgg16"] = vgg16_digest(s.model.vgg16)
-        init = {"init_weights": self._start.key} if self._start else {}
         train = {key: value for key, value in as_dict(getattr(s.train, stage)).items() if key not in _NOT_LEARNED_FROM}
         settings = {
             "seed": s.seed,
             "model": model,
-            **init,
+            **({"init_weights": self._start.key} if self._start else {}),
             "train": train,
             "classes": list(s.data.classes),
             "bf16": s.compute.bf16,
@@ -125,8 +129,7 @@ class Pipeline(TrackedPipeline):
     def _train(self, stage: str, fingerprint: str) -> dict[str, Any]:
         """Train the network of one stage, and write its model folder and training curves.
 
-        The call returns when the training has ended. If an interrupted training left a checkpoint, the training continues from
-        it.
+        If an interrupted training left a checkpoint, the training continues from it.
 
         Args:
             stage: name of the training stage: "fcn8s", "stage1" or "stage2".
@@ -171,10 +174,7 @@ class Pipeline(TrackedPipeline):
                 from deconvnet.training.local_trainer import train_locally
 
                 device = "cuda" if s.compute.gpu else "cpu"
-                with caught_signals() as caught:
-                    outcome = train_locally(
-                        job, device=device, on_report=report, should_stop=lambda: bool(caught) or self.should_stop()
-                    )
+                outcome = train_locally(job, device=device, on_report=report, should_stop=self.should_stop)
         self._write_report(plots.draw_training_curves({stage: self.run_of_stage.history(plots.TRAINING_METRICS)}))
         # The network's content, because a training that is repeated, on another number of workers for example, gives another one.
         return {**outcome, "key": storage.read_json(storage.join(self.model(stage), "model.json"))["sha256"]}

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from deconvnet.datasets.palette import GENERATED_CLASSES
-from deconvnet.models.architectures import ARCHITECTURES
+from deconvnet.models.architectures import ARCHITECTURES, architecture_of_stage
 from deconvnet.ranking.settings import RankSettings
 from deconvnet.serving.settings import ServerSettings
 from deconvnet.settings import (
@@ -119,7 +119,8 @@ class Settings(PipelineSettings):
             )
         for name in TrainSettings.model_fields:
             stage, compute = getattr(self.train, name), self.compute
-            check_batching(stage.batch, stage.micro_batch, compute.workers, compute.min_workers, setting=f"train.{name}")
+            sizes = (stage.batch, stage.micro_batch, compute.workers, compute.min_workers)
+            check_batching(*sizes, setting=f"train.{name}", needs_two=architecture_of_stage(name).needs_two_examples)
         if self.data.root is None and self.data.classes != GENERATED_CLASSES:
             classes = ", ".join(self.data.classes)
             raise ValueError(

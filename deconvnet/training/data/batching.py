@@ -20,8 +20,9 @@ def micro_batch_count(batch: int, workers: int, micro_batch: int | None) -> int:
     """Return the number of micro-batches that each worker divides its share of a global batch into.
 
     A micro-batch contains the examples that a worker computes at once. The number is the same for all workers, because with
-    synchronised batch norm they wait for each other at every micro-batch. No micro-batch is empty. So if `micro_batch` is 1 and
-    the shares differ in size, some micro-batches have 2 examples.
+    synchronised batch norm they wait for each other at every micro-batch. No micro-batch is empty, so where the shares differ in
+    size and `micro_batch` is 1, some have 2 examples. DeconvNet on a single worker needs at least 2 in each, because of batch norm
+    after fc6 (`check_batching`).
 
     Args:
         batch: number of examples in a global batch.
@@ -31,7 +32,9 @@ def micro_batch_count(batch: int, workers: int, micro_batch: int | None) -> int:
     return min(-(-batch // (workers * micro_batch)), batch // workers) if micro_batch else 1
 
 
-def check_batching(batch: int, micro_batch: int | None, workers: int, min_workers: int | None = None, *, setting: str) -> None:
+def check_batching(
+    batch: int, micro_batch: int | None, workers: int, min_workers: int | None = None, *, setting: str, needs_two: bool = False
+) -> None:
     """Check that a global batch can be divided among the workers.
 
     Args:
@@ -40,9 +43,11 @@ def check_batching(batch: int, micro_batch: int | None, workers: int, min_worker
         workers: number of workers.
         min_workers: smallest number of workers that training may continue with after failures. None: always `workers`.
         setting: section of the settings that error messages name, such as "train.stage1".
+        needs_two: whether a worker that trains alone must compute at least 2 examples at once (see `Architecture`).
 
     Raises:
-        UserError: if a worker would get no example, `min_workers` exceeds `workers`, or `micro_batch` exceeds `batch`.
+        UserError: if a worker would get no example, `min_workers` exceeds `workers`, `micro_batch` exceeds `batch`, or a worker that
+            trains alone would compute a single example at once although it needs two.
     """
     if min_workers is not None and min_workers > workers:
         raise UserError(
@@ -55,3 +60,11 @@ def check_batching(batch: int, micro_batch: int | None, workers: int, min_worker
         )
     if micro_batch is not None and micro_batch > batch:
         raise UserError(f"{setting}.micro_batch {micro_batch} is more than {setting}.batch {batch}: lower it, or leave it empty")
+    alone = (workers if min_workers is None else min_workers) == 1
+    if needs_two and alone and batch // micro_batch_count(batch, 1, micro_batch) < 2:
+        reason = " makes a single worker compute one example at once, and batch norm after DeconvNet's fc6 needs at least 2"
+        if batch == 1:
+            raise UserError(f"{setting}.batch 1{reason}: raise it")
+        raise UserError(
+            f"{setting}.micro_batch {micro_batch} with {setting}.batch {batch}{reason}: take {2 + batch % 2} or more, or leave it empty"
+        )

@@ -23,7 +23,6 @@ from deconvnet.training.data.loader_process import made_by_process
 from deconvnet.training.data.row_reader import Row, RowReader
 from deconvnet.training.data.sampler import HELD_BYTES, Order
 from deconvnet.training.interfaces import Batch
-from infra.errors import BadInput, UserError
 
 T = TypeVar("T")
 
@@ -106,10 +105,7 @@ class BatchPlan:
 
         def view(row: Row, epoch: int, place: int) -> transforms.Pair:
             """Decode and augment an example, whose place in the epoch is counted over all batches."""
-            try:
-                return self.examples.view(*row, transforms.example_rng(order.seed, epoch, place))
-            except BadInput as error:
-                raise UserError(f"{self.examples.table} is damaged (make it again): {error}") from None
+            return self.examples.view(*row, transforms.example_rng(order.seed, epoch, place))
 
         with ThreadPoolExecutor(threads) as pool:
             for step, rows in enumerate(reader.steps(first_step, stop_step), first_step):

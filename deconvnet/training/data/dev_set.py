@@ -14,12 +14,32 @@ from deconvnet.training.interfaces import Batch
 DEV_LIMIT = 2048
 """Largest number of dev examples over all ranks, unless the caller of `DevSet` sets another."""
 
+DEV_BYTES = 2**30
+"""About the largest size in bytes of the encoded dev examples, over all ranks. It is estimated from the mean of the table's rows."""
+
+
+def dev_counts(examples: Examples, limit: int = DEV_LIMIT) -> tuple[int, int]:
+    """Return how many dev examples a training is evaluated on, over all ranks, and how many the table has.
+
+    Args:
+        examples: all dev examples of the table.
+        limit: largest number of examples to evaluate on.
+    """
+    groups, total = examples.groups, int(_counts(examples).sum())
+    fitting = int(DEV_BYTES * groups.rows.sum() / max(1, groups.nbytes.sum()))
+    return min(limit, max(1, fitting), total), total
+
+
+def _counts(examples: Examples) -> np.ndarray:
+    """Return the number of different dev examples in each row group: int64 array of shape (G,)."""
+    return examples.groups.examples if examples.split else examples.groups.rows
+
 
 class DevSet:
     """A rank's share of the dev examples, on which the network is evaluated after each epoch.
 
-    At most `limit` examples of the table are used, spread evenly over it, and divided among the ranks (training processes).
-    They are kept in memory in their encoded form and decoded for each evaluation.
+    At most `limit` examples of the table are used, and about as many as fit in `DEV_BYTES`. They are spread evenly over the table,
+    and divided among the ranks (training processes). They are kept in memory in their encoded form and decoded for each evaluation.
     """
 
     def __init__(self, examples: Examples, rank: int = 0, workers: int = 1, limit: int = DEV_LIMIT, threads: int = 2) -> None:
@@ -37,10 +57,9 @@ class DevSet:
         self.examples = examples
         self.threads = threads
         self._rows: list[tuple[bytes, bytes]] = []
-        groups = examples.groups
-        counts = groups.examples if examples.split else groups.rows
-        total = int(counts.sum())
-        chosen = np.unique(np.linspace(0, total - 1, min(limit, total)).round().astype(np.int64))[rank::workers]
+        counts = _counts(examples)
+        used, total = dev_counts(examples, limit)
+        chosen = np.unique(np.linspace(0, total - 1, used).round().astype(np.int64))[rank::workers]
         ends = np.cumsum(counts)
         groups_of_chosen = np.searchsorted(ends, chosen, side="right")
         for group in np.unique(groups_of_chosen).tolist():
@@ -64,7 +83,7 @@ class DevSet:
             Batches that together hold each example once: uint8 images of shape (n, 3, S, S) and masks of shape (n, S, S).
 
         Raises:
-            BadInput: if an example can't be decoded.
+            UserError: if an example can't be decoded.
         """
 
         def made() -> Iterator[Batch]:

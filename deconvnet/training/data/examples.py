@@ -133,11 +133,14 @@ class Examples:
             The image, uint8 RGB of shape (3, S, S), and the mask, uint8 of shape (S, S), where S is the attribute `size`.
 
         Raises:
-            BadInput: if the bytes are not an image and a mask of the same size, or a crop is smaller than S×S.
+            UserError: if the bytes are not an image and a mask of the same size, or a crop is smaller than S×S.
         """
-        if self.split is None:
-            return transforms.square_crop(*self.decode(image, mask), self.size, rng)
-        return transforms.square_canvas(*self.decode(image, mask), self.size, rng, self.jitter)
+        try:
+            if self.split is None:
+                return transforms.square_crop(*self.decode(image, mask), self.size, rng)
+            return transforms.square_canvas(*self.decode(image, mask), self.size, rng, self.jitter)
+        except BadInput as error:
+            raise UserError(f"{self.table} is damaged (make it again): {error}") from None
 
 
 def open_examples(table: str, size: int, split: str | None = None, jitter: float = 0.0) -> Examples:

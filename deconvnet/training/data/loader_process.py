@@ -1,5 +1,6 @@
 """Making training batches in a process of their own, by torch's `DataLoader`."""
 
+import signal
 from collections.abc import Callable, Iterator
 
 import cv2
@@ -25,6 +26,8 @@ class _MadeBatches(IterableDataset[Batch | UserError]):
 
     def __iter__(self) -> Iterator[Batch | UserError]:
         """Make the batches."""
+        # A terminal sends Ctrl-C to all processes of the command, but only the main one should react.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         cv2.setNumThreads(1)  # examples are decoded in several threads already
         try:
             yield from self._make()

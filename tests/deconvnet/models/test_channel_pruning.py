@@ -13,6 +13,7 @@ from deconvnet.models.init_weights.channel_pruning import prune_vgg16, r_squared
 from deconvnet.models.init_weights.vgg16 import load_vgg16, read_vgg16, write_vgg16
 from deconvnet.models.layers import VGG16_CHANNELS, VGG16_CONVOLUTIONS
 from deconvnet.settings import ModelSettings
+from deconvnet.training import channel_pruning_job
 from deconvnet.training.channel_pruning_job import PruningJob, prune, prune_on
 from infra.errors import UserError
 from tests.deconvnet.training_tables import examples_table, images_table
@@ -244,6 +245,25 @@ def test_a_table_of_one_example_is_refused(tmp_path, vgg16):
     settings = ModelSettings(width=0.125, input_size=32, vgg16=vgg16)
     with pytest.raises(UserError, match="has too few examples to prune VGG-16: add images"):
         list(prune(PruningJob("deconvnet", settings, table, str(tmp_path / "start.npz"), 0)))
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_large_inputs_are_at_least_two_and_the_arithmetic_is_that_of_the_settings(tmp_path, vgg16, monkeypatch, bf16):
+    """On a CPU that is fast at bfloat16. A single input of 1024 px would be larger than the limit of all inputs."""
+    given = []
+
+    def prune_vgg16(full, inputs, width, seed, dtype):
+        given.append((len(inputs), dtype))
+        raise InterruptedError
+
+    monkeypatch.setattr(channel_pruning_job, "prune_vgg16", prune_vgg16)
+    monkeypatch.setattr(channel_pruning_job, "fast_bf16", lambda device: True)
+    monkeypatch.setattr(channel_pruning_job, "MOST_BYTES", 4 * 32**2 * 8 - 1)
+    settings = ModelSettings(width=0.125, input_size=32, vgg16=vgg16)
+    job = PruningJob("deconvnet", settings, examples_table(str(tmp_path / "t"), 5), str(tmp_path / "start.npz"), 0, bf16=bf16)
+    with pytest.raises(InterruptedError):
+        list(prune(job))
+    assert given == [(2, torch.bfloat16 if bf16 else torch.float32)]
 
 
 def test_on_ray_it_does_the_same_and_logs_each_layer(tmp_path, vgg16, ray_executor, caplog):

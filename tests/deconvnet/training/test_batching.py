@@ -1,5 +1,7 @@
 """The division of batches among workers and into micro-batches."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +27,27 @@ def test_every_worker_has_as_many_micro_batches_and_none_is_empty(batch, workers
     if batch % (workers * micro) == 0:
         assert set(sizes) == {micro}
     assert pieces == 1 or micro_batch_count(batch, workers, micro + 1) <= pieces
+
+
+@given(batch=st.integers(1, 40), workers=st.integers(1, 3), fewest=st.integers(1, 3), micro=st.none() | st.integers(1, 40))
+def test_a_network_that_needs_two_examples_at_once_never_has_one_alone(batch, workers, fewest, micro):
+    """On several workers, batch norm is synchronised. The size that the message names is enough."""
+    workers, fewest = min(workers, batch), min(workers, fewest, batch)
+    micro = micro and min(micro, batch)
+    sizes = [len(piece) for piece in even_ranges(batch, micro_batch_count(batch, 1, micro))]
+    options = {"setting": "train.stage1", "needs_two": True}
+    if fewest > 1 or min(sizes) > 1:
+        check_batching(batch, micro, workers, fewest, **options)
+        return
+    with pytest.raises(UserError, match="one example at once") as refused:
+        check_batching(batch, micro, workers, fewest, **options)
+    check_batching(batch, micro, workers, fewest, setting="train.fcn8s")
+    if batch == 1:
+        assert "batch 1 makes" in str(refused.value) and str(refused.value).endswith(": raise it")
+    else:
+        enough = int(re.search(r"take (\d+) or more", str(refused.value))[1])
+        for each in range(enough, batch + 1):
+            check_batching(batch, each, workers, fewest, **options)
 
 
 def test_without_micro_batch_there_is_one_piece():

@@ -1,6 +1,8 @@
 """Batches: the same bits by threads and by a process, for any number of workers, from any step."""
 
 import multiprocessing
+import os
+import signal
 import weakref
 from collections import Counter
 from dataclasses import dataclass, fields, replace
@@ -10,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from deconvnet.training.data import loader_process, transforms
+from deconvnet.training.data import dev_set, loader_process, transforms
 from deconvnet.training.data.dataloader import BatchLoader, BatchPlan
-from deconvnet.training.data.dev_set import DevSet
+from deconvnet.training.data.dev_set import DevSet, dev_counts
 from deconvnet.training.data.examples import Examples, open_examples
 from infra.errors import UserError
 from tests.deconvnet.training_tables import SIZE, examples_table, images_table
@@ -145,10 +147,25 @@ def test_dev_sets_of_ranks_have_each_row_once(crops):
     assert np.array_equal(one[0][1][1::2], two[1][1])
 
 
+def test_a_dev_set_holds_no_more_bytes_than_it_may(crops, monkeypatch):
+    """As many examples for any number of ranks, by the mean size of the table's rows."""
+    assert dev_counts(crops) == (60, 60) and dev_counts(crops, 16) == (16, 60)
+    monkeypatch.setattr(dev_set, "DEV_BYTES", 7.5 * crops.groups.nbytes.sum() / 60)
+    assert dev_counts(crops) == (7, 60) and dev_counts(crops, 5) == (5, 60)
+    assert [sum(len(DevSet(crops, rank, ranks)) for rank in range(ranks)) for ranks in (1, 3)] == [7, 7]
+    monkeypatch.setattr(dev_set, "DEV_BYTES", 1)
+    assert len(DevSet(crops)) == 1
+
+
 def test_a_process_makes_the_same_bits_as_threads_and_leaves_torch_s_random_numbers_alone(crops):
-    plan = BatchPlan.of(crops, 8, 3, 3, quarter(crops))
+    """Ctrl-C, which a terminal sends to the process as well, doesn't end it: the training has yet to stop in an orderly manner."""
+    plan, others = BatchPlan.of(crops, 8, 3, 3, quarter(crops)), set(multiprocessing.active_children())
     before = torch.get_rng_state()
-    made = list(BatchLoader(plan, 1, own_process=True).batches(13, 24))
+    batches = BatchLoader(plan, 1, own_process=True).batches(13, 24)
+    made = [next(batches)]
+    (process,) = set(multiprocessing.active_children()) - others
+    os.kill(process.pid, signal.SIGINT)
+    made += batches
     assert torch.equal(torch.get_rng_state(), before)
     assert same(made, list(BatchLoader(plan, 1).batches(13, 24)))
 
@@ -162,6 +179,9 @@ def test_a_user_s_error_in_the_process_arrives_with_its_message_alone(tmp_path: 
     with pytest.raises(UserError) as there:
         list(BatchLoader(damaged(plan), own_process=True).batches(0, 1))
     assert str(there.value) == str(here.value) and "is damaged" in str(here.value)
+    with pytest.raises(UserError) as dev:
+        list(DevSet(damaged(plan).examples).batches(3))
+    assert str(dev.value) == str(here.value)
     assert multiprocessing.active_children() == before, "the error keeps the process, and torch's watch over it, alive"
 
 

@@ -1,5 +1,6 @@
 """What a training is given, what it reports, and what it does not take for granted."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 
 from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
 from deconvnet.training import job as job_module
+from deconvnet.training.data import dev_set
 from deconvnet.training.job import TrainingJob, progress_line
 from infra.errors import UserError
 from infra.storage import tables
@@ -39,6 +41,31 @@ def test_a_training_without_dev_examples_has_none(tmp_path: Path):
             group.splits.pop("dev", None)
     tables.commit(few, made.fingerprint, made.parts)
     assert job(few, few).dev_examples() is None
+
+
+def test_dev_examples_that_are_not_used_are_counted_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog):
+    folder = images_table(str(tmp_path / "images"), 20)
+    caplog.set_level(logging.INFO, "deconvnet")
+    assert job(folder, folder).dev_examples() is not None and not caplog.messages
+    groups = tables.require_commit(folder).parts[0].row_groups
+    monkeypatch.setattr(dev_set, "DEV_BYTES", 3.5 * sum(group.nbytes for group in groups) / 20)
+    assert job(folder, folder).dev_examples() is not None
+    assert caplog.messages == ["  the mean IoU is measured on 3 of 5 dev examples, spread evenly over the table"]
+
+
+@pytest.mark.parametrize(
+    ("init", "model", "warned"),
+    [
+        (None, {}, True),
+        (None, {"fcn_batch_norm": True}, False),
+        (None, {"vgg16": "vgg16.npz"}, False),
+        ("models/fcn8s", {}, False),
+    ],
+)
+def test_fcn8s_without_batch_norm_from_random_weights_gives_a_warning(init, model, warned, caplog):
+    this = replace(job("folder", None), init=init)
+    replace(this, model=this.model.model_copy(update=model)).check(1)
+    assert ["set model.fcn_batch_norm to true" in message for message in caplog.messages] == [True] * warned
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -92,14 +93,26 @@ def test_a_stopped_and_resumed_run_has_the_weights_of_an_undisturbed_one(folder:
     assert steps == [1, 2, 3, 3]
     (kept,) = (folder / "runs" / "stopped").iterdir()
     assert kept.name == "step_000000003"
-    (folder / "runs" / "stopped" / "step_000000009").mkdir()  # a killed run left it half written
-    (folder / "runs" / "stopped" / "step_000000009" / "state.json").write_text('{"step": 9, "form')
+    (folder / "runs" / "stopped" / "step_000000006").mkdir()  # a killed run left it half written
+    (folder / "runs" / "stopped" / "step_000000006" / "state.json").write_text('{"step": 6, "form')
     resumed: list[float] = []
     train_locally(job(folder, "stopped"), device="cpu", on_report=lambda metrics: resumed.append(metrics["step"]))
     assert resumed[0] == 4
     whole, stopped = weights(folder, "whole"), weights(folder, "stopped")
     assert all(torch.equal(whole[name], value) for name, value in stopped.items())
-    assert not list((folder / "runs" / "stopped").iterdir())
+    assert [path.name for path in (folder / "runs" / "stopped").iterdir()] == ["step_000000007"]
+
+
+def test_a_training_whose_stage_was_not_completed_repeats_no_step(folder: Path):
+    """As where MLflow can't be reached at the end of the stage."""
+    train_locally(job(folder, "ended"), device="cpu")
+    assert [path.name for path in (folder / "runs" / "ended").iterdir()] == ["step_000000007"]
+    before = weights(folder, "ended")
+    shutil.rmtree(folder / "models" / "ended")
+    again: list[dict[str, float]] = []
+    assert train_locally(job(folder, "ended"), device="cpu", on_report=again.append)["steps"] == 7
+    assert [sorted(metrics) for metrics in again] == [["epoch", "final_dev_mean_iou", "step"]]
+    assert all(torch.equal(before[name], value) for name, value in weights(folder, "ended").items())
 
 
 def test_checkpoints_take_a_twentieth_of_the_time_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -147,6 +160,26 @@ def test_the_newest_complete_checkpoint_is_found_whoever_wrote_it(tmp_path: Path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_2026", "step_000000007"]
 
 
+def test_a_run_that_lost_its_lock_leaves_the_newer_checkpoints_of_the_one_that_took_over(tmp_path: Path):
+    suspended, other = (LocalCheckpoints(str(tmp_path)) for _ in range(2))
+    for checkpoints, step in ((suspended, 3), (other, 12), (suspended, 4)):
+        checkpoints.save(State({"x": torch.full((2,), float(step))}, {"step": step}))
+    assert other.newest().values["step"] == 12
+    other.save(State({"x": torch.zeros(2)}, {"step": 13}))
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000000013"]
+
+
+def test_a_checkpoint_that_is_due_but_does_not_pay_yet_causes_no_reports(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Else every step would be reported until it pays. Epochs have 5 steps."""
+    monkeypatch.setattr(local_trainer, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(LocalCheckpoints, "pays", lambda self: False)
+    steps: list[float] = []
+    slow = job(folder, "slow", settings={"log_every": 100})
+    train_locally(slow, device="cpu", on_report=lambda metrics: steps.append(metrics["step"]))
+    assert steps == [5, 7, 7]
+    assert not (folder / "runs" / "slow").exists()
+
+
 def test_training_without_dev_examples_says_what_they_would_have_decided(folder: Path, tmp_path: Path, caplog):
     tables.commit(f"{tmp_path}/none", "f", [])
     with caplog.at_level(logging.INFO):
@@ -168,6 +201,8 @@ def test_fcn8s_trains_on_whole_images(tmp_path: Path):
 def test_a_batch_that_can_t_be_divided_and_a_diverging_loss_are_user_errors(folder: Path):
     with pytest.raises(UserError, match=r"train\.stage1\.micro_batch 17 is more"):
         train_locally(job(folder, settings={"micro_batch": 17}), device="cpu")
+    with pytest.raises(UserError, match=r"train\.stage1\.micro_batch 1 with .* one example at once"):
+        train_locally(job(folder, settings={"micro_batch": 1}), device="cpu")
     with pytest.raises(UserError, match=r"stage1: the loss is .*lower lr"):
         train_locally(job(folder, "wild", settings={"lr": 1e30}), device="cpu")
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 import pytest
@@ -26,6 +26,7 @@ from deconvnet.training import ray_trainer
 from deconvnet.training.job import TrainingJob
 from deconvnet.training.local_trainer import train_locally
 from deconvnet.training.ray_trainer import check_resources, train_on_ray
+from deconvnet.training.trainer import Diverged
 from infra.errors import Interrupted, UserError
 from infra.runtime.report_queue import ReportQueue
 from infra.settings import ClusterSettings
@@ -178,8 +179,40 @@ def test_a_stop_says_what_the_workers_do_by_the_newest_message(tmp_path: Path, f
     trainer = SimpleNamespace(fit=lambda: stopped.wait(60) and SimpleNamespace(return_value={"interrupted": "at step 7"}))
     monkeypatch.setattr(ray, "get", lambda found: found)
     asked = iter([False])
-    assert ray_trainer._Run(job(tmp_path), trainer, queue, 30).wait(lambda: next(asked, True)) == {"interrupted": "at step 7"}
+    with pytest.raises(Interrupted, match="at step 7"):
+        ray_trainer._Run(job(tmp_path), trainer, queue, 30).wait(lambda: next(asked, True))
     assert [message for message in logged.messages if "stopping" in message] == [said]
+
+
+class Received(Exception):
+    """Stands for the KeyboardInterrupt with which a command reacts to a signal. pytest itself would end at that."""
+
+
+@pytest.mark.parametrize(
+    ("returned", "error"),
+    [({"steps": 8}, Received), ({"interrupted": "at step 7"}, Interrupted), ({"diverged": "the loss is nan"}, Diverged)],
+)
+def test_ctrl_c_that_comes_too_late_to_stop_the_workers_interrupts_the_driver(tmp_path: Path, returned, error, monkeypatch):
+    """If they have stopped, the signal has done its work."""
+
+    def receive(*_: Any) -> NoReturn:
+        raise Received
+
+    stopped, signals = threading.Event(), iter([signal.SIGINT])
+    queue = SimpleNamespace(
+        take=SimpleNamespace(remote=lambda: [signal.raise_signal(number) for number in signals] and []),
+        request_stop=SimpleNamespace(remote=stopped.set),
+    )
+    trainer = SimpleNamespace(fit=lambda: stopped.wait(60) and SimpleNamespace(return_value=returned))
+    monkeypatch.setattr(ray, "get", lambda found: found)
+    monkeypatch.setattr(ray_trainer, "POLL_SECONDS", 0.01)
+    before = signal.signal(signal.SIGINT, receive)
+    try:
+        with pytest.raises(error):
+            ray_trainer._Run(job(tmp_path), trainer, queue, 30).wait(lambda: False)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert stopped.is_set()
 
 
 def processes_below(pid: int, name: str) -> list[psutil.Process]:

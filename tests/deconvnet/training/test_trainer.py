@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from deconvnet.models import checkpoint
 from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.settings import StageSettings
+from deconvnet.training import trainer as trainer_module
 from deconvnet.training.data.dataloader import BatchLoader, BatchPlan
 from deconvnet.training.data.dev_set import DevSet
 from deconvnet.training.data.examples import Examples, open_examples
@@ -271,6 +272,18 @@ def test_a_state_holds_weights_momenta_seed_and_step(crops):
     state = trainer.state_dict()
     assert {n for n in state.tensors if n.startswith("momentum.")} == {f"momentum.{n}" for n, _ in model.named_parameters()}
     assert (state.values["seed"], state.values["step"]) == (7, 3)
+
+
+@pytest.mark.parametrize("able", [1, 2])
+def test_fused_layers_and_optimiser_are_used_only_if_all_ranks_can(crops, able, monkeypatch):
+    """This rank can. On two ranks of different kinds, the exchanged statistics would not fit together."""
+    monkeypatch.setattr(trainer_module, "rank_and_world_size", lambda: (0, 2))
+    monkeypatch.setattr(trainer_module, "sum_over_ranks", lambda values: values + able - 1)
+    model = DeconvNet(3, 0.1, SIZE)
+    trainer = Trainer(model, stage(), loader(crops), seed=0)
+    fused = {type(module).__name__ for module in model.modules()} & {"FusedUnit", "FusedMaxPool2d", "FusedUnpool"}
+    assert len(fused) == (3 if able == 2 else 0)
+    assert (type(trainer.optimiser) is torch.optim.SGD) == (able == 1)
 
 
 def test_a_checkpoint_is_due_after_a_step_where_the_caller_requests_it(crops):

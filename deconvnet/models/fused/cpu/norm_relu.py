@@ -15,7 +15,10 @@ from deconvnet.models.sync_batchnorm import SyncBatchNorm2d, track, world_size
 WIDTH = 256
 """Least length of the loops."""
 CHUNK, CHUNKS = 2**15, 64
-"""Least number of activations in a chunk, about, and most chunks. Each chunk has sums of its own, which cost time too."""
+"""About the smallest number of activations in a chunk, and the largest number of chunks.
+
+Each chunk has sums of its own, which cost time too.
+"""
 
 
 def norm_relu(x: Tensor, norm: nn.BatchNorm2d, bias: Tensor | None = None) -> Tensor:

@@ -17,7 +17,7 @@ DTYPES = {
 }
 """For each dtype of activations, its numba type and that of an unsigned integer of the same size."""
 CHUNK = 2**15
-"""Least number of activations of the smaller map in a chunk, about."""
+"""About the smallest number of activations in a chunk of the smaller map."""
 
 
 def max_pool(x: Tensor) -> tuple[Tensor, Tensor]:
