@@ -11,7 +11,7 @@ from deconvnet.datasets.exporting.export_writer import SPECK, ExportSummary, Pre
 from deconvnet.datasets.exporting.voc import has_label_map
 from deconvnet.datasets.image_folder import list_image_files
 from deconvnet.datasets.importing.dataset import BACKGROUND_NAMES
-from deconvnet.datasets.importing.images import NameIndex
+from deconvnet.datasets.importing.image_index import NameIndex
 from deconvnet.datasets.importing.train_val_split import read_split_list
 from deconvnet.datasets.writing.new_folder import check_new, new_folder
 from deconvnet.datasets.writing.voc_writer import REJECTS_FILE

@@ -16,7 +16,8 @@ from typing import Any
 from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.importing import shapes
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules, Loss
-from deconvnet.datasets.importing.images import ImageIndex, common_spelling, read_json
+from deconvnet.datasets.importing.image_index import ImageIndex, common_spelling, complete_name
+from deconvnet.datasets.importing.images import read_json
 from deconvnet.datasets.importing.painting import ImagePainter
 from deconvnet.datasets.importing.regions import as_int, parse_points
 from infra import storage
@@ -78,9 +79,9 @@ def _read_document(uri: str, encoding: str | None) -> dict[str, Any]:
     try:
         document = read_json(uri, encoding)
     except BadInput as error:
-        raise UserError(f"--annotations {uri} is not a COCO JSON: {error}") from None
+        raise UserError(f"--annotations {uri} is not COCO JSON: {error}") from None
     if not isinstance(document, dict) or not all(isinstance(document.get(section), list) for section in _SECTIONS):
-        raise UserError(f"--annotations {uri} is not a COCO JSON: it needs the lists images, annotations and categories")
+        raise UserError(f"--annotations {uri} is not COCO JSON: it needs the lists images, annotations and categories")
     return {section: [entry if isinstance(entry, dict) else {} for entry in document[section]] for section in _SECTIONS}
 
 
@@ -155,7 +156,7 @@ def _add_images(
         else:
             load = painter.plan(partial(index.read_named, file), partial(converter.convert, image, annotations[key]))
             name = name if name.endswith(PurePosixPath(file).name) else common_spelling(name)  # for a plain id
-            dataset.add(name, storage.join(source.images, file), source.split, load)
+            dataset.add(complete_name(name, file), storage.join(source.images, file), source.split, load)
             added.add(key)
     unlisted = [annotation for key, same in annotations.items() if key is None or key not in names for annotation in same]
     if unlisted and len(unlisted) == len(document["annotations"]):

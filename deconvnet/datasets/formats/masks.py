@@ -13,7 +13,8 @@ import numpy as np
 from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.importing.class_table import ClassTable, infer_table, read_table
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotatedImage, AnnotationSource, ImportRules
-from deconvnet.datasets.importing.images import ImageIndex, as_layout_file, normalise, read_input, read_text
+from deconvnet.datasets.importing.image_index import ImageIndex, normalise
+from deconvnet.datasets.importing.images import as_layout_file, read_input, read_text
 from deconvnet.datasets.importing.mask_values import MaskValues, read_mask_values
 from deconvnet.datasets.importing.orientation import (
     Evidence,

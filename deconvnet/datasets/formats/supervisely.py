@@ -23,7 +23,8 @@ from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.image_folder import SUFFIXES
 from deconvnet.datasets.importing import shapes
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
-from deconvnet.datasets.importing.images import ImageIndex, normalise, read_json
+from deconvnet.datasets.importing.image_index import ImageIndex, normalise
+from deconvnet.datasets.importing.images import read_json
 from deconvnet.datasets.importing.painting import ImagePainter
 from deconvnet.datasets.importing.regions import Region, parse_points, polygon_region
 from infra import storage

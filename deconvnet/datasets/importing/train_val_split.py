@@ -5,7 +5,8 @@ from collections.abc import Collection, Sequence
 from pathlib import PurePosixPath
 
 from deconvnet.datasets.importing.dataset import STAGE, AnnotatedDataset, image_id_of
-from deconvnet.datasets.importing.images import NameIndex, normalise, read_text
+from deconvnet.datasets.importing.image_index import NameIndex, normalise
+from deconvnet.datasets.importing.images import read_text
 from infra.errors import BadInput, UserError
 from infra.storage.tables import Reject
 

@@ -19,7 +19,8 @@ import pyarrow.fs as pafs
 from deconvnet.datasets.image_folder import SUFFIXES
 from deconvnet.datasets.importing import shapes
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules, Loss
-from deconvnet.datasets.importing.images import ImageIndex, read_input, read_json
+from deconvnet.datasets.importing.image_index import ImageIndex
+from deconvnet.datasets.importing.images import read_input, read_json
 from deconvnet.datasets.importing.painting import ImagePainter
 from infra import storage
 from infra.errors import BadInput, UserError

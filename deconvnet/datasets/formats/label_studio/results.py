@@ -14,7 +14,8 @@ from deconvnet.datasets.formats.label_studio.brush_masks import find_images
 from deconvnet.datasets.formats.label_studio.brush_runs import decode_brush
 from deconvnet.datasets.importing import shapes
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
-from deconvnet.datasets.importing.images import ImageIndex, read_json
+from deconvnet.datasets.importing.image_index import ImageIndex
+from deconvnet.datasets.importing.images import read_json
 from deconvnet.datasets.importing.painting import ImagePainter
 from deconvnet.datasets.importing.regions import as_int, parse_points
 from infra.errors import BadInput, UserError

@@ -48,7 +48,7 @@ def test_polygons_run_lengths_and_crowds_of_any_category_ids_become_masks(tmp_pa
 @pytest.mark.parametrize(
     ("annotation", "words"),
     [
-        ({"segmentation": {"size": [WIDTH, HEIGHT], "counts": [0, 2400]}}, "annotation 2: its run lengths are for [60, 40]"),
+        ({"segmentation": {"size": [WIDTH, HEIGHT], "counts": [0, 2400]}}, "annotation 2: its mask is 40×60, the image is 60×40"),
         ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [0, 5]}}, "cover 5 px"),
         ({"segmentation": [[1, 2, "x", 4, 5, 6]]}, "not numbers"),
         ({"segmentation": "everything"}, "is a str"),
@@ -173,7 +173,7 @@ def test_an_image_that_is_listed_with_several_ids_is_rejected(tmp_path, listed):
 def test_a_file_that_is_no_coco_json_is_refused(tmp_path, text):
     write_image(tmp_path / "a.jpg")
     (tmp_path / "c.json").write_text(text, "latin-1")
-    with pytest.raises(UserError, match="is not a COCO JSON"):
+    with pytest.raises(UserError, match="is not COCO JSON"):
         read_coco([AnnotationSource(str(tmp_path), str(tmp_path / "c.json"))], ImportRules())
 
 

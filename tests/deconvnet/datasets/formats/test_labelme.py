@@ -145,6 +145,17 @@ def test_a_file_with_another_image_embedded_does_not_compete(tmp_path, embed):
         assert np.abs(decode_image(entry.load().image).astype(int) - scene(number)).mean() < 12
 
 
+def test_an_image_that_is_taken_from_the_json_although_it_has_a_file_is_reported(tmp_path):
+    """The file may be the one to use: a photo from which faces were removed after it was annotated."""
+    Image.fromarray(scene(1)).save(tmp_path / "a.png")
+    Image.fromarray(scene(2)).save(tmp_path / "b.png")
+    for name, embedded in {"a": scene(1), "b": scene(3), "c": scene(4)}.items():
+        write_session(tmp_path, f"{name}.json", embedded, True, f"{name}.png")
+    dataset = read_labelme([AnnotationSource(str(tmp_path), str(tmp_path))], ImportRules())
+    remark = "was taken from its JSON file (imageData), because its image file shows another image"
+    assert {entry.image_id: entry.load().remark for entry in dataset.entries} == {"a": "", "b": remark, "c": ""}
+
+
 def test_the_image_file_is_used_if_it_shows_what_is_embedded(tmp_path):
     """The embedded image was turned upright and compressed again."""
     pixels = scene(1)
