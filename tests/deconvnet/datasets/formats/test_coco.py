@@ -177,6 +177,25 @@ def test_a_file_that_is_no_coco_json_is_refused(tmp_path, text):
         read_coco([AnnotationSource(str(tmp_path), str(tmp_path / "c.json"))], ImportRules())
 
 
+ROBOFLOW = [
+    {"id": 0, "name": "objects", "supercategory": "none"},
+    {"id": 1, "name": "cat", "supercategory": "objects"},
+    {"id": 2, "name": "dog", "supercategory": "objects"},
+    {"id": 3, "name": "person", "supercategory": "person"},
+]
+
+
+def test_a_category_that_only_groups_others_is_no_class(tmp_path):
+    dataset = read(tmp_path, [{"segmentation": [SQUARE], "category_id": 2}], categories=ROBOFLOW)
+    assert dataset.classes == ("background", "cat", "dog", "person") and "objects is no class" in dataset.notes[0]
+    assert (dataset.entries[0].load().class_mask == 2).sum() == 400
+    annotations = [{"segmentation": [SQUARE], "category_id": 0}, {"segmentation": [SMALL], "category_id": "1"}]
+    used = read(tmp_path, annotations, categories=ROBOFLOW)
+    assert used.classes == ("background", "objects", "cat", "dog", "person") and not used.notes
+    named = read(tmp_path, annotations[1:], categories=ROBOFLOW, classes=("objects", "cat"))
+    assert named.classes == ("background", "objects", "cat") and (named.entries[0].load().class_mask == 2).sum() == 50
+
+
 def test_boxes_are_objects_if_the_user_wants_them(tmp_path):
     image = read(tmp_path, [{"bbox": [1, 2, 3, 4]}], boxes_void=False).entries[0].load()
     assert (image.class_mask == 2).sum() == 12 and (image.class_mask[2:6, 1:4] == 2).all() and not image.losses
