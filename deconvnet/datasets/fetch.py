@@ -160,7 +160,7 @@ def _raise_if_final(url: str, part: Path, error: Exception, last: bool) -> None:
     if isinstance(error, OSError) and error.errno in _FATAL_ERRNOS:
         raise UserError(f"{part} can't be written: {error.strerror}") from None
     if last:
-        received = _format_bytes(part.stat().st_size)
+        received = _format_bytes(part.stat().st_size if part.exists() else 0)
         reason = getattr(error, "reason", None) or error
         raise UserError(
             f"{url} can't be downloaded ({reason}); {received} are kept in {part}, and the same command resumes from there"
@@ -172,14 +172,14 @@ def _download_rest(url: str, part: Path) -> None:
 
     Args:
         url: address of the file.
-        part: file that holds what was received so far.
+        part: file that holds what was received so far; it need not exist.
 
     Raises:
         OSError: if the connection breaks or the server answers with an error. (urllib's HTTPError is an OSError.)
         HTTPException: if the server's answer is cut short or malformed.
         UserError: if the disk has no room for the rest.
     """
-    received = part.stat().st_size
+    received = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "deconvnet", "Accept-Encoding": "identity"})
     if received:
         request.add_header("Range", f"bytes={received}-")

@@ -23,9 +23,9 @@ class NameIndex:
     * If none of them exists, the image must lie in the folder of images itself, not in a subfolder of it.
     * A name without the suffix of an image file, such as frame_1, fits an image whose path is this name and such a suffix.
 
-    The names of a whole list tell more (`find_each`, `find_all`). If any of them lies in an existing folder or in the folder of images
-    itself, the list names the folders that are here. Then images of folders that don't exist are missing. Otherwise the list was
-    made elsewhere, and `find_all` finds images by their file names alone.
+    A whole list of names tells more (`find_each`, `find_all`). If it names any folder that exists, or the folder of images itself,
+    then the images of listed folders that don't exist are missing. If it names none of them, the list was made elsewhere, and
+    `find_all` finds images by their file names alone.
 
     Attributes:
         folder: the folder or bucket prefix of the images. Its name may be part of the names that are searched.
@@ -43,13 +43,13 @@ class NameIndex:
         for name in self.names:
             self._by_path[common_spelling(name)].append(name)
             self._by_file_name[PurePosixPath(common_spelling(name)).name].append(name)
-        _add_stems(self._by_path)
-        _add_stems(self._by_file_name)
         self._folders: dict[tuple[str, ...], set[tuple[str, ...]]] = defaultdict(set)  # folders, by each ending of their paths
         for parts in {tuple(path.split("/")[:-1]) for path in self._by_path}:
             for end in range(1, len(parts) + 1):
                 for start in range(end):
                     self._folders[parts[start:end]].add(parts[:end])
+        _add_stems(self._by_path)
+        _add_stems(self._by_file_name)
 
     def find(self, name: str) -> str | None:
         """Find an image by the name that an annotation gives it.
@@ -163,7 +163,8 @@ class NameIndex:
         candidates = self._by_path.get(common_spelling(path)) or self._in_folders(folders, file_name)
         if len(candidates) > 1:  # they may differ in their percent-encoding alone
             listed = PurePosixPath(normalise(path)).name
-            same = [each for each in candidates if listed in (name := PurePosixPath(normalise(each)).name, _without_suffix(name))]
+            spelled = {each: PurePosixPath(normalise(each)).name for each in candidates}
+            same = [each for each in candidates if listed in (spelled[each], _without_suffix(spelled[each]))]
             candidates = same or candidates
         if len(candidates) == 1:
             return candidates[0], ""
@@ -267,4 +268,4 @@ def _add_stems(files_by_name: dict[str, list[str]]) -> None:
         stem = _without_suffix(name)
         if stem != name and stem == _without_suffix(stem):
             stems[stem] += files
-    files_by_name |= {stem: files for stem, files in stems.items() if stem not in files_by_name}
+    files_by_name.update({stem: files for stem, files in stems.items() if stem not in files_by_name})
