@@ -263,7 +263,7 @@ def test_a_name_that_mlflow_refuses_is_a_user_error(tracker, folder, networks):
         register(run, tracker.uri, "a/b:c", ensemble_in(folder), RESULTS)
 
 
-def test_models_are_registered_on_a_tracking_server_too(folder, networks, tmp_path, monkeypatch):
+def test_models_are_registered_on_a_tracking_server_too(tracker, folder, tmp_path, monkeypatch):
     shutil.copy(folder / "work/mlflow/mlflow.db", tmp_path / "server.db")
     with mlflow_server(tmp_path) as server:
         over_http = MlflowTracker(server.url, "over http")
