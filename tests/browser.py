@@ -10,13 +10,14 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from infra.deploy.local.process import free_port
+from tests.waiting import wait_until
 
 FLAGS = (
     "--headless=new",
@@ -100,7 +101,7 @@ def browser(width: int = 1200, height: int = 900) -> Iterator[Browser]:
     with TemporaryDirectory(prefix="deconvnet-chromium-", ignore_cleanup_errors=True) as profile:
         driver = subprocess.Popen(["chromedriver", f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            _wait_until(lambda: _request("GET", f"{address}/status")["ready"])
+            wait_until(lambda: _is_ready(address), _START_SECONDS, description="chromedriver is ready")
             wanted = {
                 "goog:chromeOptions": {"args": [*FLAGS, f"--user-data-dir={profile}", "about:blank"]},
                 "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
@@ -130,12 +131,8 @@ def _request(method: str, url: str, body: Any = None) -> Any:
         raise RuntimeError(json.load(error)["value"]["message"]) from None
 
 
-def _wait_until(ready: Callable[[], bool]) -> None:
-    """Wait until chromedriver is ready. Raises RuntimeError if that takes too long."""
-    end = time.monotonic() + _START_SECONDS
-    while time.monotonic() < end:
-        with suppress(OSError):
-            if ready():
-                return
-        time.sleep(0.1)
-    raise RuntimeError("chromedriver did not start")
+def _is_ready(address: str) -> bool:
+    """Return whether chromedriver accepts calls."""
+    with suppress(OSError):
+        return bool(_request("GET", f"{address}/status")["ready"])
+    return False

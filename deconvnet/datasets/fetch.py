@@ -5,6 +5,7 @@ right, it is renamed. An archive is unpacked to a temporary folder, which is ren
 """
 
 import errno
+import fcntl
 import hashlib
 import http.client
 import logging
@@ -14,7 +15,8 @@ import time
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -67,7 +69,7 @@ def require_disk_space(folder: Path, size: int, what: str) -> None:
         raise UserError(f"{what} needs {needed} free in {folder}, which has {_format_bytes(free)}: make room there")
 
 
-def fetch(url: str, target: Path, checksum: str | None = None, pause: float = 2.0) -> Path:
+def fetch(url: str, target: Path, checksum: str, pause: float = 2.0) -> Path:
     """Download a file, or resume a download that broke off.
 
     If the target exists with the right checksum, nothing is downloaded. If the connection breaks, the download is resumed up to
@@ -76,7 +78,7 @@ def fetch(url: str, target: Path, checksum: str | None = None, pause: float = 2.
     Args:
         url: http:// or https:// address of the file.
         target: path to save the file to; its folder is created if needed.
-        checksum: checksum that the file must have, as for `has_checksum`. If None, it is not verified.
+        checksum: checksum that the file must have, as for `has_checksum`.
         pause: seconds to wait before the download is resumed for the first time; the wait doubles each time.
 
     Returns:
@@ -84,31 +86,61 @@ def fetch(url: str, target: Path, checksum: str | None = None, pause: float = 2.
 
     Raises:
         UserError: if the address is not http:// or https://, the server refuses, the connection keeps breaking, the disk is full,
-            the downloaded file has a wrong checksum, or the target exists with another checksum.
+            the downloaded file has a wrong checksum, the target exists with another checksum, or another run downloads it.
     """
     if not url.startswith(("http://", "https://")):
         raise UserError(f"{url} can't be downloaded: the address must begin with http:// or https://")
     if target.is_file():
-        if checksum is None or has_checksum(target, checksum):
+        if has_checksum(target, checksum):
             return target
         raise UserError(f"{target} exists and its checksum is not {checksum}: delete it, or correct the checksum")
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
-    for attempt in range(_ATTEMPTS):
-        try:
-            _download_rest(url, part)
-            break
-        except (OSError, http.client.HTTPException) as error:
-            _raise_if_final(url, part, error, last=attempt == _ATTEMPTS - 1)
-            logger.warning("%s: %s; trying again", target.name, getattr(error, "reason", None) or error)
-            time.sleep(pause * 2**attempt)
-    if checksum is not None and not has_checksum(part, checksum):
-        part.unlink()
-        raise UserError(
-            f"what {url} sent is not the file expected (its checksum is not {checksum}); it was deleted: try again later"
-        )
-    part.replace(target)
+    with _locked(part):
+        for attempt in range(_ATTEMPTS):
+            try:
+                _download_rest(url, part)
+                break
+            except (OSError, http.client.HTTPException) as error:
+                _raise_if_final(url, part, error, last=attempt == _ATTEMPTS - 1)
+                logger.warning("%s: %s; trying again", target.name, getattr(error, "reason", None) or error)
+                time.sleep(pause * 2**attempt)
+        if not has_checksum(part, checksum):
+            part.unlink()
+            raise UserError(
+                f"what {url} sent is not the file expected (its checksum is not {checksum}); it was deleted: try again later"
+            )
+        part.replace(target)
     return target
+
+
+@contextmanager
+def _locked(part: Path) -> Iterator[None]:
+    """Lock a file while it is downloaded, so that no other run appends to it. If nothing was received, it is deleted at the end.
+
+    Args:
+        part: the file, which is created if it does not exist. It must not be deleted or replaced before its last change.
+
+    Raises:
+        UserError: if another run has locked the file, or it can't be written.
+    """
+    try:
+        file = part.open("ab")
+    except OSError as error:
+        raise UserError(f"{part} can't be written: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another run is downloading to {part}: wait until it has ended") from None
+        except OSError:
+            logger.warning("the disk of %s has no file locks: do not start two downloads there", part.parent)
+        try:
+            yield
+        finally:
+            with suppress(FileNotFoundError):
+                if not part.stat().st_size:
+                    part.unlink()
 
 
 def _raise_if_final(url: str, part: Path, error: Exception, last: bool) -> None:
@@ -158,7 +190,7 @@ def _download_rest(url: str, part: Path) -> None:
         if error.code == 416 and total == str(received):
             return  # the file is complete; only its checksum has not been verified
         if error.code == 416:
-            part.unlink()  # what was received is longer than the file, so it is not the beginning of the file
+            part.write_bytes(b"")  # what was received is longer than the file, so it is not the beginning of the file
             raise ConnectionError("the server's file is shorter than what was received of it") from None
         raise
     with reply:

@@ -55,23 +55,7 @@ class FolderFiles:
         counts = Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in self.passed_over)
         kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common(8))
         names = ", ".join(self.passed_over[:_MOST_NAMED]) + (", …" if len(self.passed_over) > _MOST_NAMED else "")
-        return f"passed over {len(self.passed_over):,} files that are not images by their suffix ({kinds}): {names}"
-
-
-def list_image_files(folder: str, leave_out: str = "") -> list[ImageFile]:
-    """List the images in a folder and its subfolders, like `list_folder` but without the other files.
-
-    Args:
-        folder: local folder or bucket prefix.
-        leave_out: folder whose files are ignored; empty if there is none.
-
-    Returns:
-        The images, sorted by name, including those that are marked as refused.
-
-    Raises:
-        UserError: if there is no such folder, or no image in it.
-    """
-    return list_folder(folder, leave_out).images
+        return f"skipped {len(self.passed_over):,} files whose suffix is not that of an image ({kinds}): {names}"
 
 
 def list_folder(folder: str, leave_out: str = "") -> FolderFiles:

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import pytest
@@ -18,6 +18,7 @@ from infra.deploy.local.process import Server
 from infra.deploy.local.servers import S3, mlflow_server
 from tests.conftest import ROOT
 from tests.servers import s3_server
+from tests.waiting import wait_until
 
 # Ray notices a dead node after 3 seconds instead of 15.
 FAST_HEALTH_CHECKS = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
@@ -104,21 +105,13 @@ class ClusterFixture:
             self.local.nodes.remove(node)
         while len(self.local.nodes) < 3:
             self.local.add_node()
-        until(lambda: len(self.local.alive()) == 3, "the head counts three nodes")
+        wait_until(lambda: len(self.local.alive()) == 3, description="the head counts three nodes")
 
 
 def start(command: list[str], environment: Mapping[str, str]) -> Driver:
     """Start a command in the project's folder, as the leader of a new session."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return Driver(subprocess.Popen(command, env=dict(environment), cwd=ROOT, **pipes, text=True, start_new_session=True))
-
-
-def until(condition: Callable[[], bool], description: str, seconds: float = 300) -> None:
-    """Wait until `condition()` is true; it fails with `description` after some seconds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {description}"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cluster.conftest import Driver, start, until
+from tests.cluster.conftest import Driver, start
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.timeout(300)]
 SHOW = (
@@ -55,5 +56,5 @@ def test_a_signal_stops_the_cluster_and_no_process_or_file_is_left(folder: Path,
     driver.process.send_signal(number)
     assert driver.end(60) == 130, driver.output
     assert "Traceback" not in driver.output
-    until(lambda: not processes_using(folder), "all processes are gone", 20)
+    wait_until(lambda: not processes_using(folder), 20, description="all processes are gone")
     assert not list(folder.iterdir())

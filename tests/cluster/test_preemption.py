@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import ClusterFixture, until
+from tests.cluster.conftest import ClusterFixture
 from tests.deconvnet.training_tables import examples_table
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.timeout(900)]
 NOTICE_SECONDS = 20
@@ -27,12 +28,12 @@ def test_at_most_a_step_is_repeated(cluster: ClusterFixture, tmp_path: Path, whi
     """Whether the first worker, which saves the checkpoints, is on the node or on the other. Training continues without the node."""
     examples_table(f"{tmp_path}/examples", 480)
     driver = cluster.start("-m", "tests.deconvnet.training_driver", str(tmp_path), *map(str, (2, 40, 1, SELDOM)))
-    until(lambda: max(steps(driver.lines), default=0) >= 8, "step 8", 300)
+    wait_until(lambda: max(steps(driver.lines), default=0) >= 8, description="step 8")
     training = [node for node in cluster.local.nodes if node.processes("RayTrainWorker")]
     assert len(training) == 2
     deadline = cluster.drain(training[which], NOTICE_SECONDS)
     driver.until(r"a node will be taken away in \d+ s: a checkpoint was saved")
-    until(lambda: time.time() >= deadline, "the deadline")
+    wait_until(lambda: time.time() >= deadline, description="the deadline")
     training[which].kill()
     restarted = driver.until("workers: 1")
     driver.until(r"step [\d,]+/.*loss", after=restarted)

@@ -6,8 +6,9 @@ import pytest
 
 from infra.runtime.local_executor import LocalExecutor
 from infra.storage import tables
-from tests.cluster.conftest import ClusterFixture, until
+from tests.cluster.conftest import ClusterFixture
 from tests.cluster.tables_driver import make
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.timeout(300)]
 DRIVER = "tests/cluster/tables_driver.py"
@@ -32,7 +33,8 @@ def test_a_table_is_complete_and_equal_though_a_node_dies_while_it_is_made(
     driver = cluster.start(DRIVER, what, undisturbed, folder)
     victim = cluster.local.nodes[1]
     busy = partial(victim.processes, "ray::Map(")
-    until(lambda: len(tables.part_files(out)) >= 1 and busy(), "a part is complete, and the node works on another")
+    condition = "a part is complete, and the node works on another"
+    wait_until(lambda: len(tables.part_files(out)) >= 1 and busy(), description=condition)
     victim.kill()
     done = len(tables.part_files(out))
     before = tables.require_commit(f"{undisturbed}/{what}")

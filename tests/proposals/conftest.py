@@ -41,12 +41,6 @@ def images(tmp_path: Path) -> Callable[[Sequence[Row], int], str]:
 
 
 @pytest.fixture
-def make_row() -> Callable[..., Row]:
-    """The function `image_row`, for tests that need images of their own."""
-    return image_row
-
-
-@pytest.fixture
 def rows() -> list[Row]:
     """Ten scenes of three splits, an image without objects, one all void, one of one pixel, and one without masks."""
     grey = np.full((40, 50, 3), 90, np.uint8)

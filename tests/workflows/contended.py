@@ -13,12 +13,10 @@ import os
 import random
 import shutil
 import signal
-import sqlite3
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,8 +27,9 @@ from deconvnet.datasets import synthetic
 from deconvnet.tracking.registry import REJECTED
 from infra.storage import lock as lock_module
 from tests.conftest import ROOT
+from tests.workflows.forked import fork, read_registry
 from tests.workflows.test_local_executor import SMALL
-from workflows import cli, predict, retrain, train_pipeline
+from workflows import predict, retrain, train_pipeline
 
 for _module in ("inference.predictor", "tracking.mlflow_runs", "tracking.register", "training.local_trainer"):
     importlib.import_module(f"deconvnet.{_module}")  # those that a command imports late
@@ -52,16 +51,12 @@ class Command:
 
     def start(self, folder: Path, place: Path, log: str) -> int:
         """Start the command in a child process, whose locks go by `AHEAD`, and return its process id."""
-        child = os.fork()
-        if child:
-            return child
-        os.setsid()
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
-        descriptor = os.open(place / log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
-        lock_module.time = SimpleNamespace(time=lambda: time.time() + AHEAD.value)  # type: ignore[assignment]
-        os._exit(cli.run(lambda: self.main([option.format(folder=folder, place=place) for option in self.options])))
+
+        def command() -> None:
+            lock_module.time = SimpleNamespace(time=lambda: time.time() + AHEAD.value)  # type: ignore[assignment]
+            self.main([option.format(folder=folder, place=place) for option in self.options])
+
+        return fork(command, place / log)
 
 
 def training(main: Callable[[list[str]], None], seed: int, *more: str) -> Command:
@@ -186,26 +181,16 @@ def registered(workspace: Path) -> tuple[Found, list[str]]:
     Returns:
         The seed, the digest of the weights and the mean IoUs of each version; and a sentence for each fault.
     """
-    store, found, faults = workspace / "mlflow/mlflow.db", set[tuple[object, ...]](), list[str]()
-    if not store.exists():
-        return found, faults
-    with closing(sqlite3.connect(store)) as database:
-        if not database.execute("select 1 from sqlite_master where name = 'registered_model_aliases'").fetchone():
-            return found, faults
-        versions = database.execute("select version, run_id, source from model_versions where status = 'READY'").fetchall()
-        tags: dict[int, dict[str, str]] = {version: {} for version, _, _ in versions}
-        for version, key, value in database.execute("select version, key, value from model_version_tags"):
-            tags.setdefault(version, {})[key] = value
-        seeds = dict(database.execute("select run_uuid, value from params where key = 'seed'").fetchall())
-        champion = database.execute("select version from registered_model_aliases where alias = 'champion'").fetchone()
-    faults += [f"run {run} has {n} versions" for run, n in Counter(run for _, run, _ in versions).items() if n > 1]
-    if champion and tags[champion[0]].get("verdict") == REJECTED:
-        faults.append(f"the champion, version {champion[0]}, was not promoted")
+    registry, found = read_registry(workspace / "mlflow/mlflow.db"), set[tuple[object, ...]]()
+    versions = [(version, run, source) for version, run, source, status in registry.versions if status == "READY"]
+    faults = [f"run {run} has {n} versions" for run, n in Counter(run for _, run, _ in versions).items() if n > 1]
+    if registry.champion and registry.tags[registry.champion].get("verdict") == REJECTED:
+        faults.append(f"the champion, version {registry.champion}, was not promoted")
     for version, run, source in versions:
         models = Path(source.removeprefix("file://")) / "artifacts/ensemble"
         weights = digest(models / "fcn8s/model.safetensors", models / "deconvnet/model.safetensors")
-        results = sorted(item for item in tags[version].items() if item[0].startswith("mean_iou"))
-        found.add(("version", seeds.get(run), weights, *results))
+        results = sorted(item for item in registry.tags[version].items() if item[0].startswith("mean_iou"))
+        found.add(("version", registry.seeds.get(run), weights, *results))
     return found, faults
 
 

@@ -6,17 +6,16 @@ Nothing here starts a thread or opens MLflow before it forks.
 import importlib
 import os
 import signal
-import sqlite3
 import time
 import zlib
 from collections import Counter
-from contextlib import closing
 from pathlib import Path
 
 from mlflow import MlflowClient
 
 from deconvnet.evaluation.comparison import RiseInterval
-from workflows import cli, retrain
+from tests.workflows.forked import fork, read_registry
+from workflows import retrain
 from workflows.pipelines import generations, retraining
 from workflows.pipelines.retraining import Retraining
 
@@ -70,17 +69,14 @@ def attempt(arguments: list[str], log: Path, *, moment: tuple[str, int] | None =
     Returns:
         Whether it came to its end.
     """
-    child = os.fork()
-    if child == 0:
-        os.setsid()
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
-        descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
+
+    def command() -> None:
         decide_by_generation()
         if moment:
             kill_after(*moment)
-        os._exit(cli.run(lambda: retrain.main(arguments)))
+        retrain.main(arguments)
+
+    child = fork(command, log)
     deadline = time.monotonic() + (seconds if seconds is not None else 500)
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -96,15 +92,6 @@ def attempt(arguments: list[str], log: Path, *, moment: tuple[str, int] | None =
 
 
 def registry(store: Path) -> tuple[Counter[str], int | None, dict[int, dict[str, str]]]:
-    """Read the registry's database: versions by run, the champion, and the tags of each version."""
-    if not store.exists():
-        return Counter(), None, {}
-    with closing(sqlite3.connect(store)) as database:
-        if not database.execute("select 1 from sqlite_master where name = 'registered_model_aliases'").fetchone():
-            return Counter(), None, {}  # killed while MLflow made its tables
-        runs = Counter(run for (run,) in database.execute("select run_id from model_versions"))
-        champion = database.execute("select version from registered_model_aliases where alias = 'champion'").fetchone()
-        tags: dict[int, dict[str, str]] = {}
-        for version, key, value in database.execute("select version, key, value from model_version_tags"):
-            tags.setdefault(version, {})[key] = value
-    return runs, champion and champion[0], tags
+    """Read the registry's database: number of versions by run, the champion, and the tags of each version."""
+    found = read_registry(store)
+    return Counter(run for _, run, *_ in found.versions), found.champion, found.tags

@@ -148,7 +148,8 @@ def export_calls(options: list[str], patch: pytest.MonkeyPatch, record: Record) 
     ]
     patch.setattr(label_export.tables, "iter_rows", lambda *_: rows)
     patch.setattr(label_export, "read_split_list", record("list", ["a"]))
-    patch.setattr(label_export, "list_image_files", lambda *_, **named: [SimpleNamespace(name=name, stamp="") for name in "ab"])
+    images = [SimpleNamespace(name=name, stamp="") for name in "ab"]
+    patch.setattr(label_export, "list_folder", lambda *_, **named: SimpleNamespace(images=images))
     patch.setattr(label_export, "get_format", lambda name: record("format")(name) or exporting.get_format(name))
     patch.setattr(label_export, "new_folder", folder)
     patch.setattr(label_export, "write_export", record("write", ExportSummary(2, 3)))
@@ -256,7 +257,7 @@ CALLED_THERE = {
     "check": "title",
     "train_split": "splits",
     "val_split": "splits",
-    "format": "convert finish annotations image_path has_masks has_polygons",
+    "format": "convert finish annotations image_path has_polygons",
     "predictions": "mask",
     "only": "name image mask classes score class_scores",
     "output": "uri leave_out",

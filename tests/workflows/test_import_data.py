@@ -398,7 +398,7 @@ def test_the_check_tells_what_training_would_set_aside(tmp_path, capsys):
         (["--from", "masks", "--images", "/nowhere", "--annotations", "/nowhere/m", "--to", "x"], "/nowhere does not exist"),
         (
             ["--from", "coco", "--images", "x", "--annotations", "/no.json", "--to", "x"],
-            "/no.json is not a COCO JSON: there is no file",
+            "/no.json is not COCO JSON: there is no file",
         ),
         (
             ["--from", "labelme", "--annotations", "x", "--to", "y", "--encoding", "gbkk"],

@@ -519,7 +519,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(workspace, image_folder, t
     predict.main(arguments(workspace, image_folder, tmp_path / "out", "--dry-run"))
     said = capsys.readouterr().out
     assert "8 images: 8 to predict" in said and "max_rejects: 0.5" in said and not (tmp_path / "out").exists()
-    assert "passed over 1 files that are not images by their suffix (1 .txt): notes.txt" in said
+    assert "skipped 1 files whose suffix is not that of an image (1 .txt): notes.txt" in said
 
 
 def test_an_output_below_the_input_is_not_listed_as_input(workspace, image_folder, capsys, monkeypatch) -> None:

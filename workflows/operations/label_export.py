@@ -9,9 +9,9 @@ from typing import Any
 from deconvnet.datasets.exporting import ExportRules, get_format
 from deconvnet.datasets.exporting.export_writer import SPECK, ExportSummary, Prediction, write_export
 from deconvnet.datasets.exporting.voc import has_label_map
-from deconvnet.datasets.image_folder import list_image_files
+from deconvnet.datasets.image_folder import list_folder
 from deconvnet.datasets.importing.dataset import BACKGROUND_NAMES
-from deconvnet.datasets.importing.images import NameIndex
+from deconvnet.datasets.importing.image_index import NameIndex
 from deconvnet.datasets.importing.train_val_split import read_split_list
 from deconvnet.datasets.writing.new_folder import check_new, new_folder
 from deconvnet.datasets.writing.voc_writer import REJECTS_FILE
@@ -131,7 +131,7 @@ def find_rows(
         names = {row["path"]: name for name, row in rows.items()}
         listed = [names.get(name, name) for name in read_split_list(only, "only")]
         rows = choose_rows(rows, listed, commit.extra["input"], only, "have no prediction")
-    stamps = {image.name: image.stamp for image in list_image_files(commit.extra["input"], leave_out=source)}
+    stamps = {image.name: image.stamp for image in list_folder(commit.extra["input"], leave_out=source).images}
     predictions, rejects = [], []
     for name, row in rows.items():
         if stamps.get(name) == row["stamp"]:

@@ -12,7 +12,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from deconvnet.datasets.exporting.export_writer import read_predicted_mask
-from deconvnet.datasets.image_folder import list_image_files
+from deconvnet.datasets.image_folder import list_folder
 from deconvnet.datasets.importing.images import read_input
 from deconvnet.datasets.thread_map import thread_map
 from deconvnet.datasets.validation.contact_sheet import SheetCell, draw_contact_sheet
@@ -183,7 +183,7 @@ def _labelled_fingerprints(folder: str) -> list[str]:
         except (BadInput, OSError):
             return ""
 
-    names = [image.name for image in list_image_files(folder)]
+    names = [image.name for image in list_folder(folder).images]
     found = dict(zip(names, thread_map(read, names, available_cpus(), "labelled images", "images"), strict=True))
     if unread := [name for name, digits in found.items() if not digits]:
         logger.warning(

@@ -119,7 +119,6 @@ class ExportFormat:
         annotations: path in the export that import_data.py reads with `--annotations`; "" for the folder of the export.
         image_path: function that returns the path of an image in the export for its name. It raises BadInput if the image can't
             have one. If the suffix differs from that of the name, the image is saved as PNG.
-        has_masks: True if the format has bitmaps or run lengths.
         has_polygons: True if the format has polygons. If not, masks are written whatever the user chose.
     """
 
@@ -127,7 +126,6 @@ class ExportFormat:
     finish: Callable[[Sequence[Any], ExportRules], Mapping[str, bytes]]
     annotations: str = ""
     image_path: Callable[[str], str] = "images/{}".format
-    has_masks: bool = True
     has_polygons: bool = True
 
 

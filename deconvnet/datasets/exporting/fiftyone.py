@@ -136,7 +136,7 @@ def sample_files(sample: Sample, rules: DatasetRules) -> tuple[dict[str, Any], d
         files: contents of the image, the masks and the confidence map by path.
 
     Raises:
-        BadInput: if the image can't be read, or a mask has not its size or has an id that is not a class.
+        BadInput: if the image can't be read, or a mask has another size than the image, or an id that no class has.
     """
     size = image_size(sample.image)
     path, content = _image_file(sample)

@@ -46,4 +46,4 @@ def yolo_files(entries: Sequence[Any], rules: ExportRules) -> Mapping[str, bytes
     return {_FILE: yaml.safe_dump(document, sort_keys=False, allow_unicode=True).encode(), SCORES: score_table(entries)}
 
 
-FORMAT = ExportFormat(to_yolo, yolo_files, annotations=_FILE, has_masks=False)
+FORMAT = ExportFormat(to_yolo, yolo_files, annotations=_FILE)

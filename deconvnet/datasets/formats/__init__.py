@@ -10,7 +10,7 @@ import_data.py (`ImportSettings` in workflows/settings/import_data.py). The `rea
 It returns an `AnnotatedDataset`. It usually works in three steps:
 
 1. Read the annotation files (`importing.images.read_json`), and find the images by the names that they list
-   (`importing.images.ImageIndex.find_all`).
+   (`importing.image_index.ImageIndex.find_all`).
 2. Choose the classes and their ids (`AnnotatedDataset.choose_classes`).
 3. Call `AnnotatedDataset.add` for each image, with a function that loads the image and returns an `AnnotatedImage`. That function
    is called later, once, in any thread. `functools.partial` gives it the arguments it needs. If the annotations are shapes, it is

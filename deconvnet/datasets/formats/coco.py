@@ -16,7 +16,8 @@ from typing import Any
 from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.importing import shapes
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules, Loss
-from deconvnet.datasets.importing.images import ImageIndex, common_spelling, read_json
+from deconvnet.datasets.importing.image_index import ImageIndex, common_spelling, complete_name
+from deconvnet.datasets.importing.images import read_json
 from deconvnet.datasets.importing.painting import ImagePainter
 from deconvnet.datasets.importing.regions import as_int, parse_points
 from infra import storage
@@ -34,7 +35,8 @@ def read_coco(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annota
         rules: rules that the user chose. Those about Kaggle's tables and about folders of masks have no effect.
 
     Returns:
-        The data set. If `rules.classes` is empty, its classes are all categories, in the order of their ids.
+        The data set. If `rules.classes` is empty, its classes are all categories, in the order of their ids. Categories that only
+        group others are left out.
 
     Raises:
         UserError: if a file is not COCO JSON, the classes can't be chosen, or no annotation of any file has an outline.
@@ -43,6 +45,12 @@ def read_coco(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annota
     names = [_category_names(document, source) for source, document in zip(sources, documents, strict=True)]
     annotated = [name for by_id in names for _, name in sorted(by_id.items())]
     dataset = AnnotatedDataset()
+    if not rules.classes and (groups := _group_names(documents, names)):
+        annotated = [name for name in annotated if name not in groups]
+        dataset.notes.append(
+            f"{', '.join(sorted(groups))} is no class, as no annotation has it and other categories have it as supercategory "
+            "(--classes can name it)"
+        )
     ids = dataset.choose_classes(annotated, rules)
     outlined = any(annotation.get("segmentation") for document in documents for annotation in document["annotations"])
     if rules.boxes_void and not outlined:
@@ -78,9 +86,9 @@ def _read_document(uri: str, encoding: str | None) -> dict[str, Any]:
     try:
         document = read_json(uri, encoding)
     except BadInput as error:
-        raise UserError(f"--annotations {uri} is not a COCO JSON: {error}") from None
+        raise UserError(f"--annotations {uri} is not COCO JSON: {error}") from None
     if not isinstance(document, dict) or not all(isinstance(document.get(section), list) for section in _SECTIONS):
-        raise UserError(f"--annotations {uri} is not a COCO JSON: it needs the lists images, annotations and categories")
+        raise UserError(f"--annotations {uri} is not COCO JSON: it needs the lists images, annotations and categories")
     return {section: [entry if isinstance(entry, dict) else {} for entry in document[section]] for section in _SECTIONS}
 
 
@@ -109,6 +117,26 @@ def _category_names(document: Mapping[str, Any], source: AnnotationSource) -> di
     except (KeyError, BadInput):
         raise UserError(f"--annotations {source.annotations}: each category needs an id (a whole number) and a name") from None
     return names
+
+
+def _group_names(documents: Sequence[Mapping[str, Any]], names: Sequence[Mapping[int, str]]) -> set[str]:
+    """Return the names of categories that only group others: no annotation has them, and others name them as supercategory.
+
+    Roboflow writes such a category first, for example {"id": 0, "name": "objects", "supercategory": "none"}.
+
+    Args:
+        documents: contents of the files, as `_read_document` returns them.
+        names: category names by category id, for each file.
+    """
+    used, groups = set[str](), set[str]()
+    for document, by_id in zip(documents, names, strict=True):
+        for annotation in document["annotations"]:
+            with suppress(BadInput):  # its image is rejected when it is loaded
+                used.add(by_id.get(as_int(annotation.get("category_id"), "category_id"), ""))
+        for category in document["categories"]:
+            if (group := str(category.get("supercategory") or "").strip()) != str(category["name"]).strip():
+                groups.add(group)
+    return groups & {name for by_id in names for name in by_id.values()} - used
 
 
 def _add_images(
@@ -155,7 +183,7 @@ def _add_images(
         else:
             load = painter.plan(partial(index.read_named, file), partial(converter.convert, image, annotations[key]))
             name = name if name.endswith(PurePosixPath(file).name) else common_spelling(name)  # for a plain id
-            dataset.add(name, storage.join(source.images, file), source.split, load)
+            dataset.add(complete_name(name, file), storage.join(source.images, file), source.split, load)
             added.add(key)
     unlisted = [annotation for key, same in annotations.items() if key is None or key not in names for annotation in same]
     if unlisted and len(unlisted) == len(document["annotations"]):

@@ -16,12 +16,14 @@ import numpy as np
 from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.importing import shapes
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
-from deconvnet.datasets.importing.images import ImageIndex, read_text
+from deconvnet.datasets.importing.image_index import ImageIndex, complete_name
+from deconvnet.datasets.importing.images import read_text
 from deconvnet.datasets.importing.painting import ImagePainter
 from deconvnet.datasets.importing.regions import as_int, parse_points
 from infra import storage
 from infra.errors import BadInput, UserError
 
+_SPLITS = dict.fromkeys(("train", "training"), "train") | dict.fromkeys(("val", "valid", "validation"), "val") | {"test": "test"}
 _CORNERS = 256  # of the polygon that is drawn for an ellipse
 
 
@@ -34,7 +36,8 @@ def read_cvat(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annota
             effect.
 
     Returns:
-        The data set. If `rules.classes` is empty, its classes are the labels of the task, in its order.
+        The data set. If `rules.classes` is empty, its classes are the labels of the task, in its order. The splits of its images are
+        the subsets Train and Validation of a project. Images of the subset Test are left out.
 
     Raises:
         UserError: if a file is not of this format, or the classes can't be chosen.
@@ -49,31 +52,75 @@ def read_cvat(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annota
     ids = dataset.choose_classes(labels, rules)
     for source, file, document in zip(sources, files, documents, strict=True):
         folder = file.rpartition("/")[0] if source.images == source.annotations else source.images
-        index = ImageIndex(folder)
-        layers = len({shape.get("z_order", "0") for image in document.iterfind("image") for shape in image}) > 1
-        if layers:
-            dataset.notes.append(f"{file}: shapes are on top of each other by their z_order")
-        if empty := sum(all(shape.tag == "tag" for shape in image) for image in document.iterfind("image")):
-            dataset.notes.append(f"{file}: {empty:,} images have no shape, so they are all background")
-        painter = ImagePainter(replace(rules, small_over_large=False) if layers else rules)
-        names = [image.get("name", "") for image in document.iterfind("image")]
-        found, missing, notes = index.find_all(names)
-        counts = Counter(found[name] for name in names if name in found)
-        dataset.notes += notes
-        for image in document.iterfind("image"):
-            name = image.get("name", "")
-            if name in missing:
-                dataset.reject(name or f"image {image.get('id')}", file, missing[name])
-                continue
-            if (count := counts[found[name]]) > 1:  # each entry has some of its shapes
-                dataset.reject(name, file, f"it is in the file {count} times")
-                continue
-            load = painter.plan(partial(index.read_named, found[name]), partial(_convert, image, ids, rules))
-            dataset.add(name, storage.join(folder, found[name]), source.split, load)
+        _add_images(dataset, replace(source, images=folder, annotations=file), document, ids, rules)
     return dataset
 
 
 FORMAT = DatasetFormat("CVAT's annotations.xml", read_cvat, images_beside_annotations=True)
+
+
+def _add_images(
+    dataset: AnnotatedDataset, source: AnnotationSource, document: Element, ids: Mapping[str, int], rules: ImportRules
+) -> None:
+    """Add the images of a CVAT file to a data set, without loading them.
+
+    Args:
+        dataset: data set to add to. Images that can't be used are added to its `rejects`, and what was assumed to its `notes`.
+        source: the XML file and its folder of images.
+        document: the root of its XML tree.
+        ids: class id by label; 255 (void) or 0 (background) for classes that are not imported.
+        rules: rules that the user chose.
+    """
+    file, index = source.annotations, ImageIndex(source.images)
+    images = list(document.iterfind("image"))
+    splits = {_split_of(image) for image in images}
+    if not source.split and "test" in splits and len(splits) > 1:
+        all_images, images = images, [image for image in images if _split_of(image) != "test"]
+        dataset.notes.append(f"{file}: {len(all_images) - len(images):,} images of the subset Test are left out")
+    layers = len({shape.get("z_order", "0") for image in images for shape in image}) > 1
+    if layers:
+        dataset.notes.append(f"{file}: shapes are on top of each other by their z_order")
+    if empty := sum(all(shape.tag == "tag" for shape in image) for image in images):
+        dataset.notes.append(f"{file}: {empty:,} images have no shape, so they are all background")
+    painter = ImagePainter(replace(rules, small_over_large=False) if layers else rules)
+    names = [image.get("name", "") for image in images]
+    paths = _listed_paths(images, index)
+    found, missing, notes = index.find_all(paths)
+    counts, uses = Counter(found[path] for path in paths if path in found), Counter(names)
+    dataset.notes += notes
+    for image, name, path in zip(images, names, paths, strict=True):
+        if path in missing:
+            dataset.reject(name or f"image {image.get('id')}", file, missing[path])
+            continue
+        if (count := counts[found[path]]) > 1:  # each entry has some of its shapes
+            dataset.reject(name, file, f"it is in the file {count} times")
+            continue
+        name = complete_name(path if uses[name] > 1 else name, found[path])  # images of two subsets may have one name
+        split = source.split or (_split_of(image) if {"train", "val"} <= splits else None)
+        load = painter.plan(partial(index.read_named, found[path]), partial(_convert, image, ids, rules))
+        dataset.add(name, storage.join(source.images, found[path]), split, load)
+
+
+def _split_of(image: Element) -> str | None:
+    """Return the split of an image, "train", "val" or "test", by its subset of the project. None for other subsets or none."""
+    return _SPLITS.get(image.get("subset", "").strip().lower())
+
+
+def _listed_paths(images: Sequence[Element], index: ImageIndex) -> list[str]:
+    """Return the path by which each image of a CVAT file is to be searched.
+
+    Exports of a project have a folder for each subset, as images/Train/a.jpg for an image a.jpg of the subset Train. If one of
+    these paths is there, all images are searched by them, as a.jpg may be in several subsets.
+
+    Args:
+        images: the XML elements of the images.
+        index: images of the source.
+    """
+    names = [image.get("name", "") for image in images]
+    subsets = [image.get("subset", "").strip() for image in images]
+    in_subsets = [f"{subset}/{name}" if subset else name for subset, name in zip(subsets, names, strict=True)]
+    there = any(subset and index.find(path) for subset, path in zip(subsets, in_subsets, strict=True))
+    return in_subsets if there else names
 
 
 def _read_document(file: str, encoding: str | None) -> Element:

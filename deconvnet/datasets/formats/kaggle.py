@@ -12,14 +12,14 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import PurePosixPath
 
 import numpy as np
 
 from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.importing import shapes
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
-from deconvnet.datasets.importing.images import ImageIndex, read_text
+from deconvnet.datasets.importing.image_index import ImageIndex
+from deconvnet.datasets.importing.images import read_text
 from deconvnet.datasets.importing.painting import ImagePainter
 from deconvnet.datasets.importing.regions import Region, mask_region
 from infra import storage
@@ -75,15 +75,12 @@ def read_kaggle(sources: Sequence[AnnotationSource], rules: ImportRules) -> Anno
     for source, (table, order) in zip(sources, tables, strict=True):
         dataset.notes.append(f"{source.annotations}: the pixels of run lengths are counted along the {order} (see --run_order)")
         index, painter = ImageIndex(source.images), ImagePainter(rules)
-        by_stem: dict[str, list[str]] = defaultdict(list)
-        for name in index.names:
-            by_stem[str(PurePosixPath(name).with_suffix(""))].append(name)
         found, missing, notes = index.find_all(table)
         dataset.notes += notes
         lines_of: dict[str, list[_Line]] = defaultdict(list)
         for name, lines in table.items():
-            if file := found.get(name) or (by_stem[name][0] if len(by_stem[name]) == 1 else None):
-                lines_of[file] += lines
+            if name in found:
+                lines_of[found[name]] += lines
             else:
                 dataset.reject(name, source.annotations, missing[name])
         for file, lines in lines_of.items():

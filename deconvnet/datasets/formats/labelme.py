@@ -2,8 +2,8 @@
 
 Polygons, rectangles, rotated rectangles, circles and masks are read. Points and lines are skipped, as they cover no area. Shapes
 with the same label and group_id form one object. The label `__ignore__` means void, and `_background_` means background. The
-image is the file that imagePath names in the folder of images. If there is no such file, the image embedded in the JSON file as
-imageData is used.
+image is the file that imagePath names in the folder of images. If there is no such file, or it shows another image, the image
+embedded in the JSON file as imageData is used.
 """
 
 import base64
@@ -18,25 +18,27 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.image_folder import SUFFIXES
 from deconvnet.datasets.importing import shapes
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
-from deconvnet.datasets.importing.images import ImageIndex, normalise, read_json, same_image
+from deconvnet.datasets.importing.image_index import ImageIndex, normalise
+from deconvnet.datasets.importing.images import SourceImage, read_json, same_image
 from deconvnet.datasets.importing.painting import ImagePainter
 from deconvnet.datasets.importing.regions import parse_points
 from infra import storage
 from infra.errors import BadInput, UserError
 from infra.runtime.progress import progress
-from proposals.image_codec import decode_mask
+from proposals.image_codec import DAMAGE_ERRORS, decode_mask
 from proposals.masks import VOID_ID
 
 VOID_LABEL, BACKGROUND_LABEL = "__ignore__", "_background_"
 _POLYGONS = ("polygon", "rectangle", "oriented_rectangle", "rotation", "quadrilateral")  # the last two are X-AnyLabeling's
 _NO_AREA = ("point", "points", "line", "linestrip")  # types of shapes without pixels
 _MOST_MASK_PIXELS = 100_000_000  # of a shape of type mask
+_NOT_THE_FILE = "was taken from its JSON file (imageData), because its image file shows another image"
 _EMBEDDED_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png"}  # file name suffix by name of the format in Pillow
 
 
@@ -225,11 +227,11 @@ class _File:
     ids: Mapping[str, int]
     encoding: str | None
 
-    def read_image(self) -> tuple[bytes, str]:
+    def read_image(self) -> SourceImage:
         """Read the image: its file, or the embedded image if there is no file or the file shows another image.
 
         Returns:
-            The bytes of the image, and a file name with the suffix of its format.
+            The image. Its remark says if the file shows another image.
 
         Raises:
             BadInput: if neither can be used, another LabelMe file has the same image, or it is not clear whether imagePath or `rival`
@@ -244,17 +246,17 @@ class _File:
             )
         data = self.index.read(self.image)
         if other := self._read_other(self.uri, data):
-            return other
+            return other._replace(remark=_NOT_THE_FILE)
         if twins := [uri for uri in self.twins if not self._read_other(uri, data)]:
             raise BadInput(f"its image, {self.image}, is also that of {twins[0]}: put all shapes into one file")
-        return data, self.image
+        return SourceImage(data, self.image)
 
-    def _read_other(self, uri: str, image: bytes) -> tuple[bytes, str] | None:
+    def _read_other(self, uri: str, image: bytes) -> SourceImage | None:
         """Read the image that is embedded in a LabelMe file. Returns None if it is the given one, damaged, or missing."""
         with suppress(BadInput):
-            embedded, name = _decode_embedded(_read_document(uri, self.encoding).get("imageData"), self.image_path, self.index)
-            if not same_image(image, embedded):
-                return embedded, name
+            embedded = _decode_embedded(_read_document(uri, self.encoding).get("imageData"), self.image_path, self.index)
+            if not same_image(image, embedded.data):
+                return embedded
         return None
 
     def read_shapes(self) -> shapes.ImageAnnotations:
@@ -276,19 +278,13 @@ class _File:
         return shapes.ImageAnnotations((document.get("imageWidth"), document.get("imageHeight")), annotations)
 
 
-def _decode_embedded(text: Any, image_path: str, index: ImageIndex | None) -> tuple[bytes, str]:
-    """Decode the image that is embedded in a LabelMe file.
+def _decode_embedded(text: Any, image_path: str, index: ImageIndex | None) -> SourceImage:
+    """Decode the image that is embedded in a LabelMe file, and give it a file name. Raise BadInput if it is missing or damaged.
 
     Args:
         text: value of imageData in the file: the bytes of the image in base64. None or "" if there is none.
         image_path: value of imagePath in the file, for the error message.
         index: images of the source, for the error message; None if the source has no image files.
-
-    Returns:
-        The bytes of the image, and a made-up file name with the suffix of its format.
-
-    Raises:
-        BadInput: if there is no embedded image, or it is damaged.
     """
     if not text:
         where = f" below {index.folder}" if index else ""
@@ -296,9 +292,9 @@ def _decode_embedded(text: Any, image_path: str, index: ImageIndex | None) -> tu
     try:
         data = base64.b64decode(text, validate=False)
         kind = Image.open(io.BytesIO(data)).format or ""
-    except (binascii.Error, TypeError, ValueError, UnidentifiedImageError, OSError):
+    except DAMAGE_ERRORS:
         raise BadInput("the embedded image (imageData) is damaged") from None
-    return data, f"embedded{_EMBEDDED_SUFFIXES.get(kind, '.other')}"
+    return SourceImage(data, f"embedded{_EMBEDDED_SUFFIXES.get(kind, '.other')}")
 
 
 def _make_outline(shape: Mapping[str, Any], kind: str) -> shapes.Outline:

@@ -10,10 +10,12 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
+from deconvnet.datasets import voc
 from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.importing.class_table import ClassTable, infer_table, read_table
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotatedImage, AnnotationSource, ImportRules
-from deconvnet.datasets.importing.images import ImageIndex, as_layout_file, normalise, read_input, read_text
+from deconvnet.datasets.importing.image_index import ImageIndex, normalise
+from deconvnet.datasets.importing.images import as_layout_file, read_input, read_text
 from deconvnet.datasets.importing.mask_values import MaskValues, read_mask_values
 from deconvnet.datasets.importing.orientation import (
     Evidence,
@@ -59,6 +61,13 @@ def read_masks(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annot
     if not rules.class_table_uri and not rules.classes and (beside := _find_table(sources)):
         dataset.notes.append(f"the classes are those of {beside}; name another table by --table")
         rules = replace(rules, class_table_uri=beside)
+    for source in sources:
+        folder, _, name = source.annotations.rstrip("/").rpartition("/")
+        if name == voc.CLASS_MASKS_DIR and storage.exists(storage.join(folder, voc.OBJECT_MASKS_DIR)):
+            dataset.notes.append(
+                f"{folder}/{voc.OBJECT_MASKS_DIR} is not read: each connected region of a class is taken for an object (a folder in VOC's "
+                "layout needs no import)"
+            )
     table = _make_table([uri for *_, uri in pairs], rules)
     dataset.notes += table.notes
     dataset.classes, dataset.class_table_text = table.classes, table.to_text()
@@ -101,7 +110,10 @@ def _match(dataset: AnnotatedDataset, source: AnnotationSource, index: ImageInde
     matched = [stem for stem in images if stem in masks]
     if twins := [same_name[stem] for stem in matched if len(same_name[stem]) > 1]:
         dropped = sum(map(len, twins)) - len(twins)
-        dataset.notes.append(f"{dropped:,} images with the name of another are left out: {twins[0][1]} beside {twins[0][0]}, …")
+        dataset.notes.append(
+            f"{dropped:,} images are left out, because another image differs from each only in the suffix, such as {twins[0][1]} "
+            f"beside {twins[0][0]}"
+        )
     if not matched:
         examples = f"{next(iter(images.values()), 'none')} and {next(iter(masks.values()), 'none')}"
         raise UserError(

@@ -23,7 +23,8 @@ from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.image_folder import SUFFIXES
 from deconvnet.datasets.importing import shapes
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
-from deconvnet.datasets.importing.images import ImageIndex, normalise, read_json
+from deconvnet.datasets.importing.image_index import ImageIndex, normalise
+from deconvnet.datasets.importing.images import read_json
 from deconvnet.datasets.importing.painting import ImagePainter
 from deconvnet.datasets.importing.regions import Region, parse_points, polygon_region
 from infra import storage
@@ -73,7 +74,10 @@ def read_supervisely(sources: Sequence[AnnotationSource], rules: ImportRules) ->
     for source in sources:
         index, painter = ImageIndex(source.images), ImagePainter(rules)
         images = {normalise(name): name for name in index.names}
-        found = {name: _find_image(index, images, name) for each, name in files if each is source}
+        names = [name for each, name in files if each is source]
+        data_sets = {PurePosixPath(name).parent.parent.name for name in names}
+        shown = next((part for part in PurePosixPath(index.folder).parts[-2:] if part in data_sets), "")
+        found = {name: _find_image(index, images, name, shown) for name in names}
         claims = Counter(found.values())  # of two files that fit the same image, one must be wrong
         for name, file in found.items():
             uri = storage.join(source.annotations, name)
@@ -147,26 +151,34 @@ def _label_of(figure: Mapping[str, Any]) -> str:
     return str(figure.get("classTitle") or "").strip()
 
 
-def _find_image(index: ImageIndex, images: Mapping[str, str], name: str) -> str | None:
+def _find_image(index: ImageIndex, images: Mapping[str, str], name: str, shown: str) -> str | None:
     """Find the image of an annotation file.
 
-    The image of ds/ann/a.jpg.json is ds/img/a.jpg. Older projects call the file ds/ann/a.json.
+    The image of ds/ann/a.jpg.json is ds/img/a.jpg. Older projects call the file ds/ann/a.json. The folder of images may also be
+    ds/img itself, or hold the images of all data sets.
 
     Args:
         index: images of the source.
         images: path of each image, by the same path with accented letters in Unicode's composed form.
         name: path of the annotation file relative to the folder of annotations.
+        shown: name of the data set whose images lie directly in the folder of images; "" if it may be any.
 
     Returns:
         The path of the image relative to the folder of images; None if it is not found, or more than one fits.
     """
     path = PurePosixPath(name)
     stem = path.name[: -len(path.suffix)]
-    for folder in (path.parent.parent / "img", path.parent.parent, PurePosixPath("img"), PurePosixPath()):
+    directly = shown in ("", path.parent.parent.name)
+    for folder in (
+        path.parent.parent / "img",
+        path.parent.parent,
+        *([PurePosixPath("img"), PurePosixPath()] if directly else []),
+    ):
         paths = [normalise(str(folder / f"{stem}{suffix}")) for suffix in ("", *SUFFIXES)]
         if there := [images[path] for path in paths if path in images]:
             return there[0] if len(there) == 1 or paths[0] in images else None
-    return index.find(str(path.parent.parent / stem))
+    found = index.find(str(path.parent.parent / stem))
+    return found if found and (directly or "/" in found) else None
 
 
 def _convert(uri: str, ids: Mapping[str, int], rules: ImportRules) -> shapes.ImageAnnotations:

@@ -37,7 +37,7 @@ from proposals.masks import VOID_ID
 
 _VOID_NAMES = ("void", "unlabelled", "unlabeled", "ignore", "__ignore__", "ignored")
 _NO_CLASS_NAMES = ("null", "none", "nothing", "bg", "no label", "no_label", "no class", "other", "others")
-"""Names of background where they stand for id 0 or black."""
+"""Names that mean background if they stand for id 0 or black, or if no class stands for it."""
 _MUCH_VOID = 0.5  # share of the pixels; a class with more of them is more likely the background than void
 _BLENDS = 3  # so many values that look like blends are not a coincidence; one or two may be thin classes
 _DEFAULT_RULES = ImportRules()

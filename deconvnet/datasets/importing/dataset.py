@@ -217,7 +217,7 @@ class AnnotatedDataset:
 
         Raises:
             UserError: if classes of `rules.classes` or `rules.background` are missing, a class is not among `rules.known`, there
-                is not a class or more than 254, or a name is empty or unprintable.
+                are no classes or more than 254, or a name is empty or unprintable.
         """
         key = folded if rules.fold_case else str
         first: dict[str, str] = {}

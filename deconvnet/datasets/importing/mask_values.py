@@ -117,7 +117,7 @@ def _read_palette(data: bytes, ids: Sequence[int]) -> dict[int, int]:
     if image.mode != "P" or image.format == "GIF":  # a GIF is read by its grey levels
         return {}
     colours = pack_colours(np.array(image.getpalette()).reshape(-1, 3)).tolist()
-    found = {i: colours[i] for i in ids if i < len(colours)}
+    found = {i: colours[i] for i in ids if 0 <= i < len(colours)}  # not HIDDEN
     return {} if all(colour == i * 0x010101 for i, colour in found.items()) else found
 
 

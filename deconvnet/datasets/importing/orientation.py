@@ -96,19 +96,17 @@ def weigh_image(
         "stored": (height, width) if orientation >= 5 else (width, height),
     }
     shown = f"the image is {width}×{height} as displayed"
-    try:
+    size: tuple[int, ...] | None = None
+    with contextlib.suppress(BadInput):
         size = tuple(as_int(side, "its size") for side in stated)
-    except BadInput:
-        fitting: list[Frame] = list(sizes)
-    else:
-        fitting = [frame for frame in sizes if sizes[frame] == size]
-        if not fitting:
-            raise BadInput(f"its annotations are for {size[0]}×{size[1]}, {shown}")
+    fitting = [frame for frame in sizes if size in (None, sizes[frame])]
+    if size and not fitting:
+        raise BadInput(f"its annotations are for {size[0]}×{size[1]}, {shown}")
     holding: list[Frame] = list(sizes)
     for name, mask_size in masks.items():
         holding = [frame for frame in holding if sizes[frame] == mask_size]
         if not holding:
-            raise BadInput(f"{name}: its run lengths are for {list(mask_size[::-1])}, {shown}")
+            raise BadInput(f"{name}: its mask is {mask_size[0]}×{mask_size[1]}, {shown}")
     if turned:
         around = _frames_around(points, sizes)
         holding = [frame for frame in holding if frame in around]
@@ -118,6 +116,8 @@ def weigh_image(
         swap: dict[Frame, tuple[int, int]] = {"displayed": (width, height), "stored": (height, width)}
         if _frames_around(points, swap, slack=0.1) == ["stored"]:
             raise BadInput(f"its points fit an image of {height}×{width} ({_describe_extent(points)}), {shown}: was it turned?")
+    if not size and not _frames_around(points, sizes, slack=0.5):
+        raise BadInput(f"its points lie far outside of it ({_describe_extent(points)}, {shown}): was it resized?")
     return Evidence(sizes, turned, *(frames[0] if len(frames) == 1 else None for frames in (fitting, holding)))
 
 
@@ -199,7 +199,7 @@ class FrameChooser:
         if evidence.points:
             others = points["stored" if evidence.points == "displayed" else "displayed"]
             if points[evidence.points] < _FEW * others:
-                raise BadInput("its points lie outside of its size, and those of nearly all other images do not")
+                raise BadInput("its points lie outside its stated size, unlike those of nearly all other images of the file")
         chosen = evidence.points or _most(points) or evidence.size or _most(sizes)
         if chosen and evidence.size and chosen != evidence.size:
             return chosen, f"was annotated as {chosen}, though its size is stated as {evidence.size}"

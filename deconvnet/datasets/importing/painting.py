@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deconvnet.datasets.importing.dataset import AnnotatedImage, ImportRules, Loss
-from deconvnet.datasets.importing.images import as_layout_file
+from deconvnet.datasets.importing.images import SourceImage, as_layout_file
 from deconvnet.datasets.importing.orientation import Evidence, FrameChooser, apply_orientation, is_turned, weigh_image
 from deconvnet.datasets.importing.regions import Region, merge_regions
 from deconvnet.datasets.importing.shapes import Annotation, ImageAnnotations, faults_named
@@ -85,13 +85,12 @@ class ImagePainter:
         self._frames = FrameChooser()
 
     def plan(
-        self, read_image: Callable[[], tuple[bytes, str]], read_annotations: Callable[[], ImageAnnotations]
+        self, read_image: Callable[[], SourceImage], read_annotations: Callable[[], ImageAnnotations]
     ) -> Callable[[], AnnotatedImage]:
         """Prepare to load and paint an image.
 
         Args:
-            read_image: function that returns the encoded bytes of the image, and its file name, whose suffix tells its format. It
-                may be called more than once, in any thread, and may raise BadInput.
+            read_image: function that returns the image. It may be called more than once, in any thread, and may raise BadInput.
             read_annotations: function that returns the annotations of the image. It may also be called more than once, in any
                 thread, and may raise BadInput.
 
@@ -99,8 +98,10 @@ class ImagePainter:
             A function for `AnnotatedDataset.add`, which paints the image. It raises BadInput if the image or an annotation can't
             be used.
         """
-        self._frames.weigh.append(lambda: self._weigh(image, read_annotations()) if is_turned(image := read_image()[0]) else None)
-        return lambda: self._paint(*read_image(), read_annotations())
+        self._frames.weigh.append(
+            lambda: self._weigh(image, read_annotations()) if is_turned(image := read_image().data) else None
+        )
+        return lambda: self._paint(read_image(), read_annotations())
 
     def _weigh(self, image: bytes, annotated: ImageAnnotations) -> Evidence:
         """Collect the evidence of an image for whether it was annotated as stored or as displayed.
@@ -120,12 +121,11 @@ class ImagePainter:
         masks = {name: outline.mask_size for name, outline in outlines.items() if outline.mask_size}
         return weigh_image(image, annotated.size, points, masks, self._rules.max_pixels)
 
-    def _paint(self, image: bytes, name: str, annotated: ImageAnnotations) -> AnnotatedImage:
+    def _paint(self, image: SourceImage, annotated: ImageAnnotations) -> AnnotatedImage:
         """Make the masks of an image.
 
         Args:
-            image: encoded bytes of the image.
-            name: file name of the image, whose suffix tells its format.
+            image: the image.
             annotated: its annotations.
 
         Returns:
@@ -134,23 +134,23 @@ class ImagePainter:
         Raises:
             BadInput: if the image or an annotation can't be used.
         """
-        evidence = self._weigh(image, annotated)
+        evidence = self._weigh(image.data, annotated)
         frame, remark = self._frames.choose(evidence)
         width, height = evidence.sizes[frame]
         regions, losses, crowds = _draw(annotated.annotations, height, width)
         painted = paint_masks(regions, height, width, self._rules.small_over_large)
         class_mask, object_mask = painted.class_mask, painted.object_mask
         if frame == "stored":
-            class_mask, object_mask = apply_orientation(image, class_mask), apply_orientation(image, object_mask)
+            class_mask, object_mask = apply_orientation(image.data, class_mask), apply_orientation(image.data, object_mask)
         return AnnotatedImage(
-            *as_layout_file(image, name),
+            *as_layout_file(image.data, image.name),
             class_mask,
             object_mask,
             painted.overlap_pixels,
             painted.hidden_objects,
             sum(each.class_id is not None for each in annotated.annotations),
             tuple(losses),
-            " and ".join(filter(None, (crowds, remark))),
+            " and ".join(filter(None, (crowds, image.remark, remark))),
         )
 
 

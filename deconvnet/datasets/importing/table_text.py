@@ -85,8 +85,8 @@ def parse_rows(text: str, source: str) -> list[TableRow]:
         The rows, in the order of the lines. Their values are all ids or all colours.
 
     Raises:
-        UserError: if a line is not a class and a value, the text can be read in several ways, ids and colours are mixed, or there
-            is not a line.
+        UserError: if a line is not a class and a value, the text can be read in several ways, ids and colours are mixed, or the
+            text has no line.
     """
     lines: dict[int, str] = {}
     comments: list[str] = []  # comments above the first line; one of them may be a heading, as in CVAT's files

@@ -5,7 +5,8 @@ from collections.abc import Collection, Sequence
 from pathlib import PurePosixPath
 
 from deconvnet.datasets.importing.dataset import STAGE, AnnotatedDataset, image_id_of
-from deconvnet.datasets.importing.images import NameIndex, normalise, read_text
+from deconvnet.datasets.importing.image_index import NameIndex, normalise
+from deconvnet.datasets.importing.images import read_text
 from infra.errors import BadInput, UserError
 from infra.storage.tables import Reject
 
@@ -74,8 +75,8 @@ def split_images(
     its images without a split go to train. If it says no split, val is chosen at random.
 
     Args:
-        dataset: the data set. Names on the lists that fit no image, and images on both lists, are added to its `rejects`. The
-            number of images on neither list is added to its `notes`.
+        dataset: the data set. Names on the lists that fit no image are added to its `rejects`. The numbers of images on both lists
+            and of those on neither list are added to its `notes`.
         train_list: names or ids of the images of train; None if the user gave no such list.
         val_list: names or ids of the images of val; None if the user gave no such list.
         val_share: share of the images to choose for val if it is chosen at random, in [0, 1).
@@ -96,15 +97,20 @@ def split_images(
     by_stem = {_stem(dataset.source_names[image_id]): image_id for image_id in ids}
     index = NameIndex(list(by_stem), "")
     splits: dict[str, str] = {}
+    both: dict[str, None] = {}
     for split, names in (("val", val_list), ("train", train_list)):
         for name in names or ():
             image_id = known.get(normalise(name)) or known.get(normalise(image_id_of(name)))
             if image_id is None and (stem := index.find(_stem(name))):
                 image_id = by_stem[stem]
             if image_id is None:
-                dataset.rejects.append(Reject(name, f"{split}_list", STAGE, "listed, but there is no such annotated image"))
+                dataset.rejects.append(
+                    Reject(name, f"{split}_list", STAGE, "listed, but no annotated image, or more than one, has this name")
+                )
             elif splits.setdefault(image_id, split) != split:
-                dataset.rejects.append(Reject(image_id, f"{split}_list", STAGE, "listed in both splits; it stays in val"))
+                both[image_id] = None
+    if both:
+        dataset.notes.append(f"{len(both):,} images are on both lists and go to val, such as {next(iter(both))}")
     if train_list is None or val_list is None:
         return {image_id: splits.get(image_id, "val" if val_list is None else "train") for image_id in ids}
     if left_out := len(ids) - len(splits):

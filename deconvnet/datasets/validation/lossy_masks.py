@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from infra.errors import BadInput
+from proposals.image_codec import DAMAGE_ERRORS
 
 NEAR = 32
 """Values of two classes that differ by less in each channel can be mixed up."""
@@ -27,7 +28,7 @@ def is_lossy(data: bytes) -> bool:
     """
     try:
         image = Image.open(io.BytesIO(data))
-    except (OSError, ValueError, SyntaxError):
+    except DAMAGE_ERRORS:
         return False
     jpeg = image.format in ("JPEG", "MPO") or image.info.get("compression") == "jpeg"  # the latter is a TIFF
     return jpeg or (image.format == "WEBP" and b"VP8L" not in data)

@@ -92,7 +92,7 @@ def make_report(
     if imported and imported.get("losses"):
         sections.insert(3, "## Annotations that are not objects\n\n" + _loss_table(imported))
     if imported and imported.get("notes"):
-        sections.insert(2, "\n".join(f"* {note}" for note in imported["notes"]))
+        sections.insert(2, "When the folder was imported:\n\n" + "\n".join(f"* {note}" for note in imported["notes"]))
     return CheckReport("\n\n".join(sections) + "\n", suspicious)
 
 
@@ -231,9 +231,11 @@ def _loss_table(imported: Mapping[str, Any]) -> str:
     losses = imported["losses"]
     count, total = sum(each["annotations"] for each in losses), max(imported["annotations"], 1)
     rows = [[each["class"], f"{each['annotations']:,}", each["reason"]] for each in losses]
-    return f"{count:,} of {total:,} annotations ({_percent(count / total)}); rejects.csv lists them.\n\n" + markdown_table(
-        ["class", "annotations", "each"], rows
+    heading = (
+        f"When the folder was imported, {count:,} of {total:,} annotations ({_percent(count / total)}) did not become objects."
     )
+    where = "rejects.csv lists them, and those of images that were added later."
+    return f"{heading} {where}\n\n" + markdown_table(["class", "annotations", "each"], rows)
 
 
 def _list_suspicions(

@@ -7,6 +7,7 @@ import shutil
 import tarfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from deconvnet.datasets import fetch as module
 from deconvnet.datasets.fetch import fetch, unpack
 from infra.errors import UserError
+from tests.waiting import wait_until
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 SUM = "md5:" + hashlib.md5(CONTENT).hexdigest()
@@ -27,6 +29,7 @@ class Server(ThreadingHTTPServer):
         ranges: whether it can resume a download.
         status: status that it answers; 200 serves CONTENT.
         requested: the Range header of each request so far.
+        gate: once it is set, the second half of the file is sent.
     """
 
     daemon_threads = True
@@ -37,6 +40,8 @@ class Server(ThreadingHTTPServer):
         self.ranges = True
         self.status = 200
         self.requested: list[str | None] = []
+        self.gate = threading.Event()
+        self.gate.set()
 
     @property
     def url(self) -> str:
@@ -67,7 +72,9 @@ class Handler(BaseHTTPRequestHandler):
         if server.breaks:
             server.breaks -= 1
             body = body[: len(body) // 2]
-        self.wfile.write(body)
+        self.wfile.write(body[: len(body) // 2])
+        server.gate.wait(20)
+        self.wfile.write(body[len(body) // 2 :])
 
     def log_message(self, *_: object) -> None:
         pass
@@ -128,6 +135,18 @@ def test_a_complete_part_is_only_verified_and_one_too_long_is_downloaded_again(s
     assert (tmp_path / "f").read_bytes() == (tmp_path / "g").read_bytes() == CONTENT
 
 
+def test_two_runs_do_not_write_to_one_file(server, tmp_path):
+    server.gate.clear()
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(fetch, server.url, tmp_path / "f", SUM)
+        wait_until(lambda: bool(server.requested), 60, description="the first run has sent a request")
+        with pytest.raises(UserError, match=r"another run is downloading to .*f\.part: wait until it has ended"):
+            fetch(server.url, tmp_path / "f", SUM)
+        server.gate.set()
+        assert first.result() == tmp_path / "f" and (tmp_path / "f").read_bytes() == CONTENT
+    assert len(server.requested) == 1 and [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
 def test_a_file_with_a_wrong_checksum_is_deleted(server, tmp_path):
     with pytest.raises(UserError, match="not the file expected"):
         fetch(server.url, tmp_path / "f", "md5:" + "0" * 32)
@@ -144,15 +163,15 @@ def test_an_existing_file_with_another_checksum_is_not_touched(server, tmp_path)
 def test_errors_name_their_reason(server, tmp_path, monkeypatch):
     server.status = 404
     with pytest.raises(UserError, match="404"):
-        fetch(server.url, tmp_path / "f")
+        fetch(server.url, tmp_path / "f", SUM)
     assert len(server.requested) == 1  # not tried again
     server.status = 503
     with pytest.raises(UserError, match=r"503|Service"):
-        fetch(server.url, tmp_path / "f", pause=0.001)
+        fetch(server.url, tmp_path / "f", SUM, pause=0.001)
     with pytest.raises(UserError, match="http"):
-        fetch("file:///etc/passwd", tmp_path / "f")
+        fetch("file:///etc/passwd", tmp_path / "f", SUM)
     with pytest.raises(UserError, match="can't be downloaded"):
-        fetch("http://127.0.0.1:9/f", tmp_path / "f", pause=0.001)
+        fetch("http://127.0.0.1:9/f", tmp_path / "f", SUM, pause=0.001)
     with pytest.raises(UserError, match="must be written"):
         server.status = 200
         fetch(server.url, tmp_path / "f", "crc:12345678")
@@ -162,7 +181,7 @@ def test_a_full_disk_is_noticed_before_the_download(server, tmp_path, monkeypatc
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(UserError, match="make room"):
-        fetch(server.url, tmp_path / "f")
+        fetch(server.url, tmp_path / "f", SUM)
     assert not list(tmp_path.glob("f*"))
 
 

@@ -13,8 +13,9 @@ from deconvnet.tracking.interface import read_histories
 from deconvnet.tracking.metric_spool import MetricSpool
 from deconvnet.tracking.mlflow_runs import MlflowTracker, flat_params
 from deconvnet.tracking.store import tracking_uri
+from infra.deploy.local.process import free_port
+from infra.deploy.local.servers import mlflow_server
 from infra.errors import Interrupted, UserError
-from tests.deconvnet.mlflow_server import free_port, server
 
 
 def test_a_missing_sqlite_store_is_created(tmp_path):
@@ -184,8 +185,8 @@ def test_metrics_reported_while_the_server_is_down_arrive_later(tmp_path, monkey
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     shutil.copy(new_store, tmp_path / "server.db")
     port = free_port()
-    with server(tmp_path, port) as uri:
-        tracker = MlflowTracker(uri, "test", str(tmp_path / "spool"))
+    with mlflow_server(tmp_path, port) as server:
+        tracker = MlflowTracker(server.url, "test", str(tmp_path / "spool"))
         pipeline = tracker.pipeline("p", {"seed": 1})
         parent = pipeline.__enter__()
         stage = parent.stage("train")
@@ -194,17 +195,19 @@ def test_metrics_reported_while_the_server_is_down_arrive_later(tmp_path, monkey
         report = curves.__enter__()
         report({"step": 1, "loss": 1.0})
         run.log_bytes(b"hi", "a.txt")
+        server.kill()
     for step in range(2, 6):
         report({"step": step, "loss": 1.0})
     while "MLflow can't be reached, metrics wait in" not in caplog.text:
         time.sleep(0.05)
     with pytest.raises(UserError, match="did not accept it"):
         run.log_bytes(b"hi", "b.txt")
-    with server(tmp_path, port):
+    with mlflow_server(tmp_path, port) as server:
         curves.__exit__(None, None, None)
         stage.__exit__(None, None, None)
         pipeline.__exit__(None, None, None)
         assert [step for step, _ in history(tracker, run.run_id, "loss")] == [1, 2, 3, 4, 5]
         assert tracker.client.get_run(run.run_id).info.status == "FINISHED"
+        server.kill()
     with sqlite3.connect(tmp_path / "server.db") as database:
         assert database.execute("select count(*) from runs where status != 'FINISHED'").fetchone() == (0,)

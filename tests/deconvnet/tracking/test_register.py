@@ -22,6 +22,7 @@ from deconvnet.tracking import register as register_module
 from deconvnet.tracking.mlflow_runs import MlflowTracker
 from deconvnet.tracking.register import read_val_images, register, requirements
 from infra import storage
+from infra.deploy.local.servers import mlflow_server
 from infra.errors import UserError
 from proposals import edge_boxes
 from proposals.image_codec import decode_image, encode_jpeg
@@ -36,7 +37,6 @@ from tests.deconvnet.ensembles import (
     register_ensemble,
     save_networks,
 )
-from tests.deconvnet.mlflow_server import free_port, server
 
 ROOT = Path(__file__).resolve().parents[3]
 # In another folder, with this project on no path and Ray not importable.
@@ -263,19 +263,20 @@ def test_a_name_that_mlflow_refuses_is_a_user_error(tracker, folder, networks):
         register(run, tracker.uri, "a/b:c", ensemble_in(folder), RESULTS)
 
 
-def test_models_are_registered_on_a_tracking_server_too(folder, networks, tmp_path, monkeypatch):
+def test_models_are_registered_on_a_tracking_server_too(tracker, folder, tmp_path, monkeypatch):
     shutil.copy(folder / "work/mlflow/mlflow.db", tmp_path / "server.db")
-    with server(tmp_path, free_port()) as uri:
-        over_http = MlflowTracker(uri, "over http")
+    with mlflow_server(tmp_path) as server:
+        over_http = MlflowTracker(server.url, "over http")
         _, number = register_ensemble(over_http, folder)
         described = over_http.client.get_model_version("shapes", str(number)).description
         link = re.findall(r"\[Model card\]\(([^)]+)\)", described)[0]
-        with urllib.request.urlopen(f"{uri}/{link}") as answer:
+        with urllib.request.urlopen(f"{server.url}/{link}") as answer:
             assert answer.read().decode() == CARD, "the link leads to the card"
         assert int(over_http.client.get_model_version_by_alias("shapes", "challenger").version) == number
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
         found = Path(mlflow.artifacts.download_artifacts("models:/shapes@challenger", dst_path=str(tmp_path)))
         assert (found / "artifacts/ensemble/deconvnet/model.safetensors").is_file()
+        server.kill()
 
 
 def test_the_requirements_are_version_ranges_without_ray():

@@ -14,9 +14,9 @@ import pytest
 from deconvnet.tracking import registry, store
 from deconvnet.tracking.mlflow_runs import MlflowTracker
 from deconvnet.tracking.store import check_store, tracking_uri
+from infra.deploy.local.process import free_port
 from infra.errors import UserError
 from tests.conftest import ROOT
-from tests.deconvnet.mlflow_server import free_port
 
 
 def test_the_default_store_is_in_the_workspace_and_absolute(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from proposals.mining import job as mining_job
 from proposals.mining.job import mine_examples
 from proposals.mining.rules import rarest
 from proposals.settings import ExampleSettings, ProposalSettings
-from tests.image_tables import write_images
+from tests.image_tables import image_row, write_images
 
 SEARCH = ProposalSettings(max_boxes=300, min_box_area=100)
 
@@ -127,12 +127,12 @@ def test_every_setting_changes_the_examples(executor, images, rows, tmp_path, st
     assert same == ({"min_iou", "max_per_image"} if stage == 1 else set())
 
 
-def test_dev_examples_are_not_repeated(executor, images, rows, make_row, tmp_path):
+def test_dev_examples_are_not_repeated(executor, images, rows, tmp_path):
     """Two objects of class 1 in one image, classes 1 and 2 in the other: in train, class 2 is repeated."""
     image = np.zeros((40, 80, 3), np.uint8)
     objects = np.repeat(np.array([[0, 1, 2, 0]], np.uint8), 40, axis=0).repeat(20, axis=1)
-    rows = [make_row("000", image, (objects > 0).astype(np.uint8), objects, s) for s in ("train", "dev")]
-    rows += [make_row("001", image, objects, objects, s) for s in ("train", "dev")]
+    rows = [image_row("000", image, (objects > 0).astype(np.uint8), objects, s) for s in ("train", "dev")]
+    rows += [image_row("001", image, objects, objects, s) for s in ("train", "dev")]
     uri = images(rows, 1)
     seen = {}
     for name, split, settings in [
@@ -249,14 +249,14 @@ def test_only_new_and_changed_images_are_searched_and_only_their_parts_are_made_
     assert not searched and [row["image_id"] for row in content(found)] == [row["image_id"] for row in rows[:8]], "an old version"
 
 
-def test_repeats_follow_the_counts_of_all_parts_though_parts_are_not_made_again(executor, images, rows, make_row, tmp_path):
+def test_repeats_follow_the_counts_of_all_parts_though_parts_are_not_made_again(executor, images, rows, tmp_path):
     """A later version has more objects of class 2, so those of class 1 become the rarer ones."""
     image = np.zeros((40, 80, 3), np.uint8)
     objects = np.repeat(np.array([[0, 1, 2, 0]], np.uint8), 40, axis=0).repeat(20, axis=1)
     of_class = [np.where(objects > 0, class_id, 0).astype(np.uint8) for class_id in (1, 2)]
     out, seen = str(tmp_path / "out"), {}
-    both = [make_row("000", image, objects, objects)]
-    for name, more in (("fair", []), ("many", [make_row(f"00{i}", image, of_class[1], objects) for i in (1, 2)])):
+    both = [image_row("000", image, objects, objects)]
+    for name, more in (("fair", []), ("many", [image_row(f"00{i}", image, of_class[1], objects) for i in (1, 2)])):
         write_images(uri := str(tmp_path / name), [*both, *more], 1 + len(more))
         commit = mine_examples(1, uri, None, out, ExampleSettings(), 64, fingerprint="d" * 16, executor=executor)
         seen[name] = commit.parts[0], commit.extra["repeats_by_class"], open_examples(out, 64).total

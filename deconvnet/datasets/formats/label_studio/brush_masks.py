@@ -7,7 +7,6 @@ be named by the number of its task: 1.jpg.
 """
 
 import re
-import urllib.parse
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
@@ -16,10 +15,11 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from deconvnet.datasets.image_folder import SUFFIXES
+from deconvnet.datasets.formats.label_studio.task_images import choose_images, find_images
 from deconvnet.datasets.importing import shapes
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules, Loss
-from deconvnet.datasets.importing.images import ImageIndex, read_input, read_json
+from deconvnet.datasets.importing.image_index import ImageIndex
+from deconvnet.datasets.importing.images import read_input, read_json
 from deconvnet.datasets.importing.painting import ImagePainter
 from infra import storage
 from infra.errors import BadInput, UserError
@@ -27,7 +27,6 @@ from proposals.image_codec import decode_mask
 from proposals.masks import VOID_ID
 
 _MASK_NAME = re.compile(r"task-(?P<task>\d+)-annotation-(?P<annotation>\d+)-by-(?P<rest>.*-.+)-\d+\.png")
-_UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")  # what Label Studio puts before the name of an uploaded file
 _OPAQUE = 128  # lowest value of a pixel that belongs to a region; brush strokes may have soft edges
 
 
@@ -69,23 +68,16 @@ def read_brush_masks(sources: Sequence[AnnotationSource], rules: ImportRules) ->
     ids = dataset.choose_classes(sorted({*label_of.values(), *others}), rules, must_exist=False)
     for source, by_task, listed, left_out in zip(sources, masks, tasks, unpainted, strict=True):
         index, painter = ImageIndex(source.images), ImagePainter(rules)
-        image_of = find_images(index, by_task, listed)
+        images = find_images(index, by_task, listed)
         dataset.losses += _lost_shapes(listed, by_task, ids, source)
         if not listed:
             dataset.notes.append("there is no JSON export of the project, so the image of task 1 is taken to be 1, and so on")
-        for task, annotations in by_task.items():
-            files = [uri for uris in annotations.values() for uri in uris]
-            image = image_of.get(task)
-            if image is None:
-                dataset.reject(f"task-{task}", files[0], f"no image of task {task} below {source.images}, or several")
-            elif list(image_of.values()).count(image) > 1:  # of two tasks that fit the same image, one must be wrong
-                dataset.reject(f"task-{task}", files[0], f"{image}, the image of task {task}, is also that of another task")
-            elif len(annotations) > 1:
-                dataset.reject(image, files[0], f"task {task} has the annotations {' and '.join(annotations)}: keep one")
-            else:
-                convert = partial(_convert, files, label_of, left_out.get(task, []), ids, rules.max_pixels)
-                dataset.add(image, files[0], source.split, painter.plan(partial(index.read_named, image), convert))
-        if without := len(index.names) - len(set(image_of.values())):
+        files = {task: [uri for uris in annotations.values() for uri in uris] for task, annotations in by_task.items()}
+        counts, uris = {task: len(each) for task, each in by_task.items()}, {task: each[0] for task, each in files.items()}
+        for task, image in choose_images(dataset, index, images, counts, uris, listed).items():
+            convert = partial(_convert, files[task], label_of, left_out.get(task, []), ids, rules.max_pixels)
+            dataset.add(image, uris[task], source.split, painter.plan(partial(index.read_named, image), convert))
+        if without := len(index.names) - len({file for same in images.values() for file in same}):
             dataset.notes.append(f"{without:,} images below {source.images} have no mask and are left out")
     return dataset
 
@@ -168,53 +160,13 @@ def _lost_shapes(
         ids: class id by label; 0 (background) for classes that are not imported.
         source: the source of the export.
     """
-    shapes_of = {str(task["id"]): _shapes(task) for task in tasks if str(task["id"]) not in masked}
     return [
-        (f"task-{task_id}", source.annotations, Loss(f"a {kind}", label, "is of a task that has no mask"))
-        for task_id, found in shapes_of.items()
-        for kind, label in found
+        (f"task-{task['id']}", source.annotations, Loss(f"a {kind}", label, "is of a task that has no mask"))
+        for task in tasks
+        if str(task["id"]) not in masked
+        for kind, label in _shapes(task)
         if ids.get(label, VOID_ID)
     ]
-
-
-def find_images(index: ImageIndex, by_task: Mapping[str, Any], listed: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Find the image of each task that has masks.
-
-    Args:
-        index: images of the source.
-        by_task: the tasks that have masks, by number.
-        listed: the tasks of the JSON export; empty if there is none.
-
-    Returns:
-        The path of the image by the number of the task. Tasks whose image is not found are missing. Several may have one image.
-
-    Raises:
-        UserError: if there is no JSON export, and the images are not named by the tasks.
-    """
-    if not listed:
-        numbered: dict[str, list[str]] = defaultdict(list)
-        for name in index.names:
-            numbered[PurePosixPath(name).stem.removeprefix("task-").lstrip("0") or "0"].append(name)
-        if unnamed := [task for task in by_task if task not in numbered]:
-            raise UserError(
-                f"the masks don't say which image belongs to task {unnamed[0]}: put the JSON export of the project beside them "
-                "(or name the images by their tasks, as 1.jpg)"
-            )
-        return {task: numbered[task][0] for task in by_task if len(numbered[task]) == 1}
-    images: dict[str, str] = {}
-    for task in listed:
-        data = task.get("data") if isinstance(task.get("data"), dict) else task
-        addresses = [value for value in data.values() if isinstance(value, str)]  # type: ignore[union-attr]
-        for address in addresses:
-            parts = urllib.parse.urlsplit(address)
-            path = urllib.parse.parse_qs(parts.query).get("d", [urllib.parse.unquote(parts.path)])[0]
-            name = PurePosixPath(path).name
-            if PurePosixPath(name).suffix.lower() in SUFFIXES:
-                folder = "" if "/upload/" in path else path[: -len(name)]  # Label Studio puts uploads in folders of its own
-                file = index.find(folder + name) or index.find(folder + _UPLOAD.sub("", name, count=1))
-                if file and str(task["id"]) in by_task:
-                    images[str(task["id"])] = file
-    return images
 
 
 def _convert(

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from deconvnet.datasets.formats.label_studio.brush_masks import find_images
 from deconvnet.datasets.formats.label_studio.brush_runs import decode_brush
+from deconvnet.datasets.formats.label_studio.task_images import choose_images, find_images
 from deconvnet.datasets.importing import shapes
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
-from deconvnet.datasets.importing.images import ImageIndex, read_json
+from deconvnet.datasets.importing.image_index import ImageIndex
+from deconvnet.datasets.importing.images import read_json
 from deconvnet.datasets.importing.painting import ImagePainter
 from deconvnet.datasets.importing.regions import as_int, parse_points
 from infra.errors import BadInput, UserError
@@ -117,19 +118,13 @@ def _add_tasks(
     """
     index, painter = ImageIndex(source.images), ImagePainter(rules)
     annotated = {str(task["id"]): found for task in tasks if (found := _annotations(task))}
-    image_of = find_images(index, annotated, [task for task in tasks if "id" in task])
-    for task_id, annotations in annotated.items():
-        name, image = f"task-{task_id}", image_of.get(task_id)
-        if image is None:
-            dataset.reject(name, source.annotations, f"no image of task {task_id} below {source.images}, or several")
-        elif list(image_of.values()).count(image) > 1:
-            dataset.reject(name, source.annotations, f"{image}, the image of task {task_id}, is also that of another task")
-        elif len(annotations) > 1:
-            dataset.reject(image, source.annotations, f"task {task_id} has {len(annotations)} annotations: keep one")
-        else:
-            convert = partial(_convert, annotations[0], ids, rules)
-            dataset.add(image, source.annotations, source.split, painter.plan(partial(index.read_named, image), convert))
-    if without := len(tasks) - len(annotated):
+    exported = [task for task in tasks if "id" in task]
+    counts, uris = {task: len(found) for task, found in annotated.items()}, dict.fromkeys(annotated, source.annotations)
+    images = find_images(index, annotated, exported)
+    for task, image in choose_images(dataset, index, images, counts, uris, exported).items():
+        convert = partial(_convert, annotated[task][0], ids, rules)
+        dataset.add(image, source.annotations, source.split, painter.plan(partial(index.read_named, image), convert))
+    if without := sum(not _annotations(task) for task in tasks):
         dataset.notes.append(
             f"{source.annotations}: {without:,} tasks have no annotation and are left out (predictions are not read)"
         )
@@ -139,7 +134,7 @@ def _convert(results: Sequence[Mapping[str, Any]], ids: Mapping[str, int], rules
     """Convert the results of an annotation to shapes.
 
     Args:
-        results: the results; those without labels are not regions.
+        results: the results. One without labels is not a region, or adds to the region of another result with the same id.
         ids: class id by label; 255 (void) or 0 (background) for classes that are not imported.
         rules: rules that the user chose; `boxes_void` and `max_pixels` apply.
 
@@ -147,15 +142,18 @@ def _convert(results: Sequence[Mapping[str, Any]], ids: Mapping[str, int], rules
         The shapes of the image with their class ids.
 
     Raises:
-        BadInput: if a result is malformed, or two are of images of different sizes.
+        BadInput: if a result is malformed or is a region without a label, or two are of images of different sizes.
     """
     converted = []
     sizes = set()
+    labelled = {str(result["id"]) for result in results if "id" in result and _value_and_labels(result)[1]}
     for number, result in enumerate(results, start=1):
         value, labels = _value_and_labels(result)
-        if not labels:
-            continue
         name = f"result {number}"
+        if not labels:
+            if {"points", "rle", "x"} & value.keys() and str(result.get("id")) not in labelled:
+                raise BadInput(f"{name} has no label")
+            continue
         if len(labels) > 1:
             raise BadInput(f"{name} has the labels {' and '.join(labels)}: keep one")
         with shapes.faults_named(f"{name} ({labels[0]})"):

@@ -17,7 +17,8 @@ from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.formats.yolo.layout import NAMES_FILES, Layout, find_layout, find_splits
 from deconvnet.datasets.importing import shapes
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
-from deconvnet.datasets.importing.images import ImageIndex, normalise, read_text
+from deconvnet.datasets.importing.image_index import ImageIndex, normalise
+from deconvnet.datasets.importing.images import read_text
 from deconvnet.datasets.importing.painting import ImagePainter
 from deconvnet.datasets.importing.regions import Region, polygon_region
 from infra import storage

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 import yaml
 
 from deconvnet.datasets.importing.dataset import BACKGROUND_NAMES, AnnotatedDataset, ImportRules, parse_class_names
-from deconvnet.datasets.importing.images import ImageIndex, read_text
+from deconvnet.datasets.importing.image_index import ImageIndex
+from deconvnet.datasets.importing.images import read_text
 from infra import storage
 from infra.errors import BadInput, UserError
 

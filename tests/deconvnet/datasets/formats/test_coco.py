@@ -48,7 +48,7 @@ def test_polygons_run_lengths_and_crowds_of_any_category_ids_become_masks(tmp_pa
 @pytest.mark.parametrize(
     ("annotation", "words"),
     [
-        ({"segmentation": {"size": [WIDTH, HEIGHT], "counts": [0, 2400]}}, "annotation 2: its run lengths are for [60, 40]"),
+        ({"segmentation": {"size": [WIDTH, HEIGHT], "counts": [0, 2400]}}, "annotation 2: its mask is 40×60, the image is 60×40"),
         ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [0, 5]}}, "cover 5 px"),
         ({"segmentation": [[1, 2, "x", 4, 5, 6]]}, "not numbers"),
         ({"segmentation": "everything"}, "is a str"),
@@ -160,7 +160,7 @@ def test_entries_that_are_no_json_objects_are_counted(tmp_path):
     assert len(dataset.entries) == 1 and len(dataset.rejects) == len(dataset.losses) == 2
 
 
-@pytest.mark.parametrize("listed", [["a.jpg", "a.jpg"], ["a.jpg", "./a.jpg"], ["images\\a.jpg", "x/a.jpg"]])
+@pytest.mark.parametrize("listed", [["a.jpg", "a.jpg"], ["a.jpg", "./a.jpg"], ["y\\a.jpg", "x/a.jpg"]])
 def test_an_image_that_is_listed_with_several_ids_is_rejected(tmp_path, listed):
     """Each of its entries has some of its annotations."""
     images = [{"id": n, "file_name": name} for n, name in enumerate(listed, 1)]
@@ -173,8 +173,27 @@ def test_an_image_that_is_listed_with_several_ids_is_rejected(tmp_path, listed):
 def test_a_file_that_is_no_coco_json_is_refused(tmp_path, text):
     write_image(tmp_path / "a.jpg")
     (tmp_path / "c.json").write_text(text, "latin-1")
-    with pytest.raises(UserError, match="is not a COCO JSON"):
+    with pytest.raises(UserError, match="is not COCO JSON"):
         read_coco([AnnotationSource(str(tmp_path), str(tmp_path / "c.json"))], ImportRules())
+
+
+ROBOFLOW = [
+    {"id": 0, "name": "objects", "supercategory": "none"},
+    {"id": 1, "name": "cat", "supercategory": "objects"},
+    {"id": 2, "name": "dog", "supercategory": "objects"},
+    {"id": 3, "name": "person", "supercategory": "person"},
+]
+
+
+def test_a_category_that_only_groups_others_is_no_class(tmp_path):
+    dataset = read(tmp_path, [{"segmentation": [SQUARE], "category_id": 2}], categories=ROBOFLOW)
+    assert dataset.classes == ("background", "cat", "dog", "person") and "objects is no class" in dataset.notes[0]
+    assert (dataset.entries[0].load().class_mask == 2).sum() == 400
+    annotations = [{"segmentation": [SQUARE], "category_id": 0}, {"segmentation": [SMALL], "category_id": "1"}]
+    used = read(tmp_path, annotations, categories=ROBOFLOW)
+    assert used.classes == ("background", "objects", "cat", "dog", "person") and not used.notes
+    named = read(tmp_path, annotations[1:], categories=ROBOFLOW, classes=("objects", "cat"))
+    assert named.classes == ("background", "objects", "cat") and (named.entries[0].load().class_mask == 2).sum() == 50
 
 
 def test_boxes_are_objects_if_the_user_wants_them(tmp_path):

@@ -161,6 +161,63 @@ def test_an_image_that_is_in_the_file_twice_is_rejected(tmp_path, name):
     assert not dataset.entries and {reject.reason for reject in dataset.rejects} == {"it is in the file 2 times"}
 
 
+def image(name, shapes, subset=None):
+    """The entry of an image; those of projects state its subset."""
+    more = f' subset="{subset}"' if subset else ""
+    return f'<image id="0" name="{name}"{more} width="{WIDTH}" height="{HEIGHT}">{shapes}</image>'
+
+
+def read_images(folder, entries, *files, split=None):
+    """The data set of an annotations.xml with these entries, and of these image files below images."""
+    for file in files:
+        write_image(folder / "images" / file)
+    write_text(
+        folder / "annotations.xml", f"<annotations><meta><project>{LABELS}</project></meta>{''.join(entries)}</annotations>"
+    )
+    return read_cvat([AnnotationSource(str(folder), str(folder), split)], ImportRules())
+
+
+def found(dataset):
+    """The split of each image, and the file that it was found in."""
+    return {entry.image_id: (entry.split, entry.uri.rpartition("/images/")[2]) for entry in dataset.entries}
+
+
+def test_frames_of_a_video_are_named_without_suffix(tmp_path):
+    entries = [image("frame_000001", SCENE), image("frame_000000", polygon("ball", SQUARE))]
+    dataset = read_images(tmp_path, entries, "frame_000000.PNG", "frame_000001.PNG", "frame_000002.PNG")
+    assert found(dataset) == {f"frame_00000{n}": (None, f"frame_00000{n}.PNG") for n in (1, 0)} and not dataset.rejects
+    np.testing.assert_array_equal(dataset.entries[0].load().class_mask, scene_mask())
+
+
+def test_subsets_of_a_project_are_splits_and_test_is_left_out(tmp_path):
+    entries = [image("a.jpg", SCENE, "Train"), image("a.jpg", polygon("ball", SQUARE), "Validation")]
+    entries += [image("b.jpg", SCENE, "Train"), image("b.jpg", SCENE, "Test"), image("c.jpg", SCENE, "default")]
+    files = ["Train/a.jpg", "Validation/a.jpg", "Train/b.jpg", "Test/b.jpg", "default/c.jpg"]
+    dataset = read_images(tmp_path, entries, *files)
+    assert found(dataset) == {
+        "Train_a": ("train", "Train/a.jpg"),
+        "Validation_a": ("val", "Validation/a.jpg"),
+        "b": ("train", "Train/b.jpg"),
+        "c": (None, "default/c.jpg"),
+    }
+    assert (dataset.entries[1].load().class_mask == 2).sum() == 15 * 12 and not dataset.rejects
+    assert any(note.endswith("1 images of the subset Test are left out") for note in dataset.notes)
+
+
+def test_without_train_and_val_subsets_say_no_split(tmp_path):
+    entries = [image("a.jpg", SCENE, "Train"), image("b.jpg", SCENE, "Test")]
+    assert found(read_images(tmp_path, entries, "a.jpg", "b.jpg")) == {"a": (None, "a.jpg")}  # of one folder
+    test_alone = read_images(tmp_path, entries[1:], "b.jpg")
+    assert found(test_alone) == {"b": (None, "b.jpg")} and not test_alone.notes
+    assert {split for split, _ in found(read_images(tmp_path, entries, split="val")).values()} == {"val"}
+
+
+def test_an_image_of_one_subset_is_not_taken_for_one_of_another(tmp_path):
+    entries = [image("a.jpg", SCENE, "Train"), image("b.jpg", SCENE, "Validation")]
+    dataset = read_images(tmp_path, entries, "Train/a.jpg", "Train/b.jpg", "Validation/c.jpg")
+    assert list(found(dataset)) == ["a"] and "in the folder Validation" in dataset.rejects[0].reason
+
+
 def test_images_that_are_not_there_are_rejected(tmp_path):
     dataset = read(tmp_path, SCENE, name="gone.jpg")
     assert not dataset.entries and "no such image" in dataset.rejects[0].reason

@@ -158,7 +158,7 @@ def test_an_image_whose_points_fit_it_in_no_way_is_set_aside(tmp_path, kind, ori
 def test_an_image_that_lost_its_orientation_after_it_was_annotated_is_set_aside(tmp_path, kind):
     photo, turned = Photo(1, RIGHT), Photo(6, RIGHT)
     photo.red["displayed"] = turned.red["displayed"]
-    with pytest.raises(BadInput, match=r"was it turned\?|run lengths are for|annotations are for"):
+    with pytest.raises(BadInput, match=r"was it turned\?|its mask is 40×60, the image is 60×40|annotations are for"):
         read(kind, tmp_path, [photo], "stored", "displayed").entries[0].load()
 
 
@@ -212,6 +212,18 @@ def test_a_polygon_that_reaches_a_little_out_of_an_image_is_cut_off(tmp_path, si
     assert mask.shape == size[::-1] and (mask > 0).sum() == 290 * (size[1] - 10)
 
 
+@pytest.mark.parametrize("kind", ["polygons", "labelme"])
+def test_points_far_outside_of_an_image_of_no_stated_size_set_it_aside(tmp_path, kind):
+    """As those of an image that was made smaller after it was annotated. Points a little outside are cut off."""
+    photos = [Photo(1), Photo(1)]
+    photos[0].polygon = lambda frame: [[20, 20], [100, 20], [100, 75], [20, 75]]
+    photos[1].polygon = lambda frame: [[50, 10], [80, 10], [80, 30], [50, 30]]
+    resized, careless = read(kind, tmp_path, photos, None, "stored").entries
+    with pytest.raises(BadInput, match=r"far outside of it \(they reach from 20, 20 to 100, 75, .* 60×40 .*was it resized\?"):
+        resized.load()
+    assert (careless.load().class_mask > 0).sum() == 10 * 20
+
+
 def test_one_careless_polygon_does_not_turn_an_image_or_the_others(tmp_path):
     """Its points reach out of the stored image, and all others were annotated as stored."""
     photos = [Photo(6, RIGHT) for _ in range(11)] + [Photo(6), Photo(6)]
@@ -219,5 +231,7 @@ def test_one_careless_polygon_does_not_turn_an_image_or_the_others(tmp_path):
     dataset = read("polygons", tmp_path, photos, "stored", "stored")
     for entry, photo in zip(dataset.entries[:-1], photos, strict=False):
         assert np.array_equal(entry.load().class_mask > 0, photo.red["displayed"])
-    with pytest.raises(BadInput, match="its points lie outside of its size"):
+    with pytest.raises(
+        BadInput, match="its points lie outside its stated size, unlike those of nearly all other images of the file"
+    ):
         dataset.entries[-1].load()

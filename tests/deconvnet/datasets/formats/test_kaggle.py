@@ -121,6 +121,14 @@ def test_all_spellings_of_one_path_are_one_image(tmp_path, name):
     np.testing.assert_array_equal(dataset.entries[0].load().class_mask, SCENE)
 
 
+def test_ids_name_images_in_subfolders(tmp_path):
+    """As in the Data Science Bowl 2018, where the image of the id 0b is stage1_train/0b/images/0b.png."""
+    images = [f"{name}/{folder}.png" for name in ("0b", "c7") for folder in (f"images/{name}", f"masks/{name}f1")]
+    dataset = read(tmp_path, f"ImageId,EncodedPixels\n0b,{CRATE}\n0b,{BALL}\nc7,{BALL}\n", *images)
+    assert [entry.image_id for entry in dataset.entries] == ["0b_images_0b", "c7_images_c7"] and not dataset.rejects
+    assert [int(entry.load().class_mask.sum()) for entry in dataset.entries] == [int((SCENE > 0).sum()), int((SCENE == 2).sum())]
+
+
 def test_images_that_are_not_there_are_rejected(tmp_path):
     dataset = read(tmp_path, f"ImageId,EncodedPixels\na,{CRATE}\ngone.jpg,{CRATE}\n")
     assert len(dataset.entries) == 1 and "no such image" in dataset.rejects[0].reason

@@ -140,7 +140,7 @@ def test_two_images_of_one_task_reject_it(tmp_path, images):
         write_image(tmp_path / "images" / image)
     write_scene(tmp_path / "masks", 1)
     dataset = read(tmp_path)
-    assert not dataset.entries and "no image of task 1" in dataset.rejects[0].reason
+    assert not dataset.entries and f"task 1 has 2 images, {' and '.join(sorted(images))}" in dataset.rejects[0].reason
 
 
 def test_soft_edges_of_strokes_are_cut_in_the_middle(tmp_path):
@@ -156,7 +156,7 @@ def test_two_annotations_of_a_task_and_other_files_are_rejected(tmp_path):
     write_scene(tmp_path / "masks", 1, annotation=6)
     write_mask(tmp_path / "masks/mine.png", SCENE)
     reasons = [reject.reason for reject in read(tmp_path).rejects]
-    assert "task 1 has the annotations 5 and 6: keep one" in reasons and any("none that Label Studio gives" in r for r in reasons)
+    assert "task 1 has 2 annotations: keep one" in reasons and any("none that Label Studio gives" in r for r in reasons)
 
 
 def test_two_tasks_of_one_image_are_rejected(tmp_path):
@@ -168,6 +168,18 @@ def test_two_tasks_of_one_image_are_rejected(tmp_path):
     assert not dataset.entries and [each.reason for each in dataset.rejects] == [
         f"a.jpg, the image of task {n}, is also that of another task" for n in (1, 2)
     ]
+
+
+def test_two_tasks_of_one_id_are_rejected_and_the_shapes_of_both_are_lost(tmp_path):
+    write_image(tmp_path / "images/a.jpg")
+    write_image(tmp_path / "images/b.jpg")
+    write_scene(tmp_path / "masks", 1)
+    polygon = {"from_name": "tag", "type": "polygonlabels", "value": {"polygonlabels": ["crate"]}}
+    others = [{**task(2, image), "annotations": [{"result": [polygon]}]} for image in ("a.jpg", "b.jpg")]
+    write_text(tmp_path / "export.json", json.dumps([task(1, "a.jpg"), task(1, "b.jpg"), *others]))
+    dataset = read(tmp_path)
+    assert not dataset.entries and dataset.rejects[0].reason.startswith("2 tasks of the export have the id 1")
+    assert [image for image, *_ in dataset.losses] == ["task-2", "task-2"]
 
 
 def test_masks_of_another_size_reject_their_image(tmp_path):

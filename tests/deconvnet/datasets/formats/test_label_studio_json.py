@@ -178,6 +178,8 @@ def test_other_shapes_are_counted(tmp_path):
         ({"original_height": None}, "its original_height is None"),
         ({"value": {"points": [[1, "x"]], "polygonlabels": ["crate"]}}, r"result 1 \(crate\): its polygon has coordinates"),
         ({"value": {"rle": [1], "polygonlabels": ["crate"]}}, "they end too early"),
+        ({"value": {"points": percent(SQUARE), "polygonlabels": []}}, "result 1 has no label"),
+        ({"value": {"points": percent(SQUARE)}, "type": "polygon", "id": "other"}, "result 1 has no label"),
     ],
 )
 def test_results_that_cannot_be_understood_reject_the_image(tmp_path, changed, reason):
@@ -191,8 +193,53 @@ def test_tasks_that_cannot_be_used_are_rejected(tmp_path):
     twice["annotations"] *= 2
     dataset = read(tmp_path, twice, task(SCENE, 5, "gone.jpg"), task(SCENE, 6, "b.jpg"), task(SCENE, 7, "b.jpg"))
     reasons = [reject.reason for reject in dataset.rejects]
-    assert reasons[0] == "task 4 has 2 annotations: keep one" and "no image of task 5" in reasons[1]
+    assert reasons[0] == "task 4 has 2 annotations: keep one"
+    assert reasons[1] == f"below {tmp_path}/images, no image or more than one has the name that task 5 states"
     assert "is also that of another task" in reasons[2] and not dataset.entries
+
+
+def test_the_label_of_a_region_may_be_in_another_result_of_its_id(tmp_path):
+    """As where the labelling configuration has a Polygon beside Labels, or a choice for each region."""
+    outlines = [{**each, "id": name, "type": "polygon"} for name, each in zip("ab", SCENE, strict=True)]
+    labels = [
+        result(label, {"points": percent(points)}, "labels", id=name)
+        for name, label, points in (("b", "ball", TRIANGLE), ("a", "crate", SQUARE))
+    ]
+    choice = {**result("good", {"x": 1, "y": 2}, "choices"), "id": "a"}
+    image = load(tmp_path, [choice, *outlines, *labels], classes=("crate", "ball"))
+    np.testing.assert_array_equal(image.class_mask, scene_mask())
+    assert image.annotations == 2
+
+
+def test_a_task_of_two_images_is_rejected(tmp_path):
+    """Which of the two was annotated is not stated."""
+    both = task(SCENE)
+    both["data"]["reference"] = "https://example.org/b.jpg"
+    same = task(SCENE, 5, "b.jpg")
+    same["data"] |= {"copy": same["data"]["image"], "comment": "//[draft", "gone": "c.jpg"}
+    dataset = read(tmp_path, both)
+    assert not dataset.entries and dataset.rejects[0].reason == (
+        f"task 4 has 2 images, a.jpg and b.jpg: leave one of them below {tmp_path}/images"
+    )
+    assert [entry.image_id for entry in read(tmp_path, same).entries] == ["b"]
+
+
+@pytest.mark.parametrize("other", [task(SCENE[:1], image="b.jpg"), {**task([], image="b.jpg"), "annotations": []}])
+def test_tasks_that_share_an_id_are_rejected(tmp_path, other):
+    """As in two exports that were joined."""
+    write_image(tmp_path / "images/c.jpg")
+    dataset = read(tmp_path, task(SCENE), other, task(SCENE, 6, "c.jpg"))
+    assert [entry.image_id for entry in dataset.entries] == ["c"]
+    assert [reject.reason for reject in dataset.rejects] == ["2 tasks of the export have the id 4: give each an id of its own"]
+
+
+def test_a_project_of_two_folders_takes_no_image_of_the_other(tmp_path):
+    """One of the folders is given as --images, in which b.jpg belongs to no task."""
+    tasks = [task(SCENE, 1), task(SCENE, 2)]
+    for each, name in zip(tasks, ("images/a.jpg", "elsewhere/b.jpg"), strict=True):
+        each["data"]["image"] = f"/data/local-files/?d=project/{name}"
+    dataset = read(tmp_path, *tasks)
+    assert [entry.image_id for entry in dataset.entries] == ["a"] and "no image or more than one" in dataset.rejects[0].reason
 
 
 @pytest.mark.parametrize("content", ["{}", "[1]", '[{"id": 1, "image": "a.jpg", "label": []}]', "no json"])

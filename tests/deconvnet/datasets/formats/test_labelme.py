@@ -10,6 +10,7 @@ from PIL import Image
 
 from deconvnet.datasets.formats.labelme import read_labelme
 from deconvnet.datasets.importing.dataset import AnnotationSource, ImportRules
+from deconvnet.datasets.validation.lossy_masks import is_lossy
 from infra.errors import BadInput, UserError
 from proposals.image_codec import decode_image
 from tests.deconvnet.datasets.formats.inputs import HEIGHT, WIDTH, rejection_reason, write_image
@@ -143,6 +144,27 @@ def test_a_file_with_another_image_embedded_does_not_compete(tmp_path, embed):
     dataset = read_labelme([AnnotationSource(str(tmp_path / "images"), str(tmp_path / "json"))], ImportRules())
     for number, entry in enumerate(dataset.entries):
         assert np.abs(decode_image(entry.load().image).astype(int) - scene(number)).mean() < 12
+
+
+def test_an_image_that_is_taken_from_the_json_although_it_has_a_file_is_reported(tmp_path):
+    """The file may be the one to use: a photo from which faces were removed after it was annotated."""
+    Image.fromarray(scene(1)).save(tmp_path / "a.png")
+    Image.fromarray(scene(2)).save(tmp_path / "b.png")
+    for name, embedded in {"a": scene(1), "b": scene(3), "c": scene(4)}.items():
+        write_session(tmp_path, f"{name}.json", embedded, True, f"{name}.png")
+    dataset = read_labelme([AnnotationSource(str(tmp_path), str(tmp_path))], ImportRules())
+    remark = "was taken from its JSON file (imageData), because its image file shows another image"
+    assert {entry.image_id: entry.load().remark for entry in dataset.entries} == {"a": "", "b": remark, "c": ""}
+
+
+def test_an_embedded_image_at_which_pillow_fails_is_damaged(tmp_path):
+    """Pillow fails with an AttributeError. It takes a header of numbers for that of an electron microscope (SPIDER)."""
+    sink = io.BytesIO()
+    Image.fromarray(np.zeros((HEIGHT, WIDTH), np.float32)).save(sink, "SPIDER")
+    header = bytearray(sink.getvalue())
+    header[104:108] = np.float32(1).tobytes()  # number of an image in a file of several
+    dataset = read(tmp_path, TRIANGLE, imageData=base64.b64encode(header).decode())
+    assert rejection_reason(dataset) == "the embedded image (imageData) is damaged" and not is_lossy(bytes(header))
 
 
 def test_the_image_file_is_used_if_it_shows_what_is_embedded(tmp_path):

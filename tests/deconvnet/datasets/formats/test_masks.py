@@ -253,10 +253,24 @@ def test_masks_of_floats_are_ids_if_they_are_whole_numbers(tmp_path):
             read(tmp_path / f"wrong{wrong.min()}", Image.fromarray(wrong), suffix=".tif")
 
 
+@pytest.mark.parametrize("objects", ["SegmentationObject", None])
+def test_object_masks_beside_the_masks_are_said_to_be_ignored(tmp_path, objects):
+    """CVAT's Segmentation mask 1.1 has them."""
+    for name in ("JPEGImages", "SegmentationClass", *filter(None, [objects])):
+        write_image(tmp_path / f"{name}/a.png")
+    Image.fromarray(IDS).save(tmp_path / "SegmentationClass/a.png")
+    sources = [AnnotationSource(str(tmp_path / "JPEGImages"), str(tmp_path / "SegmentationClass"))]
+    notes = [note for note in read_masks(sources, ImportRules()).notes if "each connected region" in note]
+    assert [note.partition(" ")[0] for note in notes] == ([str(tmp_path / objects)] if objects else [])
+
+
 def test_images_with_the_name_of_another_are_told(tmp_path):
     write_image(tmp_path / "images/p0.png")
     dataset = read(tmp_path, Image.fromarray(np.eye(HEIGHT, WIDTH, dtype=np.uint8)))
-    assert any("1 images with the name of another are left out: p0" in note for note in dataset.notes)
+    assert any(
+        "1 images are left out, because another image differs from each only in the suffix, such as p0" in note
+        for note in dataset.notes
+    )
 
 
 def test_colours_that_are_almost_equal_are_told(tmp_path):

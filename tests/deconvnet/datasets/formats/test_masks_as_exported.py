@@ -1,11 +1,14 @@
 """Masks as programs export them: with transparency, compressed, antialiased, and of two kinds in one folder."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from deconvnet.datasets.formats.masks import read_masks
 from deconvnet.datasets.importing.dataset import AnnotationSource, ImportRules
+from deconvnet.datasets.importing.mask_values import read_mask_values
 from infra.errors import UserError
 from tests.deconvnet.datasets.formats.inputs import HEIGHT, WIDTH, rejection_reason, write_image
 from tests.deconvnet.datasets.formats.test_masks import read
@@ -57,6 +60,22 @@ def test_what_transparency_hides_is_background_and_no_class(tmp_path, kind):
     assert np.array_equal(class_masks(read(tmp_path / "table", mask, table=table))[0], TRUTH)
     found = class_masks(read(tmp_path / "void", mask, table=table, transparent="void"))[0]
     assert np.array_equal(found, np.where(TRUTH == 0, 255, TRUTH))
+
+
+def test_the_palettes_of_transparent_masks_are_compared_without_what_is_hidden(tmp_path):
+    """The palettes differ in their last colour alone, or have only grey levels, as those of masks without transparency."""
+    masks = []
+    for colours in ([[0, 0, 0], [1, 1, 1], [2, 2, 2], [9, 9, 9]], [[0, 0, 0], [1, 1, 1], [2, 2, 2], [9, 9, 9], [7, 0, 0]]):
+        mask = Image.fromarray(np.array([3, 1, 2], np.uint8)[TRUTH])
+        mask.putpalette(np.array(colours, np.uint8).ravel().tolist())
+        mask.info["transparency"] = 3
+        masks.append(mask)
+    dataset = read(tmp_path, *masks)
+    assert dataset.classes == ("background", "id_1", "id_2")
+    assert all(np.array_equal(found, TRUTH) for found in class_masks(dataset))
+    sink = io.BytesIO()
+    masks[0].save(sink, "PNG")
+    assert not read_mask_values(sink.getvalue(), 10**6).palette
 
 
 def test_transparency_can_be_ignored(tmp_path):

@@ -5,7 +5,7 @@ import urllib.parse
 
 import pytest
 
-from deconvnet.datasets.importing.images import ImageIndex
+from deconvnet.datasets.importing.image_index import ImageIndex, complete_name
 from deconvnet.datasets.importing.regions import as_int
 from infra.errors import BadInput
 
@@ -81,6 +81,8 @@ def test_an_image_of_the_same_name_in_another_folder_is_never_taken(index_of, na
         (["a/1.jpg", "b/2.jpg"], ["C:\\x\\1.jpg", "C:\\x\\2.jpg"], {"C:\\x\\1.jpg": "a/1.jpg", "C:\\x\\2.jpg": "b/2.jpg"}),
         (["a/1.jpg", "b/1.jpg"], ["x/1.jpg"], {}),  # which of the two?
         (["a/1.jpg"], ["x/1.jpg", "y/1.jpg"], {}),  # whose is it?
+        (["a/1.jpg"], ["x/1.jpg", "y/1"], {}),
+        (["a/1.jpg"], ["x/1"], {"x/1": "a/1.jpg"}),
         (["a/1.jpg"], ["x/1.jpg", "1.jpg"], {}),  # it is that of the second name
         (["a/1.jpg", "a/2.jpg"], ["x/1.jpg", "a/2.jpg"], {}),  # the list names folders that exist, but x is missing
         (["a/1.jpg", "a/2.jpg"], ["x/1.jpg", "a/3.jpg"], {}),
@@ -96,13 +98,51 @@ def test_file_names_alone_decide_only_if_no_listed_folder_exists_and_this_is_tol
 
 def test_names_that_compete_for_an_image_are_not_found_unless_one_is_its_path(index_of):
     index = index_of("1.jpg", "2.jpg", "a/3.jpg")
-    listed = ["1.jpg", "x/1.jpg", "x/2.jpg", "y/2.jpg", "3.jpg", "a/3.jpg", "1.jpg"]
-    found, missing, _ = index.find_all(listed)
-    assert found == {"1.jpg": "1.jpg", "a/3.jpg": "a/3.jpg"}
-    assert missing.keys() == {"x/1.jpg", "x/2.jpg", "y/2.jpg", "3.jpg"}
-    for name, other in {"x/1.jpg": "1.jpg", "3.jpg": "a/3.jpg"}.items():
-        assert missing[name].endswith(f"that fits, {other}, is that of another entry, {other}")
+    found, missing, _ = index.find_all(["1.jpg", "x/1.jpg", "x/2.jpg", "y/2.jpg", "1.jpg"])
+    assert found == {"1.jpg": "1.jpg"} and missing.keys() == {"x/1.jpg", "x/2.jpg", "y/2.jpg"}
+    assert missing["x/1.jpg"].endswith("that fits, 1.jpg, is that of another entry, 1.jpg")
     assert missing["x/2.jpg"].endswith("that fits, 2.jpg, also fits another entry, y/2.jpg")
+    found, missing, _ = index.find_all(["3.jpg", "a/3.jpg"])
+    assert found == {"a/3.jpg": "a/3.jpg"} and missing["3.jpg"].endswith("is that of another entry, a/3.jpg")
+
+
+@pytest.mark.parametrize(
+    ("names", "listed"),
+    [
+        (["1.jpg", "7.jpg"], ["images/1.jpg", "site_b/7.jpg"]),  # the list names the folder of images
+        (["1.jpg", "7.jpg"], ["site_b/1.jpg", "/data/images/1.jpg", "site_b/7.jpg"]),
+        (["1.jpg", "7.jpg", "a/2.jpg"], ["1.jpg", "a/2.jpg", "site_b/7.jpg"]),  # the list names a folder in it
+        (["7.jpg", "a/2.jpg"], ["a/3.jpg", "site_b/7.jpg"]),
+    ],
+)
+def test_a_list_that_names_existing_folders_finds_no_image_of_a_folder_that_is_missing(index_of, names, listed):
+    found, missing, notes = index_of(*names).find_all(listed)
+    assert set(found) == {name for name in listed if name.rpartition("/")[0] in ("", "images", "/data/images", "a")} - {"a/3.jpg"}
+    assert not notes and missing["site_b/7.jpg"].endswith(
+        "in the folder site_b; images of the same name in other folders are not taken"
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "listed", "found"),
+    [
+        (["sub/frame_1.PNG", "sub/frame_2.PNG"], "frame_1", "sub/frame_1.PNG"),
+        (["a/1.v2.jpg", "b/1.v2.jpg"], "b/1.v2", "b/1.v2.jpg"),
+        (["b/1.jpg"], "a/1", None),
+        (["1.jpg", "1.png"], "1", None),  # which of the two?
+        (["a/1.jpg", "b/1.png"], "1", None),
+        (["1.jpg"], "1.png", None),
+        (["1.jpg.png"], "1.jpg", None),
+    ],
+)
+def test_a_name_without_suffix_finds_the_one_image_of_this_name(index_of, names, listed, found):
+    assert index_of(*names, "c/other.jpg").find(listed) == found
+
+
+def test_a_path_without_suffix_is_a_spelling_of_the_path(index_of):
+    found, missing, _ = index_of("a/1.jpg", "2.jpg").find_all(["a/1", "a/1.jpg", "2", "x/2"])
+    assert found == {"a/1": "a/1.jpg", "a/1.jpg": "a/1.jpg", "2": "2.jpg"} and list(missing) == ["x/2"]
+    assert [complete_name(name, "x/1.PNG") for name in ("a/1", "1.v2", "1.jpg")] == ["a/1.PNG", "1.v2.PNG", "1.jpg"]
 
 
 def test_the_name_that_competes_is_told(index_of):

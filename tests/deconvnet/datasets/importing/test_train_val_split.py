@@ -27,12 +27,14 @@ def test_an_image_keeps_its_split_when_others_are_added():
 
 def test_two_lists_of_names_give_the_splits():
     dataset = make_dataset(4)
-    splits = split_images(dataset, ["p0", "x/p1.jpg", "p9"], ["p1.jpg", "p2"])
+    splits = split_images(dataset, ["p0", "x/p1.jpg", "p1", "p9"], ["p1.jpg", "p2"])
     assert splits == {"p0": "train", "p1": "val", "p2": "val"}
-    assert dataset.notes == ["1 annotated images are in neither list and are left out"]
+    assert dataset.notes == [
+        "1 images are on both lists and go to val, such as p1",
+        "1 annotated images are in neither list and are left out",
+    ]
     assert [(reject.image_id, reject.reason) for reject in dataset.rejects] == [
-        ("p1", "listed in both splits; it stays in val"),
-        ("p9", "listed, but there is no such annotated image"),
+        ("p9", "listed, but no annotated image, or more than one, has this name")
     ]
 
 

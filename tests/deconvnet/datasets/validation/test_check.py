@@ -179,7 +179,7 @@ def test_the_report_of_an_imported_data_set_has_what_the_import_counted(layout, 
     write_json(str(layout.root / "import.json"), content)
     report, _ = check_dataset(str(layout.root), CLASSES, LIMITS, title="imported")
     assert "\n* a note\n" in report.text
-    assert "\n3 of 60 annotations (5.0 %); rejects.csv lists them" in report.text
+    assert "\nWhen the folder was imported, 3 of 60 annotations (5.0 %) did not become objects. rejects.csv" in report.text
     assert [cell.strip() for cell in line_of(report, "| cat   | ").split("|")[1:-1]] == ["cat", "3", "covers no pixel"]
     assert "objects overlapped in 3 images (25.0 % of all pixels); 2 objects lay wholly under others" in report.text
 
