@@ -24,7 +24,7 @@ def fast_int8(device: torch.device | str) -> bool:
     """Return whether a device computes much faster in 8-bit integers than in float32.
 
     This is true of CPUs with the instruction sets AVX-512 VNNI (Intel from Cascade Lake, AMD from Zen 4 on), AVX-VNNI or AMX.
-    Without them, sums of products of 8-bit integers overflow in oneDNN, too.
+    Without them, oneDNN is not only slower: its sums of products of 8-bit integers can also overflow.
 
     Args:
         device: the device, for example "cpu".

@@ -48,7 +48,10 @@ Location = Annotated[str, AfterValidator(absolute_location), WithJsonSchema({"ty
 
 
 def check_webhook_url(url: str) -> str:
-    """Return the URL of a webhook unchanged. Raise ValueError, without the URL, if it is none."""
+    """Return the URL of a webhook unchanged.
+
+    If it is not an http(s) URL with a host, raise a ValueError whose text does not contain it.
+    """
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname)
@@ -177,7 +180,10 @@ class NotifySettings(Section):
     @field_validator("url")
     @classmethod
     def _check_url(cls, url: SecretStr | None) -> SecretStr | None:
-        """Return the setting `url` unchanged. Raise ValueError, without the URL, if it is none. pydantic calls this."""
+        """Return the setting `url` unchanged. pydantic calls this.
+
+        If it is not the URL of a webhook, raise a ValueError whose text does not contain it.
+        """
         if url is not None:
             check_webhook_url(url.get_secret_value())
         return url

@@ -4,6 +4,7 @@ A box is (x1, y1, x2, y2) in pixels. Coordinates are pixel edges, not pixel cent
 pixel of an image is the box (0, 0, 1, 1). A box may reach beyond the image.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import numpy as np
 WindowShape = Literal["square", "stretched"]
 """The ways to enlarge a box that is not square; see `enlarge`."""
 
+_MAX_WINDOW_PIXELS = 2**28  # of a window that reaches beyond the image; such a crop takes 0.8 GB
 MEAN_RGB = (124, 117, 104)
 """Fill colour outside the image (uint8, RGB). It is ImageNet's mean, so normalising images turns it into 0, up to rounding."""
 
@@ -114,7 +116,8 @@ def crop(
 ) -> np.ndarray:
     """Cut a box out of an image or a mask and resize it to a square.
 
-    The box is first rounded by `window_pixels`.
+    The box is first rounded by `window_pixels`. If it reaches beyond the image and has more than 2²⁸ pixels, as the square around a
+    long object of a panorama may have, the image is shrunk before the box is cut out, so that the memory is limited.
 
     Args:
         image: array (H, W, C), or (H, W) for a mask.
@@ -139,12 +142,25 @@ def crop(
     left, top, right, bottom = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
     if (left, top, right, bottom) == (x1, y1, x2, y2):
         cut = image[y1:y2, x1:x2]
+    elif left >= right or top >= bottom:
+        cut = np.full((1, 1, *image.shape[2:]), fill, image.dtype)
+    elif (x2 - x1) * (y2 - y1) > _MAX_WINDOW_PIXELS:
+        factor = 2 * math.sqrt((x2 - x1) * (y2 - y1) / _MAX_WINDOW_PIXELS)  # doubled, so that once is enough
+        shrunk = _shrink(image[top:bottom, left:right], factor, interpolation)
+        return crop(shrunk, np.array([x1 - left, y1 - top, x2 - left, y2 - top]) / factor, size, fill, interpolation)
     else:
         cut = np.empty((y2 - y1, x2 - x1, *image.shape[2:]), image.dtype)
         cut[:] = fill
-        if left < right and top < bottom:
-            cut[top - y1 : bottom - y1, left - x1 : right - x1] = image[top:bottom, left:right]
+        cut[top - y1 : bottom - y1, left - x1 : right - x1] = image[top:bottom, left:right]
     return _resize(np.ascontiguousarray(cut), size, interpolation)
+
+
+def _shrink(image: np.ndarray, factor: float, interpolation: int) -> np.ndarray:
+    """Divide the sides of an image by a factor of at least 1. The other arguments and the result are as in `crop`."""
+    height, width = image.shape[:2]
+    nearest = interpolation in (cv2.INTER_NEAREST, cv2.INTER_NEAREST_EXACT)
+    sides = max(1, round(width / factor)), max(1, round(height / factor))
+    return cv2.resize(image, sides, interpolation=cv2.INTER_NEAREST_EXACT if nearest else cv2.INTER_AREA)
 
 
 def _resize(image: np.ndarray, size: int, interpolation: int) -> np.ndarray:
@@ -247,8 +263,7 @@ def _starts(length: int, side: int, overlap: float) -> list[int]:
     Returns:
         The first pixels of the windows, ascending. The first is 0 and the last window ends with the image.
     """
-    step = max(
-        1, int(side * (1 - overlap) + 1e-9)
-    )  # the remainder allows for shares such as 0.9 that binary numbers only approximate
+    # 1e-9: binary floats only approximate shares such as 0.9
+    step = max(1, int(side * (1 - overlap) + 1e-9))
     gaps = -(-(length - side) // step)
     return [number * (length - side) // gaps for number in range(gaps + 1)] if gaps else [0]

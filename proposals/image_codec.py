@@ -19,7 +19,8 @@ from infra.errors import BadInput
 from proposals.masks import VOID_ID, VOID_ID_16BIT, check_image
 
 _WHITES = (255, 1023, 4095, 65535)  # brightest values of images of 8, 10, 12 and 16 bits
-DAMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, TypeError, AttributeError, ArithmeticError, struct.error)
+_BUGS = (TypeError, AttributeError, ArithmeticError, RuntimeError)  # Pillow's own, for damaged metadata and AVIF files
+DAMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, *_BUGS)
 """What Pillow raises for damaged files."""
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit; ours is an argument, checked before decoding
 
@@ -27,9 +28,8 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit; ours is an argument, checke
 def decode_image(data: bytes, max_pixels: int | None = None) -> np.ndarray:
     """Decode an image as it should be displayed.
 
-    The EXIF orientation is applied. Grey, CMYK and 16-bit images are converted to RGB, and transparency is dropped. Values of grey
-    images with more than 8 bits are scaled from the smallest usual range that holds them (8, 10, 12 or 16 bits, or 0 to 1) to
-    0–255.
+    The EXIF orientation is applied. Grey, CMYK and 16-bit images are converted to RGB, and transparency is dropped. Grey values
+    of more than 8 bits are scaled to 0–255 from the smallest usual range that holds them: 8, 10, 12 or 16 bits, or 0 to 1.
 
     Args:
         data: content of the file, in any format that Pillow reads.
@@ -276,12 +276,12 @@ def _open(data: bytes, max_pixels: int | None) -> Image.Image:
 
 
 def _count_frames(data: bytes, kind: str | None) -> int:
-    """Return the number of frames of a GIF, TIFF, PNG or WebP. `kind` is the format of the file.
+    """Return the number of frames of a GIF, TIFF, PNG, WebP or AVIF. `kind` is the format of the file.
 
     The result is 1 for a TIFF whose second frame has another size, because that is a thumbnail. It is also 1 for damaged files,
     and for files of other formats, such as a camera's JPEG with a preview.
     """
-    if kind not in ("GIF", "TIFF", "PNG", "WEBP"):
+    if kind not in ("GIF", "TIFF", "PNG", "WEBP", "AVIF"):
         return 1
     image = Image.open(io.BytesIO(data))  # a damaged frame would change the state of the image that is to be decoded
     try:

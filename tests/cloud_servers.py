@@ -20,8 +20,8 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pytest
 
-from infra.deploy.local.process import HOST, Server, free_ports, is_listening, running
-from tests.servers import Answer, FlakyProxy
+from infra.deploy.local.process import HOST, Server, free_ports, running
+from tests.servers import Answer, FlakyProxy, is_listening
 
 ROOT = Path(__file__).resolve().parent.parent
 ACCOUNT = "devstoreaccount1"

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from infra.deploy.local import servers
-from infra.deploy.local.process import free_ports
+from infra.deploy.local.process import HOST, free_ports
 from infra.deploy.local.servers import S3
 
 ACCESS_KEY, SECRET_KEY = "deconvnet-test", "not-a-secret-5f0c"
@@ -23,6 +23,12 @@ def s3_server(folder: Path) -> Iterator[S3]:
     """Run SeaweedFS's S3 server with a fixed key and no buckets while the block runs; its data is in `folder`."""
     with servers.s3_server(folder, ACCESS_KEY, SECRET_KEY) as server:
         yield server
+
+
+def is_listening(port: int) -> bool:
+    """Return whether a server on this machine accepts connections at a TCP port."""
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) == 0
 
 
 Answer = tuple[int, list[tuple[str, str]], bytes]

@@ -178,13 +178,19 @@ def prepare_images(
                 raise _no_usable_image(split, settings, [reject for part in parts for reject in part.rejects])
     except UserError:
         # Their files are read again by the next run, as a corrected file may look unchanged. Versions of the table keep theirs.
-        known = {part.name for commit in (previous, tables.read_commit(out_uri)) if commit for part in commit.parts}
-        tables.discard(out_uri, [part for part in parts if part.rejects and part.name not in known])
+        kept = _kept_parts(out_uri)
+        tables.discard(out_uri, [part for part in parts if part.rejects and part.name not in kept])
         raise
     content = digest([part.digest for part in parts])
     found = {split: counts[split] for split in splits}
     extra = {"counts": found, "classes": list(classes), "background": settings.background, "drawn": drawn, "digest": content}
     return tables.commit(out_uri, fingerprint, parts, extra, keep_earlier=True)
+
+
+def _kept_parts(table: str) -> set[str]:
+    """Return the names of the parts of all versions of a table that are kept."""
+    commits = (tables.read_commit(tables.at_version(table, number)) for number in tables.kept_versions(table))
+    return {part.name for commit in commits if commit for part in commit.parts}
 
 
 def listed_image_ids(settings: DataSettings, seed: int, root: str) -> set[str]:

@@ -9,6 +9,7 @@ If the folder itself can't be used, UserError is raised. If an image can't be us
 Files outside the folder are never opened.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -203,7 +204,8 @@ class VocDataset:
                 this reason.
 
         Returns:
-            The images in the order of the split's list, and a Reject with the reason for each id that can't be used.
+            The images in the order of the split's list, and a Reject with the reason for each id that can't be used, and for each
+            that is listed repeatedly.
 
         Raises:
             UserError: if the list can't be read.
@@ -211,17 +213,16 @@ class VocDataset:
         path = split_path(self.root, name)
         images: list[VocImageFiles] = []
         rejects: list[Reject] = []
-        seen: set[str] = set()
-        for image_id in read_split(self.root, name):
+        for image_id, lines in Counter(read_split(self.root, name)).items():
+            if lines > 1:
+                repeated = f"the id is in the split more than once, on {lines:,} lines; the first one counts"
+                rejects.append(Reject(image_id, path, STAGE, repeated))
             if reason := invalid_id_reason(image_id):
                 found: VocImageFiles | Reject = Reject(image_id, path, STAGE, reason)
-            elif image_id in seen:
-                found = Reject(image_id, path, STAGE, "the id is in the split more than once; its first line counts")
             elif taken and image_id in taken:
                 found = Reject(image_id, path, STAGE, f"the id is in the split {taken[image_id]} too, where it stays")
             else:
                 found = self.find(image_id)
-            seen.add(image_id)
             if isinstance(found, Reject):
                 rejects.append(found)
             else:

@@ -29,6 +29,8 @@ LOST = 75
 """Exit code if it may help to run the same command again, as of the project's commands."""
 POLL_SECONDS = 1.0
 """Seconds between two looks at whether the job has ended."""
+AWAY_SECONDS = 60.0
+"""Seconds for which the cluster may be out of reach while the job runs."""
 
 
 def run(client: JobSubmissionClient, command: Sequence[str]) -> int:
@@ -42,7 +44,7 @@ def run(client: JobSubmissionClient, command: Sequence[str]) -> int:
         The exit code to end with.
 
     Raises:
-        Exception: if the cluster can't be reached, or refuses the job.
+        Exception: if the cluster can't be reached for a minute, or refuses the job.
     """
     job = f"submitted-{uuid.uuid4().hex[:12]}"  # chosen here, so that it can be stopped at any moment
     try:
@@ -57,16 +59,33 @@ def run(client: JobSubmissionClient, command: Sequence[str]) -> int:
 
 
 async def _print_log(client: JobSubmissionClient, job: str) -> None:
-    """Print the log of a job while it runs."""
-    async for text in client.tail_job_logs(job):
-        print(text, end="", flush=True)
+    """Print the log of a job while it runs. If the connection breaks, say so and return, since the job goes on without it."""
+    try:
+        async for text in client.tail_job_logs(job):
+            print(text, end="", flush=True)
+    except Exception as error:  # of aiohttp or Ray
+        text = f"the log of job {job} ends here, as its connection broke: {error}; the job is waited for"
+        print(without_secrets(text), file=sys.stderr, flush=True)
 
 
 def _wait(client: JobSubmissionClient, job: str) -> JobDetails:
-    """Wait until a job has ended, and return what Ray knows about it."""
-    while not (details := client.get_job_info(job)).status.is_terminal():
+    """Wait until a job has ended, and return what Ray knows about it.
+
+    Raises:
+        Exception: if the cluster has not answered for a minute (AWAY_SECONDS).
+    """
+    answered = time.monotonic()
+    while True:
+        try:
+            details = client.get_job_info(job)
+        except Exception:
+            if time.monotonic() - answered > AWAY_SECONDS:
+                raise
+        else:
+            if details.status.is_terminal():
+                return details
+            answered = time.monotonic()
         time.sleep(POLL_SECONDS)
-    return details
 
 
 def exit_code(job: JobDetails) -> int:

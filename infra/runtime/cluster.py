@@ -30,10 +30,10 @@ def connected(settings: ClusterSettings) -> Iterator[None]:
     RAY_ADDRESS for submitted jobs. Without an address, Ray is started on this machine, and stopped at the end. Ray's own log
     messages and progress bars are switched off.
 
+    If the connection to Ray is lost inside the block, the process ends with a message and exit code 75 (see `ray_watch`).
+
     Args:
         settings: address of the cluster, and resources of a Ray that is started on this machine.
-
-    If this Ray is lost meanwhile, the process ends with a message and exit code 75 (see `ray_watch`).
 
     Raises:
         UserError: if the cluster can't be joined, or Ray can't be started.

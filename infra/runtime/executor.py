@@ -91,7 +91,7 @@ class Executor(ABC):
             The index and the result of each unit, in the order in which units finish.
 
         Raises:
-            UserError: if a unit raises UserError.
+            UserError: if a unit raises UserError, or the processes that do it die.
             Interrupted: after a result, if the run was asked to stop.
         """
 

@@ -3,14 +3,15 @@
 Ordinary units run in a pool of processes. Units that share something costly to prepare, such as a network, run in this process.
 """
 
+import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor as Pool
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
-from multiprocessing import get_context
 from typing import Any
 
 from infra.errors import UserError
@@ -59,10 +60,8 @@ class LocalExecutor(Executor):
             yield from self._until_stopped(_one_by_one(units, work), len(units), title, unit)
             return
         if self._pool is None:
-            # Spawned, because a forked process would inherit locks that other threads hold. At Ctrl-C a terminal sends SIGINT to
-            # all processes of the command, but only this one should react; the others finish their units.
-            spawn, ignore = get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
-            self._pool = ProcessPoolExecutor(self.cpus, spawn, initializer=signal.signal, initargs=ignore)
+            # Spawned, because a forked process would inherit locks that other threads hold.
+            self._pool = ProcessPoolExecutor(self.cpus, multiprocessing.get_context("spawn"), initializer=_begin_process)
         try:
             yield from self._until_stopped(_in_pool(self._pool, units, work), len(units), title, unit)
         except BrokenProcessPool as error:
@@ -105,6 +104,23 @@ class LocalExecutor(Executor):
         for item in work():
             yield item
             self._check_stop("stopped")
+
+
+def _begin_process() -> None:
+    """Prepare a process of the pool: it goes on at Ctrl-C, and ends if the process that started it is killed.
+
+    At Ctrl-C a terminal sends SIGINT to all processes of the command, but only the first one should react; the others finish their
+    units.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Wait until the process that started this one has ended, and end this one."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def available_cpus() -> int:

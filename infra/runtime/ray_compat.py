@@ -248,10 +248,10 @@ class StartGuard(WorkerGroupCallback):
             self._queue.put.remote({"workers": workers})
 
     def _check_stop(self) -> None:
-        """Raise Interrupted if the driver asked for a stop, or its queue has ended with it. An unreachable queue is not a reason."""
+        """Raise Interrupted if the driver asked for a stop, or is gone. While its queue is out of reach, the start goes on."""
         try:
             stop = ray.get(self._queue.stop_requested.remote())
-        except ActorUnavailableError:  # for a moment
+        except ActorUnavailableError:
             stop = False
         except ActorDiedError:
             stop = True
@@ -260,24 +260,23 @@ class StartGuard(WorkerGroupCallback):
 
 
 @contextmanager
-def actor_retries(count: int) -> Iterator[dict[str, Any]]:
-    """Provide keyword arguments for `ray.data.Dataset.map` that limit how often a row is retried after its actor died.
+def map_retries(**limit: int) -> Iterator[dict[str, Any]]:
+    """Provide keyword arguments for `ray.data.Dataset.map` that limit how often a row is retried after its process died.
 
-    By default Ray Data retries a row for ever (`max_task_retries` is -1 in
-    ray/data/_internal/execution/operators/actor_pool_map_operator.py, `_apply_default_remote_args`). A row that kills
-    every actor would then keep the job running without end. Two arguments of `map` change this: `ray_remote_args` and
-    `ray_remote_args_fn`. Ray 2.60 deprecates both and announces their removal in 2.64, but it has no replacement yet
-    (ray/data/dataset.py).
+    By default Ray Data retries a row for ever (-1 in ray/data/_internal/remote_fn.py for tasks, and in
+    ray/data/_internal/execution/operators/actor_pool_map_operator.py for actors). A row that kills every process would then keep the
+    job running without end. Two arguments of `map` change this: `ray_remote_args` and `ray_remote_args_fn`. Ray 2.60 deprecates
+    both and announces their removal in 2.64, but it has no replacement yet (ray/data/dataset.py).
 
     Args:
-        count: largest number of retries of a row.
+        **limit: largest number of retries of a row, as `max_retries` for tasks or as `max_task_retries` for actors.
 
     Yields:
         The keyword arguments, to be used inside the `with` block. Ray's deprecation warnings are suppressed there.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        yield {"ray_remote_args_fn": lambda: {"max_task_retries": count}}
+        yield {"ray_remote_args_fn": lambda: limit}
 
 
 class OwnNodesOnly(ExecutionCallback):

@@ -4,7 +4,7 @@ import gc
 import pickle
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Self
 
 from infra.errors import UserError, find_user_error, forget_frames
@@ -12,6 +12,9 @@ from infra.live_metrics import RayMetrics
 from infra.runtime import cluster
 from infra.runtime.executor import Actors, Executor, Item, Result, Work
 from infra.settings import ClusterSettings
+
+TASK_RETRIES = 3
+"""How often a unit of work that runs as a task is tried again if its process or its node died."""
 
 
 class RayExecutor(Executor):
@@ -59,12 +62,18 @@ class RayExecutor(Executor):
     ) -> Iterator[tuple[int, Result]]:
         """Run a function on every unit of work. Each call is a Ray Data task that takes one CPU.
 
-        See `Executor.map` for the arguments, results and errors.
+        See `Executor.map` for the arguments, results and errors. A unit whose processes die again and again is a UserError too.
         """
         if not units:
             return
-        done = _dataset(units, self._nodes(training=False)).map(partial(_answer, work), num_cpus=1)
-        yield from self._until_stopped(_results(done), len(units), title, unit)
+        from infra.runtime.ray_compat import map_retries
+
+        with map_retries(max_retries=TASK_RETRIES) as retries:
+            done = _dataset(units, self._nodes(training=False)).map(partial(_answer, work), num_cpus=1, **retries)
+        try:
+            yield from self._until_stopped(_results(done), len(units), title, unit)
+        except _deaths() as error:
+            raise _died(title, TASK_RETRIES, unit, Actors.remedy) from error
 
     def map_actors(
         self, units: Mapping[int, Any], make: Callable[[int], Work[Result]], actors: Actors, *, title: str, unit: str
@@ -78,13 +87,13 @@ class RayExecutor(Executor):
 
         if not units:
             return
-        from infra.runtime.ray_compat import actor_retries
+        from infra.runtime.ray_compat import map_retries
 
         nodes = self._nodes(training=actors.gpus > 0)
         fits = len(units) if cluster.can_autoscale(self._settings) else cluster.actor_slots(nodes, actors.cpus, actors.gpus)
         if not fits:
             raise UserError(_no_room(actors, nodes))
-        with actor_retries(actors.retries) as retries:
+        with map_retries(max_task_retries=actors.retries) as retries:
             done = _dataset(units, nodes).map(
                 _Actor,
                 fn_constructor_args=(make, actors.cpus),
@@ -98,10 +107,7 @@ class RayExecutor(Executor):
         try:
             yield from self._until_stopped(_results(done), len(units), title, unit)
         except ray.exceptions.RayActorError as error:
-            raise UserError(
-                f"{title}: processes died {actors.retries + 1} times while they worked on one of the {unit} (out of memory?): "
-                f"{actors.remedy}"
-            ) from error
+            raise _died(title, actors.retries, unit, actors.remedy) from error
 
     def stream(
         self, work: Callable[[], Iterable[Item]], *, cpus: int = 1, gpus: float = 0, training: bool = False
@@ -119,20 +125,22 @@ class RayExecutor(Executor):
             The items of the iterable, in order.
 
         Raises:
-            UserError: if the function raises UserError.
+            UserError: if the function raises UserError, or its processes die again and again.
             Interrupted: after an item, if the run was asked to stop.
         """
         import ray
         import ray.exceptions
 
         nodes = self._nodes(training)
-        task = ray.remote(_items).options(num_cpus=cpus, num_gpus=gpus, label_selector=nodes or None)
+        task = ray.remote(_items).options(num_cpus=cpus, num_gpus=gpus, max_retries=TASK_RETRIES, label_selector=nodes or None)
         try:
             for reference in task.remote(work):
                 yield ray.get(reference)
                 self._check_stop("stopped")
         except ray.exceptions.RayTaskError as error:  # Ray wraps a UserError in an error whose message is a traceback
             raise find_user_error(error.cause) or error from error
+        except _deaths() as error:
+            raise UserError(f"the processes of a task died {TASK_RETRIES + 1} times (out of memory?): {Actors.remedy}") from error
 
     def _nodes(self, training: bool) -> dict[str, str]:
         """Return the Ray labels, as values by key, that a node must have for a kind of work; {} for any node.
@@ -225,16 +233,24 @@ def _answer(work: Work[Any], row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Actor:
-    """A worker of a Ray Data actor pool. It prepares once, for example by loading a network, and then does many units."""
+    """A worker of a Ray Data actor pool. It prepares once, for example by loading a network, and then does many units.
+
+    It prepares with its first unit. If it died in its constructor, Ray would restart it for ever.
+    """
 
     def __init__(self, make: Callable[[int], Work[Any]], threads: int) -> None:
-        """Prepare the worker by calling `make(threads)`.
+        """Store how the worker prepares, which is by calling `make(threads)`.
 
         Args:
             make: function that prepares the work, for example by loading a network, and returns the function that does a unit.
             threads: number of CPU threads that the worker may use.
         """
-        self.work = make(threads)
+        self._make, self._threads = make, threads
+
+    @cached_property
+    def _work(self) -> Work[Any]:
+        """Return the function that does a unit. It is made when it is first needed."""
+        return self._make(self._threads)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Do one unit of work.
@@ -245,7 +261,28 @@ class _Actor:
         Returns:
             A row with the "index" of the unit and its "result": the pickled return value, or the pickled UserError.
         """
-        return _answer(self.work, row)
+        return _answer(lambda index, unit: self._work(index, unit), row)
+
+
+def _deaths() -> tuple[type[Exception], ...]:
+    """Return Ray's errors for a task whose processes or nodes died at each attempt."""
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
+
+    return NodeDiedError, OutOfMemoryError, WorkerCrashedError
+
+
+def _died(title: str, retries: int, unit: str, remedy: str) -> UserError:
+    """Return the error for a unit of work whose processes died at each attempt.
+
+    Args:
+        title: name of the work.
+        retries: number of attempts after the first one.
+        unit: plural noun for the units of work, such as "parts".
+        remedy: advice to the user.
+    """
+    return UserError(
+        f"{title}: processes died {retries + 1} times while they worked on one of the {unit} (out of memory?): {remedy}"
+    )
 
 
 def _no_room(actors: Actors, nodes: Mapping[str, str]) -> str:

@@ -6,6 +6,7 @@ In a bucket, the server ensures this by conditional requests. On a local disk, a
 
 import errno
 import fcntl
+import hashlib
 import logging
 import os
 from collections.abc import Iterator
@@ -64,7 +65,8 @@ def one_process_at_a_time(path: Path) -> Iterator[None]:
     Args:
         path: the file to be changed in the block. Its folder is created if it does not exist.
     """
-    guard = path.with_name(f".{path.name}.guard")
+    name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]  # as the file's own name may be as long as the disk allows
+    guard = path.with_name(f".{name}.guard")
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with guard.open("ab") as file:
@@ -81,7 +83,7 @@ def one_process_at_a_time(path: Path) -> Iterator[None]:
             try:
                 yield
             finally:
-                guard.unlink()
+                guard.unlink(missing_ok=True)
             return
 
 

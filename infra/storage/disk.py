@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from infra.errors import UserError
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NOT_A_FOLDER = (errno.ENOTDIR, errno.EEXIST)
+_TEMPORARY = re.compile(r"(?:.*/)?\.[0-9a-f]{32}")  # names of the temporary files of `replacing`
 MAX_STEM_BYTES = 250
 """Most bytes in the name of an image without its suffix. With any of the suffixes ".png" to ".jpeg" it fits into 255 bytes, which
 is what Linux's file systems allow."""
@@ -48,6 +50,11 @@ def disk_user_error(error: OSError, folder: Path | str) -> UserError | None:
     if error.errno == errno.ENAMETOOLONG:
         return UserError(f"the name of {error.filename2 or error.filename} is too long: {error.strerror}")
     return None
+
+
+def is_temporary(name: str) -> bool:
+    """Return whether a file has the name of a temporary file of `replacing`. A process that is killed leaves one behind."""
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 @contextmanager

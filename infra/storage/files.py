@@ -8,7 +8,9 @@ a bucket does not answer, requests are retried for a minute (`objects.store.RETR
 """
 
 import hashlib
+import http.client
 import json
+import re
 import shutil
 import tempfile
 import urllib.request
@@ -274,7 +276,8 @@ def local_copy(uri: str) -> Iterator[Path]:
         uri: the file, local, in a bucket or http(s)://.
 
     Yields:
-        The local file itself, or a temporary download with the same file name. The download is deleted at the end.
+        The local file itself, or a temporary download with the same file name (without the query of a URL, which may be a
+        signature). The download is deleted at the end.
 
     Raises:
         UserError: if there is no such file or it can't be downloaded.
@@ -286,7 +289,7 @@ def local_copy(uri: str) -> Iterator[Path]:
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="deconvnet-", ignore_cleanup_errors=True) as folder:
-        target = Path(folder) / Path(uri).name
+        target = Path(folder) / Path(re.split("[?#]", uri)[0] if is_http(uri) else uri).name
         _download(uri, target)
         yield target
 
@@ -305,9 +308,17 @@ def _download(uri: str, target: Path) -> None:
         if in_bucket(uri):
             copy_file(uri, str(target))
         else:
-            with disk_errors_for_user(target), urllib.request.urlopen(uri, timeout=60) as reply, target.open("wb") as file:
-                shutil.copyfileobj(reply, file)
+            _request(uri, target)
     except FileNotFoundError:
         raise UserError(f"there is no file {uri}") from None
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise UserError(f"{uri} can't be downloaded: {error}") from error
+
+
+def _request(url: str, target: Path) -> None:
+    """Download a file from an http(s) URL. Raise UserError if it is not a valid URL."""
+    try:
+        with disk_errors_for_user(target), urllib.request.urlopen(url, timeout=60) as reply, target.open("wb") as file:
+            shutil.copyfileobj(reply, file)
+    except (ValueError, http.client.InvalidURL):  # their texts may quote the query, which may be a signature
+        raise UserError(f"{url} is not a valid URL; in URLs, a blank is written as %20, and é as %C3%A9") from None

@@ -39,7 +39,7 @@ class LockGuard:
 
         Args:
             uri: the file, local or in a bucket. Only holders of the lock write to it.
-            data: content of the file. It must differ from what runs with other results write there.
+            data: content of the file. It must differ from the content that a run with other results would write there.
 
         Raises:
             Interrupted: if another run has taken the lock. The file is then unchanged, or that run writes it after this one.

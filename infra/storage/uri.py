@@ -26,11 +26,16 @@ def local_path(uri: str) -> Path:
     """Convert a local path or a file:// URI to a `Path`, with ~ replaced by the home folder.
 
     Raises:
-        UserError: if the URI is not local, such as one in a bucket.
+        UserError: if the URI is not local, such as one in a bucket, or it begins with ~NAME and there is no user of this name.
     """
     if "://" in uri and not uri.startswith("file://"):
         raise UserError(f"{uri} can't be used here: a local path or a URI that begins with s3://, gs:// or abfs:// is needed")
-    return Path(uri.removeprefix("file://")).expanduser()
+    path = Path(uri.removeprefix("file://"))
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        user = path.parts[0]
+        raise UserError(f"{user} is not the home folder of a user: write ./{user} for a folder of this name") from None
 
 
 def absolute(uri: str) -> str:

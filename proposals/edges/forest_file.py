@@ -10,7 +10,6 @@ import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -168,22 +167,6 @@ def _parse_forest(data: bytes, compressed_name: bool) -> Forest:
         boundaries,
         evaluated,
     )
-
-
-def forest_file_error(path: Path) -> str | None:
-    """Check that a forest's file is complete and can be used by this package and by OpenCV.
-
-    Args:
-        path: a local file, .yml or .yml.gz.
-
-    Returns:
-        A description of the first error found, or None if the file is good.
-    """
-    try:
-        _read(path.read_bytes(), path.suffix == ".gz")
-    except _Fault as error:
-        return str(error)
-    return None
 
 
 class _Fault(ValueError):

@@ -167,7 +167,7 @@ class _Miner:
             unit: the part of the `images` table, and its proposals.
 
         Yields:
-            For each crop a row as a dict, for each image that cannot be used a `Reject` with the reason, and at last a note with
+            For each crop a row as a dict, for each image that cannot be used a `Reject` with the reason, and finally a `Note` with
             the number of crops by class id, such as "3:12 15:40". A window counts once for each class in it.
         """
         cv2.setNumThreads(1)  # every CPU already has a unit of work

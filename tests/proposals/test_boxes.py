@@ -1,5 +1,7 @@
 """Enlarging boxes, rounding them to pixels, cropping, and overlap."""
 
+import tracemalloc
+
 import cv2
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from proposals import boxes
 from proposals.boxes import MEAN_RGB, crop, enlarge, iou, mirrored_boxes, window_pixels
 from proposals.recall import best_overlaps
 
@@ -76,6 +79,24 @@ def test_crops_of_any_box_have_the_requested_size_and_the_images_dtype(b, size):
     for dtype in (np.uint8, np.uint16):
         mask = crop(np.zeros((40, 50), dtype), b, size, 7, cv2.INTER_NEAREST)
         assert mask.shape == (size, size) and mask.dtype == dtype and set(np.unique(mask)) <= {0, 7}
+
+
+def test_a_window_much_larger_than_the_image_takes_limited_memory_and_gives_nearly_the_same_crop(monkeypatch):
+    """As the square around a long object of a panorama. The window has 720 × 720 px, the image only 600 × 40."""
+    y, x = np.mgrid[:40, :600]
+    image = np.dstack([x * 255 // 599, y * 255 // 39, np.where((x // 60 + y // 20) % 2, 250, 10)]).astype(np.uint8)
+    mask = np.where((x > 90) & (x < 500) & (y > 7), 3, 0).astype(np.uint16)
+    window = (-60, -340, 660, 380)
+    whole, ids = crop(image, window, 48), crop(mask, window, 48, 9, cv2.INTER_NEAREST)
+    monkeypatch.setattr(boxes, "_MAX_WINDOW_PIXELS", 2**18)
+    tracemalloc.start()
+    found = crop(image, window, 48)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * 2**18 < 3 * 720**2
+    assert np.abs(found.astype(int) - whole).mean() < 2 and (found == MEAN_RGB).all(axis=2).mean() > 0.9
+    found_ids = crop(mask, window, 48, 9, cv2.INTER_NEAREST)
+    assert (found_ids == ids).mean() > 0.98 and set(np.unique(found_ids)) == {0, 3, 9} and found_ids.dtype == np.uint16
 
 
 def test_a_crop_is_never_a_view_of_the_image():

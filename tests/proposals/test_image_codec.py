@@ -5,7 +5,7 @@ import io
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from infra.errors import BadInput
 from proposals.image_codec import (
@@ -226,7 +226,21 @@ def test_examples_decode_to_the_same_pixels_as_other_images(rng: np.random.Gener
             decode_example(data, bad)
 
 
-@pytest.mark.parametrize("kind", ["TIFF", "PNG", "WEBP"])
+needs_avif = pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+
+
+@needs_avif
+def test_a_damaged_avif_is_refused() -> None:
+    """Pillow fails with a RuntimeError, unlike for other formats."""
+    good = data(Image.fromarray(RED.repeat(8, 0)), "AVIF")
+    start = good.index(b"mdat") + 4
+    assert image_size(good) == (6, 32)
+    for decode in (decode_image, image_size, decode_mask):
+        with pytest.raises(BadInput, match="truncated or damaged"):
+            decode(good[:start] + bytes(len(good) - start))
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "PNG", "WEBP", pytest.param("AVIF", marks=needs_avif)])
 def test_files_of_several_frames_are_refused_and_thumbnails_are_no_frames(kind):
     frames = [Image.fromarray(np.full((9, 12), value, np.uint8)) for value in (0, 200)]
     buffer = io.BytesIO()

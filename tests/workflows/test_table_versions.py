@@ -1,19 +1,25 @@
 """train_pipeline.py on data that change: what is read and written again, the versions that are kept, and training on an earlier one."""
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from deconvnet.datasets import voc
 from deconvnet.datasets.palette import GENERATED_CLASSES
 from deconvnet.datasets.synthetic import write_dataset
+from infra.runtime.stages import digest
 from infra.storage import tables
 from proposals import job as proposals_job
 from tests.workflows.commands import LOCAL, TINY, Done, call
 from tests.workflows.doubles import training_gives
 from workflows import train_pipeline
+from workflows.pipelines.data import DataPipeline
 from workflows.pipelines.workspace import MADE_BY, Workspace
+from workflows.settings import Settings
 
 FOLDERS = ("JPEGImages", "SegmentationClass", "SegmentationObject")
 
@@ -75,6 +81,37 @@ def test_only_new_images_are_read_searched_and_cut(runs: Runs, monkeypatch: pyte
         now = runs.parts(name)
         assert now[:2] == before[name] and len(now) == 3, name
         assert tables.kept_versions(str(runs.workspace / name)) == [1], "nothing uses the version before"
+
+
+class Measuring(DataPipeline):
+    """A pipeline that remembers which parts of the table `proposals` it leaves out of its measurements."""
+
+    def __init__(self, root: str) -> None:
+        Workspace.__init__(self, root)
+        self.settings, self.left_out = Settings(), []
+        self.executor: Any = None
+
+    def measure_proposals(self, split: str, report: str = "", known: Collection[str] = ()) -> None:
+        """Remember the parts."""
+        self.left_out.append(set(known))
+
+
+def test_boxes_whose_run_was_killed_before_they_were_measured_are_measured_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tables.Commit] = []
+
+    def make(images: str, table: str, settings: Any, fingerprint: str, *_: object, **__: object) -> tables.Commit:
+        row = {"image_id": fingerprint}
+        part = tables.write_part(table, "c0de" * 16, digest(row), [row], pa.schema([pa.field("image_id", pa.string())]))
+        made.append(tables.commit(table, fingerprint, [part], keep_earlier=True))
+        return made[-1]
+
+    monkeypatch.setattr(proposals_job, "make_proposals", make)
+    pipeline = Measuring(str(tmp_path))
+    for fingerprint in ("first", "first", "second"):  # no stage has a record, as if each run were killed
+        pipeline._proposals(fingerprint)
+    assert pipeline.left_out == [set(), set(), {part.name for part in made[0].parts}]
 
 
 def test_an_earlier_version_is_trained_on_as_long_as_it_is_kept(runs: Runs) -> None:

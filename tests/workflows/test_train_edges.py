@@ -3,16 +3,19 @@
 import json
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import scipy.io
 
-from proposals.edges.forest_file import forest_file_error
+from proposals.edges.forest_file import load_forest
 from proposals.image_codec import encode_jpeg
 from tests.workflows.commands import LOCAL, Done, call
 from workflows import train_edges
+from workflows.pipelines import edges
+from workflows.settings import EdgeSettings
 
 TINY = shlex.split(
     "--data.generated.train 24 --data.generated.val 2 --data.dev_fraction 0.3 --proposals.min_box_area 200 --proposals.max_boxes 60 "
@@ -31,7 +34,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
 
 def test_a_run_leaves_a_forest_and_its_report(workspace):
     folder, done = workspace
-    assert forest_file_error(folder / "edges.yml.gz") is None
+    assert len(load_forest(str(folder / "edges.yml.gz")).child) == 2
     found = cv2.ximgproc.createStructuredEdgeDetection(str(folder / "edges.yml.gz")).detectEdges(
         np.zeros((64, 64, 3), np.float32)
     )
@@ -42,6 +45,26 @@ def test_a_run_leaves_a_forest_and_its_report(workspace):
         assert f"| {name} | 50 |" in done.stdout
     assert (folder / "report/edges.png").stat().st_size > 1000
     assert not (folder / "trees").exists() or not any((folder / "trees").rglob("*.npz"))
+
+
+@pytest.mark.parametrize(
+    ("made", "deletes"),
+    [
+        ("stages/forest.json", True),
+        ("models/stage2/model.json", False),
+        ("generations/20260131-235959/generation.json", False),
+    ],
+)
+def test_in_a_workspace_of_trained_networks_no_version_of_a_table_is_deleted(made, deletes, tmp_path, monkeypatch):
+    """Even if no stage has a record of it, as after a run that was killed: the champion may need it."""
+    (tmp_path / "w" / made).parent.mkdir(parents=True)
+    (tmp_path / "w" / made).touch()
+    pruned = []
+    monkeypatch.setattr(edges, "prune_tables", lambda root, champion, lock: pruned.append(root))
+    training = edges.EdgeTraining(EdgeSettings(workspace=str(tmp_path / "w"), executor="local", tracking={"enabled": False}))
+    training.locks = [None]
+    training._end("edges", {"measure": SimpleNamespace(summary={})})
+    assert pruned == ([str(tmp_path / "w")] if deletes else [])
 
 
 @pytest.mark.ray

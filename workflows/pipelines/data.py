@@ -91,7 +91,7 @@ class DataPipeline(PreparingPipeline):
         """Make a version of the table `proposals`, and log the recall of the boxes: the share of the annotated objects that they find.
 
         The recall is measured on the dev images, which are training images that are set aside for choosing settings. Of a table that had a
-        version before, only the parts that are new count.
+        version before, only the parts that are new count. If a run was killed after it had made this version, all parts count.
 
         Args:
             fingerprint: digest of the stage's code version, settings and inputs. It is stored with the table.
@@ -110,7 +110,8 @@ class DataPipeline(PreparingPipeline):
         self.use_version("proposals", made.version)
         self.write_rejects()
         logger.info(f"  proposals@{made.version}: of {made.rows:,} images")
-        self.measure_proposals("dev", "", {part.name for part in before.parts} if before else set())
+        known = {part.name for part in before.parts} if before and before.fingerprint != fingerprint else set()
+        self.measure_proposals("dev", "", known)
         return {"tables": {"proposals": made.version}, "images": made.rows, "rejects": len(made.rejects)}
 
     def measure_proposals(self, split: str, report: str = "", known: Collection[str] = ()) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from infra import storage
 from infra.errors import UserError
-from infra.runtime.stages import Record, Stage, read_record
+from infra.runtime.stages import Record, Stage
 from infra.storage import tables
 from proposals.edges.bsds import bsds_files
 from workflows.cli import rejects_text
@@ -82,14 +82,15 @@ class EdgeTraining(PreparingPipeline):
         """Log the metrics of the evaluation to the tracker's run of the whole pipeline, and delete old versions of the table `images`.
 
         The stage `measure` has logged the same metrics to its own run before. In a workspace where networks were trained, too, the
-        versions are kept.
+        versions are kept, as the champion (the registered model in use) may have been made from any of them.
 
         Args:
             config: name of the settings file. Not used.
             records: stored records of the complete stages by name. The summary of `measure` has the metrics.
         """
         self.run_of_pipeline.log_metrics(records["measure"].summary)
-        if self.settings.masks and read_record(self.root, "proposals") is None:
+        trained = any(storage.exists(self.uri(folder)) for folder in ("models", "generations"))
+        if self.settings.masks and not trained:
             prune_tables(self.root, {}, self.locks[0])
 
     def _segments(self, fingerprint: str) -> dict[str, Any]:

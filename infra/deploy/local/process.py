@@ -39,12 +39,6 @@ def free_port() -> int:
     return free_ports(1)[0]
 
 
-def is_listening(port: int) -> bool:
-    """Return whether a server on this machine accepts connections at a TCP port."""
-    with socket.socket() as probe:
-        return probe.connect_ex((HOST, port)) == 0
-
-
 def find_program(name: str, package: str) -> str:
     """Find an installed program, first in the folder of this Python interpreter, then on PATH.
 

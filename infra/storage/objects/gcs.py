@@ -120,7 +120,10 @@ def _list_one(pid: int, variables: frozenset[tuple[str, str]], name: str) -> Non
 
 
 def _check_bucket(uri: str, name: str) -> None:
-    """Raise UserError if the bucket of a URI does not exist, as the server's answer is the same as for an object that does not."""
+    """Raise UserError if the bucket of a URI does not exist.
+
+    The server gives the same answer for a missing bucket and a missing object.
+    """
     from google.api_core.exceptions import GoogleAPICallError, NotFound
 
     try:

@@ -7,6 +7,7 @@ botocore's errors to errors that explain the problem to the user.
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from io import BytesIO
 from itertools import islice
 from typing import IO, Any
@@ -16,13 +17,15 @@ from infra.storage.objects.s3_client import TRANSIENT_CODES, client, endpoint, n
 from infra.storage.objects.s3_client import delta_location as delta_location  # both are functions of every store
 from infra.storage.objects.s3_client import filesystem as filesystem
 from infra.storage.objects.s3_errors import is_condition_failed, is_not_found, s3_errors_for_user
-from infra.storage.objects.store import backoff_seconds, retry_seconds, split_uri
+from infra.storage.objects.store import backoff_seconds, check_conditions, exchange_by_tag, retry_seconds, split_uri
 
 PART_BYTES = 16 * 2**20
 """Size in bytes of the parts in which larger objects are transferred. boto3 holds up to ten parts in memory."""
 
 PAGE = 1000
 """Largest number of keys that one request can list or delete, a limit of S3."""
+
+_WRONG_TAG = f'"{32 * "0"}"'
 
 
 @contextmanager
@@ -174,69 +177,55 @@ def head(bucket: str, key: str) -> dict[str, Any] | None:
         raise
 
 
-def exchange(bucket: str, key: str, old: bytes | None, new: bytes) -> bool:
-    """Change the content of an object from `old` to `new` in one step, by a conditional request.
-
-    The server must support conditional writes, as AWS, MinIO and SeaweedFS (from 4.18) do. `check_conditional_writes` checks it.
-
-    Args:
-        bucket: name of the bucket.
-        key: key of the object.
-        old: the expected content; None if there should be no object.
-        new: the new content, which must differ from what any other process writes.
-
-    Returns:
-        True if this call changed the object, False if its content was not `old`.
-
-    Raises:
-        botocore.exceptions.ClientError: if the server refuses a request for another reason.
-    """
+def _read_if_there(bucket: str, key: str) -> tuple[bytes, str] | None:
+    """Return the content of an object and its ETag; None if there is no such object."""
     from botocore.exceptions import ClientError
 
-    target = {"Bucket": bucket, "Key": key}
     try:
-        content, etag = (None, None) if old is None else read(bucket, key)
+        return read(bucket, key)
     except ClientError as error:
         if is_not_found(error):
+            return None
+        raise
+
+
+def _write_if(bucket: str, key: str, data: bytes, etag: str | None) -> bool:
+    """Write an object if its ETag is still the given one (None: if there is no object). Return whether it was written."""
+    from botocore.exceptions import ClientError
+
+    condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+    try:
+        client().put_object(Bucket=bucket, Key=key, Body=data, **condition)
+    except ClientError as error:
+        if is_not_found(error) or is_condition_failed(error):
             return False
         raise
-    if content != old:
-        return False
-    try:
-        client().put_object(**target, Body=new, **({"IfMatch": etag} if etag else {"IfNoneMatch": "*"}))
-        return True
-    except ClientError as error:
-        if not (is_not_found(error) or is_condition_failed(error)):
-            raise
-        if not error.response["ResponseMetadata"].get("RetryAttempts"):
-            return False
-    # The request was retried. The first attempt may have succeeded though its answer was lost, so compare what is there now.
-    return head(bucket, key) is not None and read(bucket, key)[0] == new
+    return True
+
+
+def exchange(bucket: str, key: str, old: bytes | None, new: bytes) -> bool:
+    """Change the content of an object from `old` (None: no object) to `new` in one step. Return whether this call did so.
+
+    The server must support conditional writes, as AWS, MinIO and SeaweedFS (from 4.18) do. `check_conditional_writes` checks it.
+    """
+    return exchange_by_tag(partial(_read_if_there, bucket, key), partial(_write_if, bucket, key, new), old, new)
 
 
 def check_conditional_writes(bucket: str, key: str) -> None:
-    """Check that the server refuses a conditional write whose condition does not hold. Locks depend on it.
+    """Raise UserError if the server overwrites the existing object `key` though the condition of a write does not hold.
 
-    Args:
-        bucket: name of the bucket.
-        key: key of an existing object, which a server without conditional writes will overwrite.
-
-    Raises:
-        UserError: if the server does not implement conditions, or ignores one of these two: "there is no such object" and "the
-            object has this ETag".
-        botocore.exceptions.ClientError: if the server refuses the requests for another reason.
+    A server that refuses all conditions as not implemented counts as one that ignores them.
     """
     from botocore.exceptions import ClientError
 
-    for header, condition in {"If-None-Match": {"IfNoneMatch": "*"}, "If-Match": {"IfMatch": f'"{32 * "0"}"'}}.items():
+    def write_if(etag: str | None) -> bool:
+        """Return whether the server overwrites the object, or knows no conditions."""
         try:
-            client().put_object(Bucket=bucket, Key=key, Body=b"", **condition)
+            return _write_if(bucket, key, b"", etag)
         except ClientError as error:
-            if is_condition_failed(error):
-                continue
-            if error.response["Error"]["Code"] != "NotImplemented":
-                raise
-        raise UserError(
-            f"S3 at {endpoint()} ignores {header} in s3://{bucket}, so two runs could write to one folder at the same time: use a "
-            "server with conditional writes (AWS, MinIO, SeaweedFS from 4.18), or a folder on a disk"
-        )
+            if error.response["Error"]["Code"] == "NotImplemented":
+                return True
+            raise
+
+    other = "one with conditional writes (AWS, MinIO, SeaweedFS from 4.18)"
+    check_conditions(write_if, _WRONG_TAG, f"s3://{bucket}/{key}", other)

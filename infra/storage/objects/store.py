@@ -156,7 +156,9 @@ def exchange_by_tag(
     return after is not None and after[0] == new
 
 
-def check_conditions(write_if: Callable[[str | None], bool], wrong_tag: str, uri: str) -> None:
+def check_conditions(
+    write_if: Callable[[str | None], bool], wrong_tag: str, uri: str, other: str = "one with conditional writes"
+) -> None:
     """Check that a server refuses a conditional write whose condition does not hold. Locks depend on it.
 
     Args:
@@ -164,6 +166,7 @@ def check_conditions(write_if: Callable[[str | None], bool], wrong_tag: str, uri
             whether the server did so.
         wrong_tag: a tag that the object does not have.
         uri: URI of the object, for the message.
+        other: the server to use instead, for the message.
 
     Raises:
         UserError: if the server ignores a condition.
@@ -172,7 +175,7 @@ def check_conditions(write_if: Callable[[str | None], bool], wrong_tag: str, uri
         if write_if(tag):
             raise UserError(
                 f"the server of {uri} ignores the conditions of writes, so two runs could write to one folder at the same time: "
-                "use a server with conditional writes, or a folder on a disk"
+                f"use {other}, or a folder on a disk"
             )
 
 

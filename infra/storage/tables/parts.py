@@ -196,7 +196,8 @@ def write_part(
     sink = io.BytesIO()
     stream = accepted()
     compression = "none" if "image" in schema.names else "zstd"
-    described = [name for name in schema.names if not pa.types.is_binary(schema.field(name).type)]  # not masks, of some kB each
+    # no statistics of binary columns: the lowest and highest mask would take some kB each
+    described = [name for name in schema.names if not pa.types.is_binary(schema.field(name).type)]
     with pq.ParquetWriter(sink, schema, compression=compression, write_statistics=described) as writer:
         for chunk in divide_rows(stream, rows_per_group):
             writer.write_table(pa.Table.from_pylist([dict(r) for r in chunk], schema=schema), row_group_size=rows_per_group)

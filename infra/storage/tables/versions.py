@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 
 from infra import storage
 from infra.errors import UserError
+from infra.storage.disk import is_temporary
 from infra.storage.tables import delta_log
 from infra.storage.tables.delta_log import LOG, File, Version
 from infra.storage.tables.parts import Part, Reject, is_part
@@ -207,10 +208,11 @@ def _is_record_of(version: Version, fingerprint: str, content_digest: str) -> bo
 
 
 def prune(table: str, keep: Collection[int]) -> int:
-    """Delete the parts and commit records of a table that no version to keep names.
+    """Delete the parts and commit records of a table that belong to none of the versions to keep.
 
-    No other process may write to the table meanwhile, because parts that are not in a version yet are deleted, too. If the process is
-    killed, only some of the files were deleted, but none that a kept version names.
+    No other process may write to the table meanwhile, because parts that are not in a version yet are deleted, too, and so are the
+    temporary files of writers that were killed. If the process is killed, only some of the files were deleted, but none that belongs
+    to a kept version.
 
     Args:
         table: URI of the table's folder.
@@ -229,9 +231,10 @@ def prune(table: str, keep: Collection[int]) -> int:
             named |= {version.facts["record"], *(part.name for part in found.parts)}
     there = storage.list_files(table)
     records = [name for name in there if _RECORD.fullmatch(name) and name not in named]
-    parts = [name for name in there if is_part(name) and name not in named]
-    storage.remove_files(table, [*records, *parts])  # records first, so that a version with a record has all its parts
-    return len(records) + len(parts)
+    others = [name for name in there if is_temporary(name) or (is_part(name) and name not in named)]
+    for names in (records, others):  # one after the other, so that a version with a record has all its parts
+        storage.remove_files(table, names)
+    return len(records) + len(others)
 
 
 def _file(part: Part) -> File:

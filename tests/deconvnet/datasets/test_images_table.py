@@ -199,6 +199,34 @@ def test_a_reject_is_tried_again_when_its_files_change_or_the_run_was_refused(la
         assert read_files == list("abcdvw")
 
 
+def test_a_run_that_is_refused_deletes_no_part_of_an_earlier_version(layout, tmp_path):
+    """A file is repaired, and then its earlier copy restored, so that the version before has the part for it."""
+    out, broken = tmp_path / "images", layout.root / "JPEGImages/b.jpg"
+    layout.image("b", b"broken")
+    time = broken.stat().st_mtime_ns
+    first = run(settings_for(layout), out)
+    layout.image("b")
+    second = run(settings_for(layout), out, previous=first)
+    layout.image("b", b"broken")
+    os.utime(broken, ns=(time, time))
+    with pytest.raises(UserError, match="can't be used"):
+        run(settings_for(layout, max_rejects=0.0), out, previous=second)
+    assert tables.kept_versions(str(out)) == [first.version, second.version]
+    for made in (first, second):
+        assert ids_of_parts(out, made) == ["".join(sorted(set("abcdvw") - {r.image_id for r in made.rejects}))]
+
+
+def test_an_id_that_is_listed_again_and_again_is_one_reject(layout, tmp_path):
+    layout.split("train", ["a"] * 100 + ["b", "c", "d"] + ["../x"] * 70)
+    made = run(settings_for(layout), tmp_path / "images")
+    assert made.rows == 6 and [(r.image_id, "lines" in r.reason) for r in made.rejects] == [
+        ("../x", True),
+        ("../x", False),
+        ("a", True),
+    ]
+    assert "more than once, on 100 lines" in made.rejects[2].reason
+
+
 def test_other_settings_make_other_parts_and_the_same_settings_find_the_earlier_ones(layout, tmp_path, read_files):
     out = tmp_path / "images"
     first = run(settings_for(layout), out)

@@ -14,10 +14,11 @@ import pytest
 from requests.utils import should_bypass_proxies
 
 from infra.deploy.local import cluster, servers
-from infra.deploy.local.process import Server, find_program, free_port, free_ports, is_listening, running, write_private
+from infra.deploy.local.process import Server, find_program, free_port, free_ports, running, write_private
 from infra.deploy.local.servers import postgres_programs, postgres_server
 from infra.errors import UserError
 from tests.conftest import ROOT
+from tests.servers import is_listening
 
 
 def web_server(folder: Path) -> Server:

@@ -5,7 +5,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,10 +22,19 @@ from tests.conftest import ROOT
 
 
 class Client:
-    """A stand-in for Ray's client: a job with one line of log, which ends as given."""
+    """A stand-in for Ray's client: a job with one line of log, which ends as given.
 
-    def __init__(self, status: JobStatus = JobStatus.SUCCEEDED, code: int | None = 0, error: BaseException | None = None) -> None:
-        self.status, self.code, self.error = status, code, error
+    The log breaks with the error `error`. The first questions about the job are answered by the errors `away`.
+    """
+
+    def __init__(
+        self,
+        status: JobStatus = JobStatus.SUCCEEDED,
+        code: int | None = 0,
+        error: BaseException | None = None,
+        away: Iterable[Exception] = (),
+    ) -> None:
+        self.status, self.code, self.error, self.away = status, code, error, iter(away)
         self.submitted: dict[str, str] = {}
         self.stopped: list[str] = []
 
@@ -39,6 +49,8 @@ class Client:
 
     def get_job_info(self, job: str) -> Any:
         assert job in self.submitted
+        for error in self.away:
+            raise error
         return SimpleNamespace(status=self.status, driver_exit_code=self.code)
 
     def stop_job(self, job: str) -> bool:
@@ -79,10 +91,23 @@ def test_an_interrupted_submission_stops_its_job() -> None:
 def test_a_cluster_that_can_t_be_reached_or_is_lost_may_be_tried_again(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(submit, "JobSubmissionClient", lambda address: Client(error=error))
+    monkeypatch.setattr(submit, "JobSubmissionClient", lambda address: Client(error=error, away=repeat(error)))
+    monkeypatch.setattr(submit, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(submit, "AWAY_SECONDS", 0.01)
     monkeypatch.setattr(submit.signal, "signal", lambda number, handler: None)
     assert submit.main(["--address", "http://anne:pa55@head:8265", "--", "python", "train.py"]) == 75
     assert "the Ray cluster at http://head:8265 has not" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [ConnectionError("reset"), RuntimeError("http://a:pa55@head closed with code 1006")])
+def test_a_job_whose_log_breaks_is_waited_for_and_a_lost_question_repeated(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(submit, "POLL_SECONDS", 0.0)
+    client: Any = Client(JobStatus.FAILED, 2, error=error, away=[error] * 3)
+    assert submit.run(client, ["python", "train.py"]) == 2 and not client.stopped
+    said = capsys.readouterr()
+    assert said.out == "epoch 1\n" and "connection broke" in said.err and "pa55" not in said.err
 
 
 DRIVER = """

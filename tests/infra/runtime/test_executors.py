@@ -3,8 +3,12 @@
 import gc
 import os
 import pkgutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +16,12 @@ from typing import Any
 import pytest
 
 from infra.errors import Interrupted, UserError
+from infra.runtime import ray_executor as ray_executor_module
 from infra.runtime.executor import Actors, Executor
 from infra.runtime.local_executor import LocalExecutor
 from infra.runtime.ray_executor import RayExecutor
 from infra.settings import ClusterSettings
+from tests.conftest import ROOT
 from tests.waiting import wait_until
 
 WORDS = {"title": "counting", "unit": "numbers"}
@@ -74,6 +80,14 @@ def deadly(index: int, unit: int) -> None:
     os._exit(1)
 
 
+def dying_in_preparation(threads: int) -> Callable[[int, int], None]:
+    os._exit(1)
+
+
+def refusing(threads: int) -> Callable[[int, int], None]:
+    raise UserError("there is no model")
+
+
 def dying_once(index: int, file: Path) -> str:
     if not file.exists():
         file.touch()
@@ -114,6 +128,8 @@ def test_an_actor_is_made_once_and_does_unit_after_unit(any_executor: Executor, 
     assert list(any_executor.map_actors({}, make, Actors(), **WORDS)) == []
     with pytest.raises(UserError, match=r"^7 can't be squared$"):
         list(any_executor.map_actors({0: 7}, make, Actors(), **WORDS))
+    with pytest.raises(UserError, match=r"^there is no model$"):
+        list(any_executor.map_actors({0: 7}, refusing, Actors(), **WORDS))
 
 
 def test_a_stream_passes_items_on_and_raises_user_errors(any_executor: Executor) -> None:
@@ -188,6 +204,49 @@ def test_a_unit_that_kills_a_process_of_the_pool_ends_the_job_and_the_next_gets_
         assert dict(executor.map({0: 1}, doubled, title="doubling")) == {0: 2}
 
 
+KILLED = """
+import time
+from infra.runtime.local_executor import LocalExecutor
+
+def begin(index, unit):
+    print("begun", flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    with LocalExecutor(2) as executor:
+        list(executor.map({0: 0, 1: 1}, begin, title="sleeping"))
+"""
+
+
+def test_the_processes_of_a_pool_end_if_the_command_is_killed(tmp_path: Path) -> None:
+    """They would live on for ever, and keep its output open."""
+    (tmp_path / "killed.py").write_text(KILLED)
+    command = subprocess.Popen(
+        [sys.executable, tmp_path / "killed.py"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
+    try:
+        assert command.stdout and [command.stdout.readline() for _ in range(2)] == ["begun\n"] * 2
+        command.kill()
+        assert command.communicate(timeout=60) == ("", None), "nothing has its output open any more"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(command.pid, signal.SIGKILL)
+
+
+@pytest.mark.ray
+def test_a_task_that_kills_its_processes_ends_the_job(ray_executor: RayExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_executor_module, "TASK_RETRIES", 0)  # each attempt takes seconds
+    died = r"^dying: processes died 1 times while they worked on one of the parts .*: use nodes with more memory$"
+    with pytest.raises(UserError, match=died):
+        list(ray_executor.map({0: 1}, deadly, title="dying"))
+    with pytest.raises(UserError, match=r"^the processes of a task died 1 times .*: use nodes with more memory$"):
+        list(ray_executor.stream(partial(deadly, 0, 1)))
+
+
 @pytest.mark.ray
 def test_a_unit_whose_process_dies_is_done_by_another_one(ray_executor: RayExecutor, tmp_path: Path) -> None:
     assert dict(ray_executor.map({0: tmp_path / "task"}, dying_once, title="dying")) == {0: "task"}
@@ -205,6 +264,8 @@ def test_a_unit_that_kills_its_workers_ends_the_job(ray_executor: RayExecutor, t
     ):
         list(ray_executor.map_actors({0: 3}, partial(squares, log, 3, -1), actors, **WORDS))
     assert log.read_text().count("unit 3") == 2
+    with pytest.raises(UserError, match=r"^counting: processes died 1 times"):
+        list(ray_executor.map_actors({0: 3}, dying_in_preparation, Actors(most=1, retries=0), **WORDS))
 
 
 @pytest.mark.ray

@@ -57,14 +57,15 @@ def test_ray_is_of_the_release_that_was_read() -> None:
     assert ray.__version__.startswith("2.60."), "read ray_compat.py again beside this Ray's source, then raise the release here"
 
 
-def test_a_map_s_actors_take_the_number_of_retries() -> None:
+def test_a_map_s_tasks_and_actors_take_the_number_of_retries() -> None:
     assert "ray_remote_args_fn" in parameters(ray.data.Dataset.map)
     assert not [name for name in parameters(ray.data.Dataset.map) if "retries" in name], (
         "Ray has an argument for it now: use that"
     )
-    with warnings.catch_warnings(), ray_compat.actor_retries(2) as keywords:
-        assert keywords["ray_remote_args_fn"]() == {"max_task_retries": 2}
-        warnings.warn("silent here", DeprecationWarning, stacklevel=1)
+    for limit in ({"max_retries": 1}, {"max_task_retries": 2}):
+        with warnings.catch_warnings(), ray_compat.map_retries(**limit) as keywords:
+            assert keywords["ray_remote_args_fn"]() == limit
+            warnings.warn("silent here", DeprecationWarning, stacklevel=1)
 
 
 def test_the_data_executor_has_an_autoscaler_before_its_callbacks_are_called() -> None:

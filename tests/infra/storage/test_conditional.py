@@ -41,6 +41,13 @@ def test_one_of_several_conditional_writers_succeeds(any_folder, kind):
         assert storage.read_bytes(uri) == b"%d" % won.index(True)
 
 
+def test_the_guard_file_of_a_change_may_be_deleted_meanwhile(tmp_path):
+    with storage.one_process_at_a_time(tmp_path / "file"):
+        (guard,) = tmp_path.iterdir()
+        guard.unlink()
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_conditional_write_succeeds_though_its_answer_is_lost(proxy, bucket, monkeypatch):
     use_s3(monkeypatch, proxy)
     for act in (

@@ -129,6 +129,22 @@ def test_a_local_copy_exists_within_the_block(folder):
         pass
 
 
+@pytest.mark.parametrize("url", ["http://host/a b?sig=hush", "http://host/caf\u00e9?sig=hush", "http://[::1/a?sig=hush"])
+def test_a_url_that_is_none_is_refused_without_its_query(url):
+    def fetch() -> None:
+        with storage.local_copy(url):
+            pytest.fail("fetched")
+
+    message = message_of(fetch)
+    assert message.startswith(f"{url} is not a valid URL") and "hush" not in message.removeprefix(url)
+
+
+def test_the_home_folder_of_an_unknown_user_is_refused():
+    message = message_of(lambda: storage.absolute("~no-such-user/photos"))
+    assert message == "~no-such-user is not the home folder of a user: write ./~no-such-user for a folder of this name"
+    assert storage.absolute("~/photos") == str(Path.home().resolve() / "photos")
+
+
 def test_a_committed_table_is_read_back(folder):
     assert make_table(folder) == [f"{i:03d}" for i in range(200)]
     assert tables.require_commit(folder).rows == 200
@@ -240,6 +256,8 @@ def test_a_file_may_have_as_long_a_name_as_the_disk_allows(name, tmp_path):
     storage.write_bytes(f"{tmp_path}/a/{name}", b"first")
     storage.copy_file(f"{tmp_path}/other", f"{tmp_path}/a/{name}")
     assert storage.list_files(f"{tmp_path}/a") == [name] and storage.read_bytes(f"{tmp_path}/a/{name}") == b"content"
+    assert storage.exchange(f"{tmp_path}/a/{name}", b"content", b"exchanged")
+    assert storage.list_files(f"{tmp_path}/a") == [name] and storage.read_bytes(f"{tmp_path}/a/{name}") == b"exchanged"
 
 
 @pytest.mark.parametrize("name", ["x" * 256, "x" * 256 + "/a"], ids=["file", "folder"])

@@ -140,10 +140,12 @@ def test_a_forest_is_downloaded_over_http(forest):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         uri = f"http://127.0.0.1:{server.server_port}/model.yml.gz"
         fetched = edge_map(step(), edge_model=uri)[0]
+        signed = edge_map(step(), edge_model=f"{uri}?sp=r&sig={'0' * 300}")[0]  # as a pre-signed URL
         with pytest.raises(UserError, match="can't be downloaded"):
             load_forest(uri + "x")
         server.shutdown()
-    np.testing.assert_array_equal(fetched, edge_map(step(), edge_model=str(forest))[0])
+    for found in (fetched, signed):
+        np.testing.assert_array_equal(found, edge_map(step(), edge_model=str(forest))[0])
 
 
 @pytest.mark.parametrize(
