@@ -12,12 +12,14 @@ Exit codes: 0 done; 2 an error, described in the last line; 75 interrupted: the 
 """
 
 import argparse
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from infra.errors import UserError
 from workflows import cli
 
+logger = logging.getLogger("workflows.download")  # unlike `print`, it does not end the work if the reader of the output has gone
 INTERRUPTED = "the same command resumes the download"
 
 
@@ -101,8 +103,8 @@ def get_sbd(source: Source, to: Path) -> Path:
             unpack(archive, "benchmark_RELEASE", benchmark, wanted=lambda name: not name.endswith(".jpg"))  # VOC has the images
             archive.unlink()
         count, rejects = add_sbd_to_voc(str(benchmark / "dataset"), str(root))
-        print(f"train_aug: {count:,} images")
-        print(cli.rejects_text(rejects))
+        logger.info(f"train_aug: {count:,} images")
+        logger.info(cli.rejects_text(rejects))
     return split
 
 
@@ -149,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
     storage.check_writable(str(to))
     for name in SOURCES if options.what == "all" else [options.what]:
         chosen = vars(options)
-        print(f"{name}: {GET[name](Source(chosen[f'{name}_url'], chosen[f'{name}_checksum']), to)}")
+        logger.info(f"{name}: {GET[name](Source(chosen[f'{name}_url'], chosen[f'{name}_checksum']), to)}")
 
 
 if __name__ == "__main__":

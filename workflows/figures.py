@@ -17,6 +17,7 @@ working in this workspace.
 
 import argparse
 import difflib
+import logging
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -24,6 +25,7 @@ from contextlib import nullcontext
 from infra.errors import UserError
 from workflows import cli
 
+logger = logging.getLogger("workflows.figures")  # unlike `print`, it does not end the work if the reader of the output has gone
 ALL, REPORT = "all", "report"
 FIGURES = {
     "unpooling": "the most active map after each unpooling and deconvolution, for an image's largest object",
@@ -59,13 +61,17 @@ def main(argv: list[str] | None = None) -> None:
     _check(options.name, options.image)
     from deconvnet.tracking.store import tracking_uri
     from infra import storage
+    from infra.settings import absolute_location
     from workflows.pipelines.figures import WorkspaceFigures
     from workflows.pipelines.run_log import RUN_FILE, report_files
     from workflows.pipelines.workspace import hold_workspace
 
-    workspace = storage.absolute(options.workspace)
+    try:
+        workspace, named = absolute_location(options.workspace), absolute_location(options.out or "")
+    except ValueError as error:
+        raise UserError(f"--workspace {options.workspace}{f' or --out {options.out}' if options.out else ''}: {error}") from None
     folder = storage.join(workspace, REPORT if options.name == REPORT else "figures")
-    out = storage.absolute(options.out) if options.out else folder
+    out = named or folder
     # Figures elsewhere are only read from the workspace, and a folder that is not a workspace gets no lock file.
     inside = not options.out and storage.exists(storage.join(workspace, "stages"))
     with hold_workspace(workspace, "figures.py") if inside else nullcontext():
@@ -93,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _write(out: str, files: Mapping[str, bytes]) -> None:
-    """Write files to a folder, and print their URIs.
+    """Write files to a folder, and log their URIs.
 
     Args:
         out: folder to write to, local or in a bucket.
@@ -103,7 +109,7 @@ def _write(out: str, files: Mapping[str, bytes]) -> None:
 
     for file, data in files.items():
         storage.write_bytes(storage.join(out, file), data)
-        print(storage.join(out, file), flush=True)
+        logger.info(storage.join(out, file))
 
 
 def _parser() -> argparse.ArgumentParser:

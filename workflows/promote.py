@@ -1,7 +1,7 @@
 """Make another version of a registered model the champion (the version in use), or undo such a move.
 
   python workflows/promote.py --workspace RUN --to 7             make version 7 the champion
-  python workflows/promote.py --workspace RUN --to challenger    make the newest version of a pipeline the champion
+  python workflows/promote.py --workspace RUN --to challenger    make the version that was registered last the champion
   python workflows/promote.py --workspace RUN --back             make the previous champion the champion again
   … --why "bicycles are missed"                                  record a reason
   … --moves                                                      print the recorded moves, and change nothing
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from workflows import cli
 
 if TYPE_CHECKING:
-    from deconvnet.tracking.promotion import Move
+    from deconvnet.tracking.champion.moves import Move
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -34,7 +34,8 @@ def main(argv: list[str] | None = None) -> None:
         UserError: if there is no such version, it is the champion already, nothing is left to undo, or MLflow can't be used.
     """
     options = _parser().parse_args(argv)
-    from deconvnet.tracking import promotion, registry
+    from deconvnet.tracking import registry
+    from deconvnet.tracking.champion.moves import move_champion, recorded_moves
     from deconvnet.tracking.store import model_store
     from infra.settings import NotifySettings
     from infra.webhook import open_webhook
@@ -42,11 +43,11 @@ def main(argv: list[str] | None = None) -> None:
     store = model_store(options.workspace, options.tracking_uri)
     if options.moves:
         with registry.registry_client(store, options.model) as client:
-            moves = promotion.recorded_moves(client, options.model)
+            moves = recorded_moves(client, options.model)
         print("\n".join(map(_line, moves)) or f"no move of {options.model}'s champion is recorded")
         return
     webhook = open_webhook(NotifySettings())
-    move = promotion.move_champion(store, options.model, options.to, options.why)
+    move = move_champion(store, options.model, options.to, options.why)
     done = f"champion {options.model} version {move.version}: {_title(move.replaced)} before"
     print(done)
     webhook.send(f"{done}; {'taken back' if move.back else 'moved'} by {move.who}{f': {move.why}' if move.why else ''}")

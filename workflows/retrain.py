@@ -22,7 +22,7 @@ workspace (0 with --exit-zero-if-locked); 75 interrupted, with a checkpoint: the
 from pathlib import Path
 
 from workflows import cli
-from workflows.settings import Settings, parser
+from workflows.settings import Settings, add_replace_lost_run, parser
 
 
 def command_line() -> cli.SettingsParser[Settings]:
@@ -35,6 +35,7 @@ def command_line() -> cli.SettingsParser[Settings]:
         action="store_true",
         help="if another command is working in this workspace, exit with code 0 instead of 3",
     )
+    add_replace_lost_run(command)
     return command
 
 
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         log_plan(settings, options.force)
         return
     try:
-        retrain(settings, Path(options.config).stem, options.force)
+        retrain(settings, Path(options.config).stem, options.force, options.replace_lost_run)
     except Locked as busy:
         if not options.exit_zero_if_locked:
             raise

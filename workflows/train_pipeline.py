@@ -19,10 +19,24 @@ from typing import TYPE_CHECKING
 
 from infra.errors import UserError
 from workflows import cli
-from workflows.settings import parser
+from workflows.settings import Settings, add_replace_lost_run, parser
 
 if TYPE_CHECKING:
     from workflows.pipelines.training import Pipeline
+
+
+def command_line() -> cli.SettingsParser[Settings]:
+    """Return the parser of the command line."""
+    command = parser(__doc__ or "")
+    command.add_argument("--dry-run", action="store_true", help="print the settings and the stages that would run")
+    command.add_argument(
+        "--max-minutes",
+        type=float,
+        metavar="N",
+        help="stop after N minutes, with a checkpoint and exit code 75; the same command resumes",
+    )
+    add_replace_lost_run(command)
+    return command
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -36,21 +50,14 @@ def main(argv: list[str] | None = None) -> None:
         Locked: if another command holds the lock of the workspace.
         Interrupted: if the run was stopped. The same command resumes it.
     """
-    command = parser(__doc__ or "")
-    command.add_argument("--dry-run", action="store_true", help="print the settings and the stages that would run")
-    command.add_argument(
-        "--max-minutes",
-        type=float,
-        metavar="N",
-        help="stop after N minutes, with a checkpoint and exit code 75; the same command resumes",
-    )
-    settings, options = command.parse_settings(argv)
+    settings, options = command_line().parse_settings(argv)
     if options.max_minutes is not None and not options.max_minutes >= 0:  # also if it is NaN, which is reached at no time
         raise UserError(f"--max-minutes {options.max_minutes:g} is not allowed: a number of minutes, 0 or more, is needed")
     from infra.runtime.interrupts import time_limit
     from workflows.pipelines.training import Pipeline
 
     pipeline = Pipeline(settings, should_stop=time_limit(options.max_minutes))
+    pipeline.replace_lost_run = options.replace_lost_run
     if pipeline.run_or_plan(options):
         print(_summary(pipeline))
 

@@ -56,7 +56,7 @@ Change = tuple[str, float | None, float | None]
 
 def compare_with_champion(
     challenger: EvaluationInputs,
-    champion_models: tuple[str, str],
+    champion: EvaluationInputs,
     hold_out: HoldOut,
     report_uri: str,
     executor: Executor,
@@ -66,7 +66,7 @@ def compare_with_champion(
 
     Args:
         challenger: inputs of the challenger's evaluation: its networks, the images and the options.
-        champion_models: folders of the champion's DeconvNet and of its FCN-8s.
+        champion: inputs of the champion's evaluation, with the same images.
         hold_out: the images on which the models are compared, at least one.
         report_uri: folder with the files of the challenger's evaluation. Its subfolder `champion` has the files of the
             champion's evaluation.
@@ -92,9 +92,9 @@ def compare_with_champion(
         f"{COMPARISON}.json": (json.dumps(content, indent=1, allow_nan=False) + "\n").encode(),
     }
     if content["gained"] or content["lost"]:
-        models = {"champion": champion_models, "challenger": (challenger.deconvnet_uri, challenger.fcn8s_uri)}
+        models = {"champion": champion, "challenger": challenger}
         shown = {name: content[name] for name in ("gained", "lost")}
-        draw = partial(load_and_draw_changes, models, challenger, gpu, shown)
+        draw = partial(load_and_draw_changes, models, gpu, shown)
         files = {f"{COMPARISON}.png": png for png in executor.stream(draw, gpus=1.0 if gpu else 0.0, training=gpu)} | files
     return files
 
@@ -178,14 +178,12 @@ def _rise(change: Change) -> float:
     return math.nan if before is None or after is None else after - before
 
 
-def load_and_draw_changes(
-    models: Mapping[str, tuple[str, str]], inputs: EvaluationInputs, gpu: bool, changes: Mapping[str, list[Change]]
-) -> list[bytes]:
+def load_and_draw_changes(models: Mapping[str, EvaluationInputs], gpu: bool, changes: Mapping[str, list[Change]]) -> list[bytes]:
     """Draw images beside their ground truth and the masks of two models. An executor runs this in the process that draws.
 
     Args:
-        models: a dict from "champion" and "challenger" to the folders of that model's DeconvNet and FCN-8s.
-        inputs: the tables of the images and their proposals, the classes, and the options for predicting.
+        models: a dict from "champion" and "challenger" to that model's networks, the tables of the images and their proposals, the
+            classes, and the options for predicting.
         gpu: whether to predict on a GPU.
         changes: the images to draw, with their mean IoU by each model, under the keys "gained" and "lost". The key is written above
             each image. There must be at least one image.
@@ -197,10 +195,11 @@ def load_and_draw_changes(
 
     shown = [(word, *change) for word, each in changes.items() for change in each]
     ids = [image_id for _, image_id, _, _ in shown]
+    inputs = models["challenger"]
     samples = gallery.read_samples(inputs.images_uri, inputs.proposals_uri, ids, inputs.options.background)
     masks: dict[str, dict[str, np.ndarray]] = {image_id: {} for image_id in samples}
-    for name, folders in models.items():
-        predictor = Predictor.load(*folders, "cuda" if gpu else "cpu", inputs.options)
+    for name, model in models.items():
+        predictor = Predictor.load(model.deconvnet_uri, model.fcn8s_uri, "cuda" if gpu else "cpu", model.options)
         for image_id, sample in samples.items():
             masks[image_id][name] = predictor.masks(sample.image, sample.boxes, (DECISIVE_RESULT,))[DECISIVE_RESULT]
     rows = [

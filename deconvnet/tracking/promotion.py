@@ -1,34 +1,29 @@
 """Decide whether a newly trained model replaces the current one, and record the decision in the model registry.
 
 The registry has two aliases: the champion is the version in use, and the challenger is the newest version that a pipeline
-registered. Every move of the alias `champion` is recorded in a tag of the registered model, so that it can be undone.
+registered. Every move of the alias `champion` is recorded (`champion/moves.py`), so that it can be undone.
 """
 
-import getpass
-import json
 import logging
-import socket
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from deconvnet.evaluation.comparison import DECISIVE_RESULT, RiseInterval
 from deconvnet.reporting.run_summary import percent, signed_points
+from deconvnet.tracking.champion.moves import record_move, recorded_moves
+from deconvnet.tracking.champion.own_model import OwnModel
 from deconvnet.tracking.interface import Run
 from deconvnet.tracking.registry import (
     CHAMPION,
     REJECTED,
-    OwnModel,
     aliases,
     all_versions,
-    find,
     registry_client,
     update_model_description,
 )
 from deconvnet.tracking.texts.descriptions import truncated
-from infra.errors import UserError
 from infra.storage.lock import Lock
 
 if TYPE_CHECKING:
@@ -41,8 +36,6 @@ PROMOTED = "promoted"
 # Beginning of the name of a version's tag `fence.NUMBER`. The tag's value is the champion that a run chose while it held the
 # workspace's lock file. NUMBER is the lock's fencing number, which is higher for each later holder of the lock.
 _FENCE = "fence."
-_MOVE = "champion."  # beginning of the name of a model's tag `champion.TIME`, which records a `Move` as JSON
-_MAX_REASON = 2000  # characters; a tag of MLflow has room for 5,000
 _ROUNDING = 1e-9  # 0.5 - 0.4 must not count as a fall of more than 0.1
 
 
@@ -57,27 +50,6 @@ class Decision:
 
     promoted: bool
     reason: str
-
-
-@dataclass(frozen=True)
-class Move:
-    """A move of the alias `champion` (the version in use) from one version to another.
-
-    Attributes:
-        when: time in UTC, such as "2026-11-26T17:55:00.123456Z".
-        who: user and host name of the process that moved the alias.
-        replaced: number of the version that had the alias. None if no version had it.
-        version: number of the version that got it.
-        why: the reason, as text for users.
-        back: True if the move undid an earlier one.
-    """
-
-    when: str
-    who: str
-    replaced: int | None
-    version: int
-    why: str
-    back: bool = False
 
 
 def compare(
@@ -173,7 +145,8 @@ def promote(
     """Record whether a new model replaces the champion (the version in use), and set the alias `champion` accordingly.
 
     A second call changes nothing, but completes what was interrupted. Whatever `decision` says, the new model is not promoted if
-    another version has become the champion since, or another workspace has registered models under the same name.
+    another version has become the champion since, another workspace has registered models under the same name, or a user has
+    replaced the new model when it was the champion already.
 
     Args:
         run: MLflow run that gets tags with the decision. The new version in the registry gets the same tags, and a sentence in
@@ -197,12 +170,17 @@ def promote(
     foreign = model.foreign_version()
     with registry_client(model.store, model.name) as client:
         current = aliases(model.store, model.name).get(CHAMPION)
+        last = next(iter(recorded_moves(client, model.name)[-1:]), None)
         if foreign:
             decision = Decision(False, f"{decision.reason}; but {model.refusal(foreign)}: choose another tracking.model_name")
-        elif current in (None, champion, challenger):
-            current = _move_champion(client, model, current, new, lock, decision.reason, champion)
-        if current != new and not foreign:
-            decision = Decision(False, f"{decision.reason}; but version {current} became champion meanwhile, and stays champion")
+        elif last and (last.replaced, last.version) == (challenger, current):
+            decision = Decision(False, f"{decision.reason}; but it was champion already, and {last.who} has replaced it")
+        else:
+            if current in (None, champion, challenger):
+                current = _move_champion(client, model, current, new, lock, decision.reason, champion)
+            if current != new:
+                meanwhile = f"version {current} became champion meanwhile, and stays champion"
+                decision = Decision(False, f"{decision.reason}; but {meanwhile}")
         tags = _record(client, model.name, challenger, champion, decision)
         update_model_description(client, model.name)
     _check(lock)
@@ -267,7 +245,7 @@ def _move_champion(
     client.set_model_version_tag(model.name, str(version), f"{_FENCE}{lock.fence}", str(version))
     if current == version:
         if version not in (beaten, *(move.version for move in recorded_moves(client, model.name)[-1:])):
-            _record_move(client, model.name, beaten, version, why)
+            record_move(client, model.name, beaten, version, why)
         return current
     client.set_registered_model_alias(model.name, CHAMPION, str(version))
     if not lock.still_held():
@@ -279,69 +257,8 @@ def _move_champion(
                 "the champion of %s is version %s again, which the run that took the lock chose", model.name, decisions[last]
             )
         lock.check()
-    _record_move(client, model.name, current, version, why)
+    record_move(client, model.name, current, version, why)
     return aliases(model.store, model.name).get(CHAMPION)
-
-
-def move_champion(store: str, name: str, to: str | None, why: str) -> Move:
-    """Move the alias `champion` as a user wishes: to a version, or back to the version that had it before.
-
-    The versions are not compared. The workspace is not locked, so a bad model can be taken back at once, even during a retraining.
-
-    Args:
-        store: URI of the MLflow store.
-        name: name of the registered model.
-        to: version number or alias, such as "7" or "challenger". None to undo the latest move that is not undone yet.
-        why: the reason, for the record.
-
-    Returns:
-        The move.
-
-    Raises:
-        UserError: if there is no such version, it is the champion already, nothing is left to undo, or the registry fails.
-    """
-    with registry_client(store, name) as client:
-        current = aliases(store, name).get(CHAMPION)
-        earlier = version_before(recorded_moves(client, name), current)
-        if to is None and earlier is None:
-            raise UserError(f"it is not recorded which version of {name} was the champion before: name one by --to")
-        wanted = str(earlier) if to is None else to
-        version = int(find(f"models:/{name}{'/' if wanted.isdecimal() else '@'}{wanted}", store, "to").number)
-        if version == current:
-            raise UserError(f"{name} version {version} is the champion already")
-        client.set_registered_model_alias(name, CHAMPION, str(version))
-        if (now := aliases(store, name).get(CHAMPION)) != version:
-            raise UserError(f"another process has moved {name}'s champion to version {now} at the same time, and it stays there")
-        move = _record_move(client, name, current, version, why, back=to is None)
-        update_model_description(client, name)
-    return move
-
-
-def version_before(moves: Sequence[Move], champion: int | None) -> int | None:
-    """Find the version that was champion before the version `champion`. A move that was undone counts as if it never happened.
-
-    `moves` are the recorded ones, oldest first. None if there was no such version, or the last move was made without a record.
-    """
-    done: list[Move] = []
-    for move in moves:
-        done = done[:-1] if move.back else [*done, move]
-    return done[-1].replaced if done and done[-1].version == champion else None
-
-
-def recorded_moves(client: "MlflowClient", name: str) -> list[Move]:
-    """Read the recorded moves of the champion of a registered model, oldest first. Raise MlflowException if that fails."""
-    tags = client.get_registered_model(name).tags
-    return [Move(**json.loads(tags[key])) for key in sorted(tags) if key.startswith(_MOVE)]
-
-
-def _record_move(client: "MlflowClient", name: str, replaced: int | None, version: int, why: str, back: bool = False) -> Move:
-    """Record a move of the alias `champion` in a tag of the registered model, and return it. See `Move` for the arguments."""
-    who = socket.gethostname()
-    with suppress(OSError, KeyError):  # the user of a container may have no name
-        who = f"{getpass.getuser()} on {who}"
-    move = Move(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}", who, replaced, version, why[:_MAX_REASON], back)
-    client.set_registered_model_tag(name, f"{_MOVE}{move.when}", json.dumps(asdict(move), ensure_ascii=False))
-    return move
 
 
 def _check(lock: Lock) -> None:

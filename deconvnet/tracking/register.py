@@ -18,6 +18,7 @@ import numpy as np
 from deconvnet.evaluation.drift import STATISTICS_FILE, PredictionStatistics
 from deconvnet.tracking.interface import Run
 from deconvnet.tracking.registry import CHALLENGER, all_versions, registry_client, update_model_description
+from deconvnet.tracking.store import check_store
 from deconvnet.tracking.texts.descriptions import artifact_of_model, result_tags, version_description
 from deconvnet.tracking.texts.model_card import CARD_FILE
 from infra import storage
@@ -46,7 +47,7 @@ class Ensemble:
     Attributes:
         deconvnet_uri: folder with the weights of the DeconvNet, local or in a bucket (see `models.checkpoint.save_model`).
         fcn8s_uri: folder with the weights of the FCN-8s, local or in a bucket.
-        classes: class names in the order of their ids. The first is the background.
+        classes: class names in the order of their ids. The first is the background, if there is one.
         proposals: keyword arguments of the function `proposals.edge_boxes`, which finds box proposals. If they name an edge
             detector (a forest), it is copied into the model.
         segment: options of the prediction: values of the fields of `inference.predictor.PredictorOptions` by name.
@@ -75,7 +76,7 @@ def register(
     results: Mapping[str, Any],
     fingerprint: str = "",
     origin: Mapping[str, str] = {},
-    alias: str = CHALLENGER,
+    alias: str | None = CHALLENGER,
 ) -> int:
     """Register an ensemble of networks as a new version of a registered model, and point an alias at this version.
 
@@ -91,7 +92,7 @@ def register(
             version.
         fingerprint: text that identifies the ensemble and its options.
         origin: tags that record the workspace and the classes of the version, made by `registry.origin_tags`.
-        alias: alias to point at the new version.
+        alias: alias to point at the new version. None to leave all aliases as they are.
 
     Returns:
         The number of the new version.
@@ -115,7 +116,8 @@ def register(
             )
             version = _registered(client, name, run.run_id, fingerprint)
             assert version is not None
-        client.set_registered_model_alias(name, alias, version)
+        if alias is not None:
+            client.set_registered_model_alias(name, alias, version)
         update_model_description(client, name)
     run.set_tags({**tags, "model.version": version, "model.name": name})
     return int(version)
@@ -140,6 +142,33 @@ def _registered(client: "MlflowClient", name: str, run_id: str, fingerprint: str
     for repeated in found[1:]:
         client.delete_model_version(name, str(repeated))
     return str(found[0]) if found else None
+
+
+def is_registered(store: str, name: str, version: int, fingerprint: str) -> bool:
+    """Return whether the registry still has a version that this program has registered.
+
+    A user may have deleted the version. A new database at the same URI may have another version of this number.
+
+    Args:
+        store: URI of the MLflow store.
+        name: name of the registered model.
+        version: number of the version.
+        fingerprint: text that identifies the ensemble and its options, with which the version was registered.
+
+    Raises:
+        UserError: if the registry does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    check_store(store)
+    with registry_client(store, name) as client:
+        try:
+            found = client.get_model_version(name, str(version))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+    return bool(found.tags.get(FINGERPRINT_TAG) == fingerprint)
 
 
 def _upload(client: "MlflowClient", run: Run, ensemble: Ensemble, tags: Mapping[str, str]) -> tuple[str, str]:

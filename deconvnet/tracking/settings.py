@@ -1,6 +1,6 @@
 """Define the settings of experiment tracking and of the model registry."""
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from infra.settings import Section
 
@@ -22,7 +22,17 @@ class TrackingSettings(StoreSettings):
     enabled: bool = Field(True, description="log runs to MLflow; false: nothing is logged or registered, MLflow is not needed")
     experiment: str = Field("deconvnet", min_length=1, description="experiment that the runs belong to")
     model_name: str = Field(
-        "edeconvnet", min_length=1, description="name of the registered model; on a shared MLflow, one for each workspace"
+        "edeconvnet",
+        min_length=1,
+        description="name of the registered model, without / : and @; on a shared MLflow, one for each workspace",
     )
     register_model: bool = Field(True, description="register the ensemble at the end of the pipeline")
     system_metrics: bool = Field(True, description="log the load of the driver's machine: CPU, memory, disk, network, GPUs")
+
+    @field_validator("model_name")
+    @classmethod
+    def _check_model_name(cls, name: str) -> str:
+        """Refuse a name that MLflow would refuse in the last stage, or that could not be told from models:/NAME@ALIAS."""
+        if any(mark in name for mark in "/:@"):
+            raise ValueError("a name without / : and @ is needed")
+        return name

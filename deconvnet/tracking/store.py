@@ -9,7 +9,7 @@ import re
 import sqlite3
 import threading
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from deconvnet.tracking.metric_spool import Line
 from infra import storage
 from infra.errors import UserError
 from infra.redaction import without_secrets
+from infra.settings import absolute_location
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,6 +36,7 @@ logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs
 logger = logging.getLogger(__name__)
 
 _CHECK_SECONDS = 12.0
+_OLDEST_VERSION = 3  # of a server
 _SQLITE = "sqlite:///"
 _ARTIFACT_COLUMNS = (
     ("experiments", "artifact_location"),
@@ -67,7 +69,8 @@ def tracking_uri(workspace: str, configured: str | None = None) -> str:
         The URI. A relative path in it is made absolute.
 
     Raises:
-        UserError: if the workspace is on S3 and neither is given, because a SQLite file must be on a local disk.
+        UserError: if the workspace is on S3 and neither is given, because a SQLite file must be on a local disk; or if a path is
+            relative, and this process is a Ray job in a temporary copy of the project, with which the store would be lost.
     """
     named = os.environ.get("MLFLOW_TRACKING_URI")
     own = "" if not workspace or storage.in_bucket(workspace) else f"{_SQLITE}{storage.absolute(workspace)}/mlflow/mlflow.db"
@@ -81,6 +84,14 @@ def tracking_uri(workspace: str, configured: str | None = None) -> str:
             f"the workspace {workspace} can't hold MLflow's default SQLite file: name a tracking server "
             "(MLFLOW_TRACKING_URI or --tracking.uri), or `sqlite:////absolute/path/mlflow.db`"
         )
+    if (path := uri.removeprefix(_SQLITE)) != uri or _is_path(uri):
+        try:
+            absolute_location(path)
+        except ValueError:
+            raise UserError(
+                f"MLflow's store {uri} (MLFLOW_TRACKING_URI or tracking.uri) is relative, and this job runs in Ray's temporary copy "
+                "of the project: name a tracking server, or give an absolute path that every node sees"
+            ) from None
     return _absolute(uri)
 
 
@@ -94,7 +105,12 @@ def _absolute(uri: str) -> str:
     """Make a relative path in the URI of an MLflow store absolute, and return the new URI."""
     if database := sqlite_file(uri):
         return f"{_SQLITE}{database}"
-    return uri if "://" in uri or uri == "databricks" else Path(uri).resolve().as_uri()
+    return Path(uri).resolve().as_uri() if _is_path(uri) else uri
+
+
+def _is_path(uri: str) -> bool:
+    """Return whether the URI of an MLflow store is the path of a folder."""
+    return "://" not in uri and uri != "databricks"
 
 
 def sqlite_file(uri: str) -> Path | None:
@@ -103,7 +119,7 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def check_store(uri: str) -> None:
-    """Check that the MLflow store answers. A server must answer within 12 seconds.
+    """Check that the MLflow store answers. A server must answer within 12 seconds, and have version 3 or newer.
 
     If the store is a SQLite file, its folder and the database are created if they are missing. If the folder was moved or
     copied, the absolute paths in the database are corrected.
@@ -131,6 +147,7 @@ def check_store(uri: str) -> None:
 
         try:
             MlflowClient(tracking_uri=uri, registry_uri=uri).search_experiments(max_results=1)
+            _check_version(uri)
         except Exception as error:
             failed.append(error)
 
@@ -139,11 +156,41 @@ def check_store(uri: str) -> None:
     with short_timeouts(), one_by_one:
         thread.start()
         thread.join(None if database else _CHECK_SECONDS)
+    if failed and isinstance(failed[0], UserError):
+        raise failed[0]
     if thread.is_alive() or failed:
         reason = error_summary(failed[0]) if failed else f"no answer within {_CHECK_SECONDS:.0f} s"
         raise UserError(
             f"MLflow's store {without_secrets(uri)} can't be used: {reason}. Start it, or correct MLFLOW_TRACKING_URI "
             "(or tracking.uri); without either, runs are kept in the workspace"
+        )
+
+
+def _check_version(uri: str) -> None:
+    """Check that an MLflow server is new enough, if it tells its version.
+
+    Servers before version 3 have no logged models, so the last stage of a pipeline would fail.
+
+    Args:
+        uri: URI of the store. Other stores than servers are not checked.
+
+    Raises:
+        UserError: if the server is too old.
+    """
+    if not uri.startswith(("http://", "https://")):
+        return
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    version = None
+    with suppress(MlflowException):  # a proxy may hide this page
+        answer = http_request(get_default_host_creds(uri), "/version", "GET", timeout=3)
+        version = re.match(r"(\d+)\.\d[\w.]*$", answer.text.strip()) if answer.ok else None
+    if version and int(version[1]) < _OLDEST_VERSION:
+        raise UserError(
+            f"MLflow's server at {without_secrets(uri)} has version {version[0]}, and {_OLDEST_VERSION} or newer is needed: upgrade it, "
+            "or correct MLFLOW_TRACKING_URI (or tracking.uri)"
         )
 
 

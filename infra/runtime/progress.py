@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -32,4 +33,5 @@ def progress(items: Iterable[Item], total: int, title: str, unit: str) -> Iterat
         now = time.monotonic()
         if now - last >= LOG_SECONDS:
             last = now
-            print(f"  {title}: {count:,} of {total:,} {unit}, {now - started:,.0f} s", file=sys.stderr, flush=True)
+            with suppress(OSError):  # whoever read the log has gone, and the work goes on
+                print(f"  {title}: {count:,} of {total:,} {unit}, {now - started:,.0f} s", file=sys.stderr, flush=True)

@@ -75,6 +75,7 @@ class Stage:
             JSON values. Its optional value "key" is a text that identifies the content of the outputs. If the stage has tables,
             its value "tables" is a dict from their names to the numbers of their versions.
         tables: URIs of the folders of the tables that the stage makes or chooses, by their names.
+        exists: tells by the stage's record whether what it made elsewhere, as in a registry, is still there. It is called last.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Stage:
     outputs: Sequence[str]
     run: Callable[[str], dict[str, Any]]
     tables: Mapping[str, str] = field(default_factory=dict)
+    exists: Callable[[Record], bool] = lambda record: True
 
     @property
     def recipe(self) -> str:
@@ -98,8 +100,7 @@ class StageStatus:
 
     Attributes:
         stage: the stage.
-        fingerprint: digest of the stage's recipe (name, code version and settings) and the content keys (texts that identify the
-            content) of its inputs; None if one of its inputs is not complete.
+        fingerprint: fingerprint of the stage; None if one of its inputs is not complete.
         record: record of the stage's last run if the stage is complete, else None.
     """
 
@@ -201,8 +202,7 @@ def _fingerprint(stage: Stage | Record, keys: Mapping[str, str]) -> str:
 
     Args:
         stage: the stage, or its record.
-        keys: content keys (texts that identify the content of a stage's outputs) by stage name. It must contain all inputs of the
-            stage, and may contain other stages.
+        keys: content keys by stage name. They must contain those of all inputs of the stage, and may contain others.
     """
     return digest([stage.recipe, [keys[name] for name in stage.inputs]])
 
@@ -276,8 +276,8 @@ class Stages:
     def _complete_record(self, stage: Stage, fingerprint: str) -> Record | None:
         """Return the record of a stage if the stage is complete, else None.
 
-        It is complete if its record has the current fingerprint, all its output files exist, none has another fingerprint, and
-        the versions of its tables exist.
+        It is complete if its record has the current fingerprint, all its output files exist, none has another fingerprint, the
+        versions of its tables exist, and what it made elsewhere exists.
 
         Args:
             stage: the stage.
@@ -290,7 +290,8 @@ class Stages:
             made is not None and made == tables.fingerprint_of(tables.at_version(stage.tables[name], version))
             for name, (version, made) in record.tables.items()
         )
-        return record if there and all(_has_fingerprint(uri, fingerprint) for uri in stage.outputs) else None
+        there = there and all(_has_fingerprint(uri, fingerprint) for uri in stage.outputs)
+        return record if there and stage.exists(record) else None
 
     def _check_inputs(self, stage: Stage, records: Mapping[str, Record]) -> None:
         """Check that no other run has changed the outputs that a stage reads since this run made or found them.
@@ -331,7 +332,6 @@ class Stages:
             UserError: if another run has changed the inputs of the stage.
         """
         self._check_inputs(stage, records)
-        # If the run is killed, outputs may be partly overwritten. The old record must not make them look complete.
         storage.remove(record_uri(self.workspace, stage.name))
         started = time.monotonic()
         try:

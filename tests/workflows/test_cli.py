@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -74,6 +74,52 @@ def test_errors_have_exit_codes_and_no_traceback(
 def test_bugs_are_raised() -> None:
     with pytest.raises(ZeroDivisionError):
         run(lambda: 1 // 0)
+
+
+@pytest.fixture
+def unread() -> Iterator[io.TextIOWrapper]:
+    """A stream to a pipe that nobody reads any more."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with contextlib.suppress(BrokenPipeError), os.fdopen(writer, "w") as stream:
+        yield stream
+
+
+@pytest.mark.parametrize("length", [10, 100_000])
+def test_a_reader_that_has_gone_ends_a_command_quietly(length: int, unread, monkeypatch, capsys) -> None:
+    """A short output is still in Python's buffer when the command ends; a long one is not."""
+    monkeypatch.setattr(sys, "stdout", unread)
+    assert run(lambda: print("x" * length)) == 0
+    monkeypatch.undo()
+    unread.flush()  # as Python does at exit: no error
+    assert capsys.readouterr().err == ""
+
+
+def test_a_connection_that_breaks_in_the_middle_of_the_work_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        print("begun")
+        raise BrokenPipeError(32, "Broken pipe")
+
+    assert run(main) == 2
+    out, err = capsys.readouterr()
+    assert out.strip() == "begun" and err == "\nerror: [Errno 32] Broken pipe\n"
+
+
+def test_the_exit_code_is_right_even_if_nobody_reads_the_message(unread, monkeypatch) -> None:
+    def main() -> None:
+        raise UserError("there is no such folder")
+
+    monkeypatch.setattr(sys, "stderr", unread)
+    assert run(main) == 2
+
+
+@pytest.mark.parametrize("script", COMMANDS)
+def test_commands_print_only_what_a_reader_that_has_gone_may_cost(script: str) -> None:
+    """`print` inside a loop would end the work with exit code 0 if the reader has gone; what is logged would not."""
+    tree = ast.parse((ROOT / f"workflows/{script}.py").read_text())
+    loops = [node for node in ast.walk(tree) if isinstance(node, ast.For | ast.While)]
+    calls = [node for loop in loops for node in ast.walk(loop) if isinstance(node, ast.Call)]
+    assert not [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
 
 
 def _swallow() -> None:

@@ -1,6 +1,7 @@
 """figures.py: every figure of a finished workspace, figures of named images, and user errors."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from deconvnet.inference.predictor import PredictorOptions
 from deconvnet.reporting.evaluation_report import report_files
 from deconvnet.tracking.mlflow_runs import MlflowTracker
 from infra import storage
+from infra.errors import UserError
 from infra.runtime.local_executor import LocalExecutor
 from proposals.mining.job import mine_examples
 from proposals.settings import ExampleSettings
@@ -166,6 +168,20 @@ def test_report_writes_the_page_again(finished: Path, tmp_path: Path, capsys: py
     (workspace / "report" / "results.json").unlink()
     assert call("report", "--workspace", str(workspace)) == 2
     assert f"{workspace} has no report/results.json, which the stage evaluate writes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--out", "figures"], ["--out", ""]])
+def test_a_relative_folder_is_refused_in_a_job_s_copy_of_the_project(
+    options: list[str], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray deletes the copy at the end, and the figures with it."""
+    copy = tmp_path / "runtime_resources" / "copy"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    relative = Path(os.path.relpath(finished, copy)) if options[1] == "" else finished
+    with pytest.raises(UserError, match="it is relative, and this job runs in Ray's temporary copy"):
+        main(["iou_by_class", "--workspace", str(relative), *options])
+    assert not list(copy.iterdir())
 
 
 def test_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -170,6 +170,18 @@ def test_versions_are_kept_that_the_workspace_a_generation_or_the_champion_uses(
         assert found == [f"{n}" for n in numbers] and len(tables.part_files(uri)) == len(numbers)
 
 
+def test_without_mlflow_nothing_is_deleted_in_a_workspace_that_may_have_registered_models(workspace, monkeypatch, caplog) -> None:
+    """The champion's versions are known to MLflow alone. A workspace gets its identity before it registers a model."""
+    pruned: list[tuple[object, ...]] = []
+    monkeypatch.setattr(generations, "prune_tables", lambda *given: pruned.append(given))
+    generations.prune_tables_after_run(workspace, "", "m", None)
+    assert pruned == [(workspace, {}, None)]
+    Workspace(workspace).identity()
+    caplog.set_level("INFO")
+    generations.prune_tables_after_run(workspace, "", "m", None)
+    assert len(pruned) == 1 and "old versions of the tables are kept, as tracking.enabled is false" in caplog.text
+
+
 def test_nothing_is_deleted_if_the_champion_is_not_known(workspace, monkeypatch, caplog) -> None:
     def fail(store: str, name: str) -> dict[str, str]:
         raise UserError("MLflow is away")

@@ -273,7 +273,7 @@ def test_two_commands_never_mix_their_results(scheduled, tmp_path: Path, pair: s
 def test_a_retraining_waits_for_one_that_has_lost_its_turn_but_still_works_in_the_generation(tmp_path, monkeypatch, leaves):
     """Otherwise both would give up: the one that woke up too late, and the one that found it in the generation."""
     base, stopped = str(tmp_path), []
-    late = hold_workspace(generations.folder(base, G1), "retrain.py")
+    late = hold_lock(storage.join(generations.folder(base, G1), "workspace.lock"), "retrain.py")
     late.__enter__()
 
     def sleep(seconds: float) -> None:

@@ -141,6 +141,10 @@ def test_without_new_data_nothing_is_trained(retrainings: Retrainings) -> None:
         done.returncode == 0 and "0 new, 0 changed, 0 relabelled, 29 same, 0 gone" in done.stdout and "Nothing new" in done.stdout
     )
     assert "prepare" not in retrainings().stdout, "what was read once and found to be the same is not read again"
+    for file in (retrainings.data / "JPEGImages").iterdir():
+        os.utime(file)
+    assert "29 same" in retrainings().stdout
+    assert tables.kept_versions(str(retrainings.workspace / "images")) == [0, 2], "each such run would leave a copy of all images"
     assert len(retrainings.generations()) == 1 and aliases(retrainings.store, "edeconvnet") == {"champion": 1, "challenger": 1}
 
 
@@ -199,10 +203,13 @@ def test_a_better_challenger_is_promoted_and_any_other_is_refused(
 def test_failures_are_reported_and_what_is_no_failure_is_not(copied: Retrainings, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of the user, a bug, and a run that an interruption or another run ends; also one that a signal turned into an error."""
 
+    metrics = copied.workspace / "deconvnet.prom"
+
     def ended_by(error: Callable[[], NoReturn]) -> list[str]:
+        metrics.unlink(missing_ok=True)
         monkeypatch.setattr("workflows.operations.retraining.retraining.next_generation", lambda *_: error())
         with hook_server() as server, suppress(RuntimeError, ImportError):
-            copied("--notify.url", server.url)
+            copied("--notify.url", server.url, "--notify.metrics_to", str(metrics))
         return server.texts
 
     def fails(error: BaseException, context: BaseException | None = None) -> Callable[[], NoReturn]:
@@ -218,8 +225,10 @@ def test_failures_are_reported_and_what_is_no_failure_is_not(copied: Retrainings
     assert ended_by(fails(UserError("the data are gone"))) == [f"retraining of {copied.workspace} failed: the data are gone"]
     (bug,) = ended_by(fails(RuntimeError("hush")))
     assert "a bug (RuntimeError)" in bug and "hush" not in bug
-    for error in (Interrupted("stopped"), Locked("busy"), KeyboardInterrupt()):
+    assert ended_by(fails(Locked("busy"))) == [] and not metrics.exists()
+    for error in (Interrupted("stopped"), KeyboardInterrupt()):
         assert ended_by(fails(error)) == []
+        assert samples_of(metrics)["deconvnet_retrain_outcome", "interrupted"] == 1
     assert ended_by(fails(ImportError("torch"), KeyboardInterrupt())) == []
 
 

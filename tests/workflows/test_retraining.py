@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import asdict
 from types import SimpleNamespace
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
 from deconvnet.evaluation.comparison import IMAGE_CONFUSIONS, image_confusions_file
 from deconvnet.evaluation.hold_out import HoldOut
 from deconvnet.evaluation.metrics import ConfusionMatrix
+from deconvnet.inference.predictor import PredictorOptions
 from infra import storage
 from infra.errors import Interrupted, UserError
 from infra.runtime.stages import Record, digest, record_uri
@@ -19,9 +21,9 @@ from infra.storage.lock import hold_lock
 from proposals import schemas
 from proposals.image_notes import note_of_reject, note_of_row
 from tests.image_tables import image_row
-from workflows import cli, retrain
+from workflows import cli, retrain, train_pipeline
 from workflows.operations import retraining as operation
-from workflows.pipelines import generations, retraining
+from workflows.pipelines import base, generations, retraining
 from workflows.pipelines.generations import Generation
 from workflows.pipelines.retraining import CHAMPION_RESULTS, HOLD_OUT, Retraining
 from workflows.pipelines.workspace import Workspace
@@ -152,6 +154,62 @@ def test_the_verdict_is_made_by_the_margin_and_the_class_drop_of_the_settings(
     assert (found["images"], found["new_images"], found["gone_images"]) == (7, 2, 1)
 
 
+def test_the_champion_predicts_with_the_options_with_which_it_was_registered(settings, champion, tmp_path) -> None:
+    """And the new model with those of the settings: a champion on windows that it never saw would seem worse than it is."""
+    changes = {"segment": settings.segment.model_copy(update={"proposals": 7, "aggregation": "sum"})}
+    pipeline = Retraining(settings.model_copy(update=changes), Generation("20261101-000000", None, None), object())
+    registered = PredictorOptions(proposals=9, context=1.5, window_sizes=(0.5, 0.25), crf={"iterations": 2})
+    model, folder = {"classes": settings.data.classes}, str(tmp_path / "init" / "edeconvnet-1-0")
+    for name in ("deconvnet", "fcn8s"):
+        storage.write_json(f"{folder}/{name}/model.json", model)
+    storage.write_json(pipeline.model("stage2") + "/model.json", model)
+    options = {"classes": settings.data.classes, "proposals": {}, "segment": asdict(registered), "max_pixels": 9}
+    storage.write_json(f"{folder}/options.json", options)
+    old = pipeline.evaluation_inputs("val", (f"{folder}/deconvnet", f"{folder}/fcn8s"))
+    new = pipeline.evaluation_inputs("val")
+    assert old.options == registered and (old.deconvnet_uri, old.fcn8s_uri) == (f"{folder}/deconvnet", f"{folder}/fcn8s")
+    assert new.options == PredictorOptions.from_settings(
+        pipeline.settings.segment, settings.examples, settings.proposals, settings.data
+    )
+    assert (new.options.proposals, new.options.aggregation, new.deconvnet_uri) == (7, "sum", pipeline.model("stage2"))
+
+
+def test_generations_are_pruned_by_the_version_in_use_now_and_not_if_it_is_unknown(settings, monkeypatch, caplog) -> None:
+    """The retraining made version 3 the champion; since then a user has made version 1 the champion again."""
+    for number in (1, 2, 3):
+        generation = Generation(f"2026110{number}-000000", None, None)
+        generations.finish(settings.workspace, generation, {"version": number, "champion": 3})
+    kept = settings.retrain.model_copy(update={"keep": 1})
+    pipeline = SimpleNamespace(store="", base=settings.workspace, settings=settings.model_copy(update={"retrain": kept}))
+
+    def away(store: str, name: str) -> dict[str, int]:
+        raise UserError("MLflow is away")
+
+    monkeypatch.setattr(operation.registry, "aliases", away)
+    operation._prune_generations(pipeline)
+    assert (
+        len(generations.read_all(settings.workspace)) == 3 and "old generations were not deleted: MLflow is away" in caplog.text
+    )
+    monkeypatch.setattr(operation.registry, "aliases", lambda store, name: {"champion": 1, "challenger": 3})
+    operation._prune_generations(pipeline)
+    assert [(each.outcome or {})["version"] for each in generations.read_all(settings.workspace)] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("aliases", "said"),
+    [
+        ({}, "edeconvnet has no version yet: train_pipeline.py registers the model of"),
+        ({"challenger": 4}, "edeconvnet has no champion, and version 4 was refused: promote.py --to 4 makes it the champion"),
+    ],
+)
+def test_without_new_data_and_a_champion_the_log_says_what_would_give_one(settings, monkeypatch, capsys, aliases, said) -> None:
+    monkeypatch.setattr(operation.registry, "aliases", lambda store, name: aliases)
+    generation = Generation("20261101-000000", None, None)
+    pipeline = SimpleNamespace(store="", base=settings.workspace, settings=settings, previous=None, generation=generation)
+    assert operation._nothing_new(pipeline, None, None) == "unchanged"
+    assert said in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("images", "gone", "said"), [("", 3, "only 0 of the 3 val images"), ("12", 3, "only 2 of the 5"), ("", 0, "0")]
 )
@@ -200,6 +258,22 @@ def test_files_that_held_nothing_new_once_are_read_again_after_another_generatio
     assert retraining.files_unchanged(pipeline)
     pipeline.previous = second
     assert not retraining.files_unchanged(pipeline)
+
+
+@pytest.mark.parametrize("main", [retrain.main, train_pipeline.main])
+def test_the_option_to_replace_a_lost_run_reaches_the_lock(main, tmp_path, monkeypatch) -> None:
+    given: list[object] = []
+
+    def hold(workspace: str, *more: object, **named: object) -> NoReturn:
+        given.append(named["replace_lost_run"] if named else more[-1])
+        raise UserError("held")
+
+    for module in (operation, base):
+        monkeypatch.setattr(module, "hold_workspace", hold)
+    for options in ([], ["--replace-lost-run"]):
+        with pytest.raises(UserError, match="held"):
+            main(["--workspace", str(tmp_path), "--executor", "local", *options])
+    assert given == [False, True]
 
 
 @pytest.mark.parametrize(("options", "code"), [([], 3), (["--exit-zero-if-locked"], 0)])

@@ -15,9 +15,11 @@ from deconvnet.datasets.palette import GENERATED_CLASSES
 from infra import storage
 from infra.deploy.local.process import free_ports
 from infra.settings import NotifySettings
-from workflows.operations import run_metrics
+from infra.storage import conditional
+from workflows.operations import retraining, run_metrics
 from workflows.operations.run_metrics import CHAMPION_VERSION, OUTCOME, REJECTS, RunMetrics
 from workflows.pipelines.training import Pipeline
+from workflows.pipelines.workspace import Workspace
 from workflows.settings import Settings
 
 
@@ -92,6 +94,47 @@ def test_a_file_keeps_the_metrics_of_other_models(tmp_path: Path) -> None:
     assert len(changed) == 3 and all('model="net"' in name for name in changed), "two outcomes, and the reason b"
     types = re.findall(r"^# TYPE (\S+)", file.read_text(), re.MULTILINE)
     assert len(types) == len(set(types)), "Prometheus takes no family twice"
+
+
+def test_two_retrainings_that_end_together_keep_each_other_s_metrics_in_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one begins its delivery when the first has read the file; it waits for its turn, or it is done by then."""
+    file, either = tmp_path / "deconvnet.prom", threading.Event()
+    real, lock = RunMetrics._families_with_kept, conditional.fcntl.flock
+
+    def deliver_other() -> None:
+        delivered(str(file), "failed", 4, model="other")
+        either.set()
+
+    other = threading.Thread(target=deliver_other)
+
+    def begin_other(metrics: RunMetrics, name: str) -> Any:
+        found = real(metrics, name)
+        if metrics._model == "net":
+            monkeypatch.setattr(conditional.fcntl, "flock", lambda *given: either.set() or lock(*given))
+            other.start()
+            assert either.wait(60)
+        return found
+
+    monkeypatch.setattr(RunMetrics, "_families_with_kept", begin_other)
+    delivered(str(file), "promoted", 3)
+    other.join()
+    found = values(file.read_text())
+    assert found[f'{CHAMPION_VERSION.name}{{model="net"}}'] == 3 and found[f'{CHAMPION_VERSION.name}{{model="other"}}'] == 4
+
+
+def test_rejects_of_an_earlier_run_do_not_stay_when_there_are_none(tmp_path: Path) -> None:
+    file, workspace = tmp_path / "deconvnet.prom", Workspace(str(tmp_path / "w"))
+    delivered(str(file), "promoted", reasons="ab")
+    for folder in ("champion", ""):
+        storage.write_json(workspace.report(folder, "results.json"), {})
+    workspace.write_rejects()
+    metrics = RunMetrics("net", str(file))
+    retraining._measure_results(workspace, metrics)  # type: ignore[arg-type]
+    metrics.deliver("refused")
+    rejects = {name: value for name, value in values(file.read_text()).items() if name.startswith(REJECTS.name)}
+    assert rejects == {f'{REJECTS.name}{{model="net",reason="none",stage="prepare"}}': 0}
 
 
 @pytest.mark.skipif(not shutil.which("prometheus-pushgateway"), reason="needs the Debian package prometheus-pushgateway")

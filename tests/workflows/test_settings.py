@@ -29,6 +29,8 @@ def config(tmp_path: Path):
     return write
 
 
+NAMES = ("a/b", "a:b", "me@lab")
+"""Names of registered models that MLflow refuses, or that could not be told from a name with an alias."""
 OTHER_CONFIGS = {CONFIGS / f"{chapter.config}.yaml" for chapter in CHAPTERS if chapter.kind is not Settings}
 
 
@@ -120,6 +122,10 @@ def test_generated_data_bring_their_own_classes(config) -> None:
         ("segment: {min_side: .inf}", r"segment\.min_side: inf is not allowed"),
         ("data: {dev_fraction: .nan}", r"data\.dev_fraction: nan is not allowed"),
         ("workspace: ${NO_SUCH_VARIABLE_HERE}/x", "NO_SUCH_VARIABLE_HERE"),
+        *(
+            (f"tracking: {{model_name: {name}}}", f"model_name: '{name}' is not allowed: a name without / : and @")
+            for name in NAMES
+        ),
     ],
 )
 def test_each_fault_is_a_sentence(config, text: str, message: str) -> None:
@@ -169,6 +175,13 @@ def test_variables_are_filled_in(config, monkeypatch: pytest.MonkeyPatch) -> Non
     assert load(config(text)).data.root == "/default/voc"
     monkeypatch.setenv("SOME_FOLDER", "/mine")
     assert load(config(text)).data.root == "/mine/voc"
+
+
+def test_a_comment_may_name_a_variable_that_is_not_set(config) -> None:
+    text = (
+        "# url: ${NO_SUCH_VARIABLE_HERE}\nworkspace: ${SOME_WORKSPACE:-/default}\nseed: 1\n   # seed: ${NO_SUCH_VARIABLE_HERE}\n"
+    )
+    assert (load(config(text)).workspace, load(config(text)).seed) == ("/default", 1)
 
 
 def test_a_default_also_stands_for_an_empty_variable(config, monkeypatch: pytest.MonkeyPatch) -> None:

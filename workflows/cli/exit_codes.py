@@ -3,7 +3,8 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from infra.errors import Interrupted, find_user_error
@@ -29,12 +30,45 @@ def run(main: Callable[[], None], interrupted: str = "the same command resumes f
         interrupted: text that is printed after Ctrl-C or SIGTERM. It says what is left and how to resume.
 
     Returns:
-        The exit code. It is 0 if `main` returns or the reader of its output has gone, 2 after a UserError or OSError, 3 if
-        another run holds the lock (a file that lets only one run write to a folder), and 75 after an interruption.
+        The exit code. It is 0 if `main` returns, or ends because the reader of its output on stdout has gone, 2 after a UserError
+        or OSError, 3 if another run holds the lock (a file that lets only one run write to a folder), and 75 after an interruption.
 
     Raises:
         Exception: if `main` raises any other error. Such an error is a bug.
     """
+    with _signals_raise() as signals:
+        try:
+            configure_logging()
+            main()
+            _reader_has_gone()
+            return 0
+        except Locked as error:
+            code, text = LOCKED, str(error)
+        except Interrupted as error:
+            code, text = INTERRUPTED, str(error)
+        except KeyboardInterrupt:
+            code, text = INTERRUPTED, f"interrupted: {interrupted}"
+        except Exception as error:
+            if isinstance(error, BrokenPipeError) and _reader_has_gone("\n"):  # otherwise, a server has closed a connection
+                return 0
+            # If a task on some node raises a UserError, Ray wraps it in another exception. Anything else is a bug.
+            user_error = error if isinstance(error, OSError) else find_user_error(error)
+            if signals:  # whatever a signal broke off, such as the import of a module, may have raised another exception
+                code, text = INTERRUPTED, f"interrupted: {interrupted}"
+            elif user_error is None:
+                raise
+            else:
+                code, text = USER_ERROR, f"error: {user_error}"
+    with suppress(OSError):  # stderr may have no reader any more, and the exit code still says how the command ended
+        print(
+            f"\n{without_secrets(text)}", file=sys.stderr, flush=True
+        )  # texts quote URIs as the user gave them, with signatures
+    return code
+
+
+@contextmanager
+def _signals_raise() -> Iterator[list[int]]:
+    """Let SIGTERM and Ctrl-C raise KeyboardInterrupt while a `with` block runs. Yield a list that gets the number of each signal."""
     signals: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
@@ -52,30 +86,23 @@ def run(main: Callable[[], None], interrupted: str = "the same command resumes f
         if handler is not signal.SIG_IGN:  # a shell that starts a job in the background ignores SIGINT
             signal.signal(number, stop)
     try:
-        configure_logging()
-        main()
-        return 0
-    except Locked as error:
-        code, text = LOCKED, str(error)
-    except Interrupted as error:
-        code, text = INTERRUPTED, str(error)
-    except KeyboardInterrupt:
-        code, text = INTERRUPTED, f"interrupted: {interrupted}"
-    except BrokenPipeError:
-        # The reader of the output, such as `head`, has closed it. Without this line, Python would complain again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception as error:
-        # If a task on some node raises a UserError, Ray wraps it in another exception. Anything else is a bug.
-        user_error = error if isinstance(error, OSError) else find_user_error(error)
-        if signals:  # whatever a signal broke off, such as the import of a module, may have raised another exception
-            code, text = INTERRUPTED, f"interrupted: {interrupted}"
-        elif user_error is None:
-            raise
-        else:
-            code, text = USER_ERROR, f"error: {user_error}"
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    print(f"\n{without_secrets(text)}", file=sys.stderr)  # texts quote URIs as the user gave them, with signatures
-    return code
+
+
+def _reader_has_gone(text: str = "") -> bool:
+    """Write what is left of the output, and return whether the reader of stdout, such as `head`, has closed it.
+
+    If it has, further output goes nowhere. Otherwise, Python would complain at exit.
+
+    Args:
+        text: text to write. Without any, it goes unnoticed that output was lost before.
+    """
+    try:
+        print(end=text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False

@@ -253,7 +253,7 @@ def _read(config: str) -> dict[str, Any]:
 def _expand(text: str, config: str) -> str:
     """Replace ${NAME} and ${NAME:-default} in a text by environment variables, so that one file serves several machines.
 
-    As in a shell, the default stands for a variable that is not set or empty.
+    As in a shell, the default stands for a variable that is not set or empty. Lines that begin with # are comments, and stay.
 
     Args:
         text: content of a settings file.
@@ -268,6 +268,8 @@ def _expand(text: str, config: str) -> str:
 
     def value_of(match: re.Match[str]) -> str:
         """Return the value of the environment variable that `match` names, or its default. Raise UserError if it has neither."""
+        if match["name"] is None:
+            return match[0]
         value = os.environ.get(match["name"])
         if not value and match["default"] is not None:
             return match["default"]
@@ -275,7 +277,7 @@ def _expand(text: str, config: str) -> str:
             raise UserError(f"--config {config} uses ${{{match['name']}}}, and this variable is not set")
         return value
 
-    return re.sub(r"\$\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\}", value_of, text)
+    return re.sub(r"^[ \t]*#.*$|\$\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\}", value_of, text, flags=re.MULTILINE)
 
 
 def _sentence(fault: Any, kind: type[CommandSettings], config: str) -> str:

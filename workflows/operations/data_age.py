@@ -1,7 +1,7 @@
 """Remember when the data of a workspace last changed, to report stale data."""
 
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from infra import storage
 from workflows.pipelines import generations
@@ -39,27 +39,22 @@ class DataAge:
         return stale_days is not None and now - last >= timedelta(days=stale_days)
 
 
-def update(workspace: str, key: str, now: datetime | None = None) -> DataAge:
+def update(workspace: str, key: str, now: datetime) -> DataAge:
     """Record which data a retraining has seen, and return their age.
 
     Args:
         workspace: URI of the workspace that holds all generations.
         key: content key of the stage `prepare`.
-        now: the time in UTC. None for the present time.
+        now: the present time, in UTC.
     """
     uri = generations.folder(workspace, FILE)
     if storage.exists(uri) and (found := DataAge(**storage.read_json(uri))).key == key:
         return found
-    age = DataAge(key, _format_time(now))
+    age = DataAge(key, now.isoformat(timespec="seconds"))
     storage.write_json(uri, asdict(age))
     return age
 
 
-def mark_reported(workspace: str, age: DataAge, now: datetime | None = None) -> None:
+def mark_reported(workspace: str, age: DataAge, now: datetime) -> None:
     """Record that data were reported as stale. For the arguments see `update`."""
-    storage.write_json(generations.folder(workspace, FILE), asdict(replace(age, reported=_format_time(now))))
-
-
-def _format_time(now: datetime | None) -> str:
-    """Write a time, the present one if it is None, with its time zone and without fractions of a second."""
-    return (datetime.now(UTC) if now is None else now).isoformat(timespec="seconds")
+    storage.write_json(generations.folder(workspace, FILE), asdict(replace(age, reported=now.isoformat(timespec="seconds"))))

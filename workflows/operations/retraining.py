@@ -12,6 +12,7 @@ from pathlib import Path
 
 from deconvnet.evaluation.comparison import DECISIVE_RESULT
 from deconvnet.tracking import promotion, registry
+from deconvnet.tracking.champion.moves import recorded_moves
 from deconvnet.tracking.store import check_store, tracking_uri
 from infra import storage
 from infra.errors import Interrupted, UserError, find_user_error
@@ -32,7 +33,7 @@ from workflows.settings import Settings
 logger = logging.getLogger(__name__)
 
 
-def retrain(settings: Settings, config: str, force: bool) -> None:
+def retrain(settings: Settings, config: str, force: bool, replace_lost_run: bool = False) -> None:
     """Run one retraining. It ends early if no image or mask is new or changed since the previous retraining.
 
     Args:
@@ -40,6 +41,8 @@ def retrain(settings: Settings, config: str, force: bool) -> None:
             workspace of its own).
         config: name of the settings file without its folder and extension, for the name of the run in MLflow.
         force: True to train even if nothing is new.
+        replace_lost_run: True to find out whether another command that holds the lock of the workspace was lost, and to take its
+            place if it was, see `hold_workspace`.
 
     Raises:
         UserError: if MLflow, the workspace, the data or the cluster can't be used.
@@ -48,13 +51,14 @@ def retrain(settings: Settings, config: str, force: bool) -> None:
     """
     webhook, metrics = open_webhook(settings.notify), RunMetrics(settings.tracking.model_name, settings.notify.metrics_to)
     try:
-        with hold_workspace(settings.workspace, Retraining.command, settings.retrain.lock_minutes) as lock:
+        minutes = settings.retrain.lock_minutes
+        with hold_workspace(settings.workspace, Retraining.command, minutes, replace_lost_run=replace_lost_run) as lock:
             check_store(tracking_uri(settings.workspace, settings.tracking.uri))
             generation = retraining.next_generation(settings, force)
             outcome = _run(Retraining(settings, generation, lock), config, webhook, metrics)
     except Locked:
         raise
-    except Interrupted:
+    except (Interrupted, KeyboardInterrupt):
         metrics.deliver("interrupted")
         raise
     except Exception as error:
@@ -85,7 +89,8 @@ def _failure_text(error: Exception) -> str:
 def _run(pipeline: Retraining, config: str, webhook: Webhook, metrics: RunMetrics) -> Outcome:
     """Run the stages of one retraining, mark it as finished, and delete old generations (earlier retrainings).
 
-    If nothing is new, the folder of this retraining is removed, and the result is only logged.
+    If nothing is new, the folder of this retraining is removed, and nothing is trained. If there is no champion, a version may
+    become it (see `_nothing_new`).
 
     Args:
         pipeline: pipeline of the retraining.
@@ -112,7 +117,9 @@ def _run(pipeline: Retraining, config: str, webhook: Webhook, metrics: RunMetric
     if "verdict" not in records:
         generations.remove(base, generation.name)
         retraining.mark_unchanged(pipeline, records["prepare"].fingerprint)
-        return _nothing_new(pipeline, webhook, metrics)
+        outcome = _nothing_new(pipeline, webhook, metrics)
+        generations.prune_tables_after_run(base, pipeline.store, name, pipeline.locks[0])  # a version may differ by times alone
+        return outcome
     pipeline.locks[0].check()
     verdict = records["verdict"].summary
     generations.finish(base, generation, verdict)
@@ -121,8 +128,7 @@ def _run(pipeline: Retraining, config: str, webhook: Webhook, metrics: RunMetric
     webhook.send(f"{title} is {'the champion' if verdict['promoted'] else f'not promoted{stays}'}: {verdict['why']}")
     _measure_results(pipeline, metrics)
     _measure_state(pipeline, records["prepare"], webhook, metrics)
-    for old in generations.prune(base, verdict["champion"], pipeline.settings.retrain.keep):
-        logger.info(f"generation {old} deleted: retrain.keep is {pipeline.settings.retrain.keep}")
+    _prune_generations(pipeline)
     generations.prune_tables_after_run(base, pipeline.store, name, pipeline.locks[0])
     logger.info(cli.results_text(storage.read_json(pipeline.report("results.json"))))
     logger.info(f"\nversion {verdict['version']} is {'' if verdict['promoted'] else 'not '}promoted: {verdict['why']}")
@@ -130,6 +136,17 @@ def _run(pipeline: Retraining, config: str, webhook: Webhook, metrics: RunMetric
     logger.info(f"report   {pipeline.report()}")
     logger.info(f"MLflow   {cli.mlflow_hint(pipeline.store)}")
     return "promoted" if verdict["promoted"] else "refused"
+
+
+def _prune_generations(pipeline: Retraining) -> None:
+    """Delete old generations, but not the one of the version that is in use now. If MLflow does not answer, none is deleted."""
+    try:
+        champion = registry.aliases(pipeline.store, pipeline.settings.tracking.model_name).get(registry.CHAMPION)
+    except UserError as error:
+        logger.warning(f"old generations were not deleted: {error}")
+        return
+    for old in generations.prune(pipeline.base, champion, pipeline.settings.retrain.keep):
+        logger.info(f"generation {old} deleted: retrain.keep is {pipeline.settings.retrain.keep}")
 
 
 def _measure_results(pipeline: Retraining, metrics: RunMetrics) -> None:
@@ -142,6 +159,8 @@ def _measure_results(pipeline: Retraining, metrics: RunMetrics) -> None:
     labels, counts = ReasonLabels(), Counter[tuple[str, str]]()
     for (stage, reason), count in found.most_common():  # the most frequent reasons get labels of their own
         counts[stage, labels.label(reason)] += count
+    if not counts:  # otherwise the counts of an earlier run would stay
+        metrics.update(run_metrics.REJECTS, 0, stage="prepare", reason="none")
     for (stage, label), count in counts.items():
         metrics.update(run_metrics.REJECTS, count, stage=stage, reason=label)
 
@@ -164,7 +183,8 @@ def _measure_state(pipeline: Retraining, prepared: Record, webhook: Webhook, met
         metrics.update(run_metrics.IMAGES, count, split=split)
     metrics.update(run_metrics.REJECTED_RATIO, rejects / max(1, rejects + sum(counts.values())))
     metrics.update(run_metrics.REJECTED_LIMIT, pipeline.settings.data.max_rejects)
-    age, now = data_age.update(pipeline.base, prepared.key), datetime.now(UTC)
+    now = datetime.now(UTC)
+    age = data_age.update(pipeline.base, prepared.key, now)
     metrics.update(run_metrics.DATA_SINCE, datetime.fromisoformat(age.since).timestamp())
     if pipeline.settings.data.root and age.report_is_due(pipeline.settings.notify.stale_days, now):
         days = f"for {age.days(now):,.0f} days, since {age.since[:10]} (notify.stale_days)"
@@ -189,7 +209,7 @@ def _measure_champion(store: str, name: str, metrics: RunMetrics) -> None:
         return
     metrics.update(run_metrics.CHAMPION_VERSION, champion)
     with registry.registry_client(store, name) as client:
-        moves = promotion.recorded_moves(client, name)
+        moves = recorded_moves(client, name)
     if moves and moves[-1].version == champion:
         metrics.update(run_metrics.CHAMPION_SINCE, datetime.fromisoformat(moves[-1].when).timestamp())
 
@@ -221,6 +241,12 @@ def _nothing_new(pipeline: Retraining, webhook: Webhook, metrics: RunMetrics) ->
         version = promotion.set_champion(pipeline.own_model(), pipeline.generation.version, pipeline.locks[0])
         logger.info(f"champion {name} version {version}: there was none")
         webhook.send(f"{name} version {version} of {pipeline.base} is the champion: there was none")
+    elif registry.CHALLENGER in aliases:
+        refused = aliases[registry.CHALLENGER]
+        logger.info(
+            f"{name} has no champion, and version {refused} was refused: promote.py --to {refused} makes it the champion all the same, "
+            "--force trains a new one"
+        )
     else:
         logger.info(
             f"{name} has no version yet: train_pipeline.py registers the model of {pipeline.base}, --force trains a new one"

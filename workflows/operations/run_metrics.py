@@ -8,6 +8,7 @@ it sets.
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from infra import storage
@@ -19,10 +20,14 @@ if TYPE_CHECKING:
     import prometheus_client
 
 Outcome = Literal["promoted", "refused", "unchanged", "failed", "interrupted"]
-"""How a retraining ended. "refused": the new model is not better. "unchanged": no image or mask is new."""
+"""How a retraining ended. "refused": the new model is not better. "unchanged": no image or mask is new or changed, and nothing was trained."""
 
 LAST_RUN = Metric("deconvnet_retrain_last_run_timestamp_seconds", "When retrain.py last ended, however it ended", ("model",))
-LAST_SUCCESS = Metric("deconvnet_retrain_last_success_timestamp_seconds", "When retrain.py last came to its end", ("model",))
+LAST_SUCCESS = Metric(
+    "deconvnet_retrain_last_success_timestamp_seconds",
+    "When retrain.py last finished (promoted, refused or unchanged)",
+    ("model",),
+)
 OUTCOME = Metric("deconvnet_retrain_outcome", "1 for how the last run ended, 0 for the others", ("model", "outcome"))
 CHAMPION_VERSION = Metric("deconvnet_champion_version", "Number of the version in use", ("model",))
 CHAMPION_SINCE = Metric("deconvnet_champion_since_timestamp_seconds", "Since when this version is in use", ("model",))
@@ -89,8 +94,9 @@ class RunMetrics(LiveMetrics):
                 registry.register(_Families(self._families()))
                 pushadd_to_gateway(self._to, _JOB, registry, {"model": self._model}, timeout=_SECONDS)
             else:
-                registry.register(_Families(self._families_with_kept(self._to)))
-                storage.write_bytes(self._to, generate_latest(registry))
+                with storage.one_process_at_a_time(Path(self._to)):  # retrainings of several models may share the file
+                    registry.register(_Families(self._families_with_kept(self._to)))
+                    storage.write_bytes(self._to, generate_latest(registry))
         except Exception as error:  # the run goes on without them, whatever a server or another program's file does
             return without_secrets(f"{type(error).__name__}: {error}")[:300]
         return ""

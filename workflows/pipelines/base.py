@@ -51,6 +51,8 @@ class BasePipeline(Workspace):
     """Name of the command that runs the pipeline, for the message that other commands get if they find the workspace locked."""
     lock_minutes: float = 15
     """Minutes without a sign of life after which another command may take over the lock of the workspace."""
+    replace_lost_run = False
+    """Whether to find out if the command that holds the lock was lost, and to take its place then (see `hold_workspace`)."""
 
     def __init__(self, settings: "Settings | EdgeSettings", should_stop: Callable[[], bool] = lambda: False) -> None:
         """Open the executor and plan the stages. None of them is run yet.
@@ -83,6 +85,9 @@ class BasePipeline(Workspace):
     def hold(self, command: str) -> Iterator[None]:
         """Hold the lock of the workspace for the duration of a `with` statement, so that the command may write to it.
 
+        The attribute `locks` has the lock meanwhile. For a generation, it also has the lock of the workspace around it, which comes
+        first.
+
         Args:
             command: name of the command, for the message that other commands get.
 
@@ -91,12 +96,8 @@ class BasePipeline(Workspace):
             Locked: if another command holds the lock.
             Interrupted: if the lock was lost before the end of the `with` block.
         """
-        with hold_workspace(self.root, command, self.lock_minutes, self.locks, self.should_stop) as lock:
-            self.locks.append(lock)
-            try:
-                yield
-            finally:
-                self.locks.remove(lock)
+        with hold_workspace(self.root, command, self.lock_minutes, self.locks, self.should_stop, self.replace_lost_run):
+            yield
 
     def run_or_plan(self, options: argparse.Namespace) -> bool:
         """Run the stages that are not complete, or only print the settings and the plan if the command line has `--dry-run`.
@@ -114,7 +115,7 @@ class BasePipeline(Workspace):
         if options.dry_run:
             print(settings_text(self.settings))
             print(plan_text(plan))
-        elif all(status.complete for status in plan):
+        elif all(status.complete for status in plan) and self._came_to_its_end():
             print(plan_text(plan))
             print("\nNothing to do: every stage is complete.\n")
         else:
@@ -137,13 +138,6 @@ class BasePipeline(Workspace):
             Locked: if another command holds the lock of the workspace.
             Interrupted: if the run was stopped or lost its lock. The same command resumes it.
         """
-        if self.tables_root != self.root and not self.locks:  # a generation, whose tables are in the workspace around it
-            with hold_workspace(self.tables_root, self.command, self.lock_minutes) as lock:
-                self.locks.append(lock)
-                try:
-                    return self.run(config, keep_going)
-                finally:
-                    self.locks.remove(lock)
         with self.hold(self.command):
             return self._run(config, keep_going)
 
@@ -239,6 +233,13 @@ class BasePipeline(Workspace):
         This base class always returns None. Subclasses may override the method.
         """
         return None
+
+    def _came_to_its_end(self) -> bool:
+        """Return whether the last run logged everything after its last stage, so that a run without stages would do nothing.
+
+        This base class always returns True. Subclasses may override the method.
+        """
+        return True
 
     def _check_cluster(self) -> None:
         """Do nothing. Subclasses may override this method to check that the cluster can run all stages.

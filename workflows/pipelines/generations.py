@@ -24,7 +24,7 @@ from infra.errors import UserError
 from infra.runtime.stages import read_record
 from infra.storage import tables
 from infra.storage.lock import Lock
-from workflows.pipelines.workspace import MADE_BY, NAME_FORMAT, TAG, is_generation
+from workflows.pipelines.workspace import MADE_BY, NAME_FORMAT, TAG, Workspace, is_generation
 
 FILE = "generation.json"
 """Name of the file in a generation's folder that describes the generation."""
@@ -265,7 +265,8 @@ def prune_tables(workspace: str, champion: Mapping[str, str], lock: Lock) -> Non
 def prune_tables_after_run(workspace: str, store: str, model: str, lock: Lock) -> None:
     """Delete, at the end of a run, those files of the tables that are not part of any version in use.
 
-    If MLflow does not answer, nothing is deleted, and a warning says so.
+    If it is not known which versions the champion uses, nothing is deleted, and the log says why: MLflow does not answer, or
+    tracking is switched off in a workspace that has registered models.
 
     Args:
         workspace: URI of the workspace that holds all generations.
@@ -276,6 +277,9 @@ def prune_tables_after_run(workspace: str, store: str, model: str, lock: Lock) -
     Raises:
         Interrupted: if another run has taken the lock.
     """
+    if not store and Workspace(workspace).identity(create=False):
+        logger.info("  old versions of the tables are kept, as tracking.enabled is false and a registered model may use them")
+        return
     try:
         champion = champion_tags(store, model) if store else {}
     except UserError as error:

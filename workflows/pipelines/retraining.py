@@ -13,8 +13,8 @@ from deconvnet.datasets import images_table
 from deconvnet.evaluation.comparison import IMAGE_CONFUSIONS, mean_iou_rise, read_image_confusions
 from deconvnet.evaluation.hold_out import HoldOut, find_hold_out, results_of
 from deconvnet.tracking import promotion
+from deconvnet.tracking.champion.own_model import OwnModel
 from deconvnet.tracking.register import read_val_images
-from deconvnet.tracking.registry import OwnModel
 from deconvnet.tracking.starting_model import find_start, starting_model
 from deconvnet.tracking.store import tracking_uri
 from infra import storage
@@ -61,7 +61,7 @@ class Retraining(Pipeline):
             lock: lock of the workspace that holds all generations. None if the stages are only planned.
 
         Raises:
-            UserError: if tracking is switched off, or a file or folder that the settings name does not exist.
+            UserError: if tracking is switched off, data.version is given, or a file or folder that the settings name does not exist.
         """
         if not settings.tracking.enabled:
             raise UserError("retraining compares registered models: it needs tracking.enabled true")
@@ -97,12 +97,14 @@ class Retraining(Pipeline):
         inputs, outputs = ("prepare", "proposals", "evaluate"), (self.report(*CHAMPION_RESULTS),)
         return [
             *super()._stages(),
-            Stage("champion", "the champion on the same images", 4, version, inputs, outputs, self._evaluate_champion),
+            Stage("champion", "the champion on the same images", 5, version, inputs, outputs, self._evaluate_champion),
             Stage("verdict", "champion or challenger", 3, limits, ("evaluate", "register", "champion"), (), self._decide),
         ]
 
     def _evaluate_champion(self, fingerprint: str) -> dict[str, Any]:
         """Evaluate the champion (the registered model in use) on the val images, and compare the new model with it.
+
+        The champion predicts with its own options, such as the size of its windows, and on the present boxes.
 
         The comparison becomes a part of the report. The champion's results are written to a JSON file. The file contains `{}` if
         there is no champion. It contains only the champion's class names if they differ from those of the data. Another file has the
@@ -131,8 +133,9 @@ class Retraining(Pipeline):
                 storage.write_json(self.report(*HOLD_OUT), asdict(hold_out))
                 logger.info(f"  compared on the {hold_out}")
                 if hold_out.images:
-                    inputs, gpu = self.evaluation_inputs("val"), self.settings.compute.gpu
-                    files = compare_with_champion(inputs, (deconvnet, fcn8s), hold_out, self.report(), self.executor, gpu)
+                    new, old = (self.evaluation_inputs("val", models) for models in (None, (deconvnet, fcn8s)))
+                    gpu = self.settings.compute.gpu
+                    files = compare_with_champion(new, old, hold_out, self.report(), self.executor, gpu)
                     self._write_report(files, self.report())
             else:
                 results = {"classes": classes}

@@ -1,16 +1,19 @@
-"""Record a pipeline run in MLflow (name, tags, metrics, descriptions), in the file `pipeline.json`, and on the report's page.
+"""Record a pipeline run in MLflow, in the file `pipeline.json` and on the report's page, and register its model in MLflow.
 
 A workspace is the folder or bucket prefix that holds everything a pipeline run writes.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from deconvnet.reporting.report import REPORT_FILE, render_report
 from deconvnet.reporting.run_summary import METRICS, RunSummary, read_run_summary
+from deconvnet.tracking.champion.own_model import OwnModel, origin_tags
+from deconvnet.tracking.registry import CHALLENGER
 from deconvnet.tracking.texts.descriptions import (
     artifact_image,
     results_table,
@@ -24,8 +27,11 @@ from deconvnet.version import code_version
 from infra import storage
 from infra.errors import UserError
 from infra.redaction import redacted
-from infra.runtime.stages import Record, read_record
+from infra.runtime.stages import Record, Stage, read_record
+from infra.storage import tables
+from proposals.image_notes import usable_notes
 from workflows.pipelines.data import DataPipeline
+from workflows.pipelines.workspace import TAG, Workspace
 from workflows.settings import Settings, as_dict
 
 logger = logging.getLogger(__name__)
@@ -43,6 +49,14 @@ class TrackedPipeline(DataPipeline):
 
     If the pipeline is started again in the same workspace, it goes on with the same MLflow run.
     """
+
+    generation_name = ""
+    """Name of the generation if the pipeline is that of a retraining run."""
+
+    @property
+    def home(self) -> str:
+        """Return the URI of the workspace to which the registered models belong, which is this pipeline's workspace."""
+        return self.root
 
     def _run_name(self, config: str) -> str:
         """Make the name of the pipeline's MLflow run from the settings file, the workspace and the date.
@@ -93,7 +107,8 @@ class TrackedPipeline(DataPipeline):
     def _begin(self, config: str) -> None:
         """Record the run in the workspace's file pipeline.json, and describe it in MLflow as unfinished.
 
-        The file has the id of the MLflow run, the version of the code, the names of the stages, and the settings without secrets.
+        The file has the id of the MLflow run, the version of the code, the names of the stages, the settings without secrets, and
+        whether the run came to its end.
 
         Args:
             config: name of the settings file, without its folder and extension.
@@ -104,9 +119,25 @@ class TrackedPipeline(DataPipeline):
             "code": code_version(),
             "stages": [stage.name for stage in self.stages.stages],
             "settings": redacted(as_dict(self.settings)),
+            "finished": False,
         }
         storage.write_json(self.uri(RUN_FILE), record)
         self.run_of_pipeline.describe(unfinished_run_description(config))
+
+    def _run(self, config: str, keep_going: Callable[[Stage], bool]) -> dict[str, Record]:
+        """Run and log the stages as in the base class, and note in the file pipeline.json that the run came to its end."""
+        records = super()._run(config, keep_going)
+        file = self.uri(RUN_FILE)
+        storage.write_json(file, {**storage.read_json(file), "finished": True})
+        return records
+
+    def _came_to_its_end(self) -> bool:
+        """Return whether the last run came to its end. If it was killed after its last stage, MLflow may lack the results.
+
+        Runs of earlier versions of this program did not note it. They count as finished.
+        """
+        file = self.uri(RUN_FILE)
+        return not storage.exists(file) or bool(storage.read_json(file).get("finished", True))
 
     def _describe_stage(self, name: str, summary: Mapping[str, Any] | None) -> None:
         """Write the description of a stage to its MLflow run: its purpose and, once it has run, its results.
@@ -144,6 +175,56 @@ class TrackedPipeline(DataPipeline):
         if image := summary.figures.get("comparison"):
             parent.log_bytes(image, "report/comparison.png")
         parent.describe(run_description(summary, parent.run_id))
+
+    def val_images(self) -> dict[str, str]:
+        """Return digests of the val images and their masks by image_id."""
+        notes = usable_notes(tables.require_commit(self.images))
+        return {note.image_id: f"{note.pixels} {note.labels}" for note in notes if note.split == "val"}
+
+    def own_model(self) -> OwnModel:
+        """Return the registered model that the settings name. It knows which of its versions belong to this workspace."""
+        return OwnModel(self.store, self.settings.tracking.model_name, self.home, Workspace(self.home).identity())
+
+    def _register(self, fingerprint: str) -> dict[str, Any]:
+        """Register the ensemble in MLflow as a new model version, and point the alias `challenger` at it.
+
+        The alias is left where it is if a version of another workspace has it.
+
+        Args:
+            fingerprint: digest of the stage's code version, settings and inputs. It becomes a tag of the version.
+
+        Returns:
+            The summary of the stage: the name of the `model` and the number of the `version`.
+        """
+        from deconvnet.evaluation.drift import read_statistics
+        from deconvnet.inference.predictor import PredictorOptions
+        from deconvnet.tracking.register import Ensemble, register
+
+        s, model = self.settings, self.own_model()
+        ensemble = Ensemble(
+            deconvnet_uri=self.model("stage2"),
+            fcn8s_uri=self.model("fcn8s"),
+            classes=s.data.classes,
+            proposals={**s.proposals.edge_box, "kind": s.proposals.kind},
+            segment=asdict(PredictorOptions.from_settings(s.segment, s.examples, s.proposals, s.data)),
+            max_pixels=s.data.max_pixels,
+            val_images=self.val_images(),
+            statistics=read_statistics(self.report()),
+            card=run_card(model.name, self.settings.workspace),
+        )
+        results = storage.read_json(self.report("results.json"))
+        origin = origin_tags(model.workspace, model.workspace_id, s.data.classes, self.generation_name)
+        origin[TAG] = " ".join(self.versions().values())
+        holder = model.foreign_version(CHALLENGER)
+        alias = None if holder else CHALLENGER
+        version = register(self.run_of_stage, self.store, model.name, ensemble, results, fingerprint, origin, alias)
+        logger.info(f"  {model.name} version {version}, {f'alias {alias}' if alias else 'without an alias'}")
+        if foreign := holder or model.foreign_version():
+            stays = "its alias challenger stays there, and " if holder else ""
+            logger.warning(
+                f"  {model.refusal(foreign)}: {stays}retrain.py will not promote under this name, choose --tracking.model_name"
+            )
+        return {"model": s.tracking.model_name, "version": version}
 
 
 def changed_since_training(settings: Settings) -> list[str]:

@@ -5,23 +5,19 @@ A stage is a named step of the pipeline, such as training FCN-8s.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from deconvnet.models.architectures import architecture_of_stage
-from deconvnet.tracking.registry import OwnModel, origin_tags
 from deconvnet.tracking.starting_model import Start, find_start, starting_model
 from infra import storage
 from infra.errors import UserError
 from infra.redaction import without_secrets
 from infra.runtime.stages import Record, Stage
-from infra.storage import tables
-from proposals.image_notes import usable_notes
 from workflows.pipelines.generations import prune_tables_after_run
 from workflows.pipelines.init_weights import check_freeze, fitted_weights_uri, fitting_stages, vgg16_digest
-from workflows.pipelines.run_log import TrackedPipeline, report_files, result_metrics, run_card
-from workflows.pipelines.workspace import TAG, Workspace
+from workflows.pipelines.run_log import TrackedPipeline, report_files, result_metrics
 from workflows.settings import as_dict
 
 if TYPE_CHECKING:
@@ -43,14 +39,6 @@ class Pipeline(TrackedPipeline):
     two steps. The stage `evaluate` measures the networks and writes the report, and `register` adds their ensemble to MLflow's
     model registry.
     """
-
-    generation_name = ""
-    """Name of the generation if the pipeline is that of a retraining run."""
-
-    @property
-    def home(self) -> str:
-        """Return the URI of the workspace to which the registered models belong, which is this pipeline's workspace."""
-        return self.root
 
     def _check_cluster(self) -> None:
         """Check that the cluster has room for the training workers, or that this machine has the GPU that is to be used.
@@ -216,7 +204,7 @@ class Pipeline(TrackedPipeline):
         Args:
             split: name of the split whose images are predicted, such as "val".
             report: folder or bucket prefix to which the files are written.
-            models: folders of a DeconvNet and an FCN-8s. None for those of this workspace.
+            models: folders of a DeconvNet and an FCN-8s in a copy of a registered ensemble. None for those of this workspace.
 
         Returns:
             The content of results.json: the measures of the five results.
@@ -244,26 +232,31 @@ class Pipeline(TrackedPipeline):
 
         Args:
             split: name of the split whose images are predicted, such as "val".
-            models: folders of a DeconvNet and an FCN-8s. None for those of this workspace.
+            models: folders of a DeconvNet and an FCN-8s in a copy of a registered ensemble. None for those of this workspace.
 
         Returns:
-            The networks, the tables of images and box proposals, the split, the classes, and the options for predicting.
+            The networks, the tables of images and box proposals, the split, the classes, and the options for predicting: those of
+            the settings, or those with which the given networks were registered.
 
         Raises:
             UserError: if the networks were trained with other classes than those of the data.
         """
         from deconvnet.evaluation.evaluator import EvaluationInputs
         from deconvnet.inference.predictor import PredictorOptions
+        from deconvnet.inference.saved_ensemble import read_options
 
         s = self.settings
-        models = models or (self.model("stage2"), self.model("fcn8s"))
+        if models is None:
+            options = PredictorOptions.from_settings(s.segment, s.examples, s.proposals, s.data)
+            models = self.model("stage2"), self.model("fcn8s")
+        else:
+            options = PredictorOptions(**read_options(models[0].rpartition("/")[0])["segment"])
         trained = storage.read_json(storage.join(models[0], "model.json"))["classes"]
         if tuple(trained) != s.data.classes:
             raise UserError(
                 f"data.classes {', '.join(s.data.classes)} are not those that the models in {s.workspace} were trained with, "
                 f"{', '.join(trained)}: name the --config they were trained by"
             )
-        options = PredictorOptions.from_settings(s.segment, s.examples, s.proposals, s.data)
         return EvaluationInputs(*models, self.images, self.proposals, split, s.data.classes, options)
 
     def _write_report(self, files: Mapping[str, bytes], report: str = "") -> None:
@@ -281,7 +274,8 @@ class Pipeline(TrackedPipeline):
     def _register_stage(self) -> Stage:
         """Define the stage `register`, which adds the ensemble to MLflow's model registry.
 
-        If the registry is a SQLite file, this file counts as the output of the stage. Otherwise the stage has no output file.
+        If the registry is a SQLite file, this file counts as the output of the stage. Otherwise the stage has no output file. In either
+        case, the stage is repeated if the registry no longer has the version.
 
         Returns:
             The stage with its settings, inputs and outputs.
@@ -291,12 +285,14 @@ class Pipeline(TrackedPipeline):
         store = without_secrets(self.store).replace(f"sqlite:///{storage.absolute(self.home)}/", "")
         settings = {"model_name": s.tracking.model_name, "store": store, "max_pixels": s.data.max_pixels}
         database = (self.store.removeprefix("sqlite:///"),) if self.store.startswith("sqlite:///") else ()
-        return Stage("register", "the model registry", 2, settings, ("evaluate", "stage2", "fcn8s"), database, self._register)
+        inputs = ("evaluate", "stage2", "fcn8s")
+        return Stage("register", "the model registry", 2, settings, inputs, database, self._register, exists=self._is_registered)
 
-    def val_images(self) -> dict[str, str]:
-        """Return digests of the val images and their masks by image_id."""
-        notes = usable_notes(tables.require_commit(self.images))
-        return {note.image_id: f"{note.pixels} {note.labels}" for note in notes if note.split == "val"}
+    def _is_registered(self, record: Record) -> bool:
+        """Return whether the registry still has the version that the stage `register` has made, given the stage's record."""
+        from deconvnet.tracking.register import is_registered
+
+        return is_registered(self.store, self.settings.tracking.model_name, record.summary["version"], record.fingerprint)
 
     def _end(self, config: str, records: Mapping[str, Record]) -> None:
         """Log the results, and delete what no version of a table names that is used. A retraining does that later.
@@ -308,43 +304,3 @@ class Pipeline(TrackedPipeline):
         super()._end(config, records)
         if self.home == self.tables_root == self.root and "evaluate" in records:
             prune_tables_after_run(self.root, self.store, self.settings.tracking.model_name, self.locks[0])
-
-    def own_model(self) -> OwnModel:
-        """Return the registered model that the settings name. It knows which of its versions belong to this workspace."""
-        return OwnModel(self.store, self.settings.tracking.model_name, self.home, Workspace(self.home).identity())
-
-    def _register(self, fingerprint: str) -> dict[str, Any]:
-        """Register the ensemble in MLflow as a new model version, and point the alias `challenger` at it.
-
-        Args:
-            fingerprint: digest of the stage's code version, settings and inputs. It becomes a tag of the version.
-
-        Returns:
-            The summary of the stage: the name of the `model` and the number of the `version`.
-        """
-        from deconvnet.evaluation.drift import read_statistics
-        from deconvnet.inference.predictor import PredictorOptions
-        from deconvnet.tracking.register import Ensemble, register
-
-        s, model = self.settings, self.own_model()
-        ensemble = Ensemble(
-            deconvnet_uri=self.model("stage2"),
-            fcn8s_uri=self.model("fcn8s"),
-            classes=s.data.classes,
-            proposals={**s.proposals.edge_box, "kind": s.proposals.kind},
-            segment=asdict(PredictorOptions.from_settings(s.segment, s.examples, s.proposals, s.data)),
-            max_pixels=s.data.max_pixels,
-            val_images=self.val_images(),
-            statistics=read_statistics(self.report()),
-            card=run_card(model.name, self.settings.workspace),
-        )
-        results = storage.read_json(self.report("results.json"))
-        origin = origin_tags(model.workspace, model.workspace_id, s.data.classes, self.generation_name)
-        origin[TAG] = " ".join(self.versions().values())
-        version = register(self.run_of_stage, self.store, model.name, ensemble, results, fingerprint, origin)
-        logger.info(f"  {model.name} version {version}, alias challenger")
-        if foreign := model.foreign_version():
-            logger.warning(
-                f"  {model.refusal(foreign)}: retrain.py will not promote under this name, choose --tracking.model_name"
-            )
-        return {"model": s.tracking.model_name, "version": version}

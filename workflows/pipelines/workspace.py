@@ -4,20 +4,21 @@ import getpass
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Literal
 
 from infra import storage
 from infra.runtime.stages import digest, read_record
 from infra.storage import tables
-from infra.storage.lock import Lock, hold_lock
+from infra.storage.lock import Lock, LockRecord, hold_lock
+from infra.storage.lock import read_record as read_lock
 
 LOCK = "workspace.lock"
 """Name of the lock file in a workspace. Every command that writes to the workspace holds this lock."""
 WAIT_SECONDS = 2.0
-"""Seconds between two attempts to take the lock of a workspace that is inside another one."""
+"""Seconds between two attempts to take the lock of a workspace."""
 ExampleTable = tuple[str, Literal[1, 2], Literal["train", "dev"]]
 """The name of a table of training crops, its training stage of DeconvNet, and the split that its crops are cut from."""
 EXAMPLE_TABLES: tuple[ExampleTable, ...] = (
@@ -64,22 +65,29 @@ def hold_workspace(
     workspace: str,
     command: str,
     minutes: float = 15,
-    outer: Sequence[Lock] = (),
+    held: list[Lock] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    replace_lost_run: bool = False,
 ) -> Iterator[Lock]:
     """Hold the lock of a workspace for the duration of a `with` statement, so that no other command writes to the workspace.
+
+    For a generation's workspace, the lock of the workspace around it is held, too: it has the generation's tables, and a retraining
+    there may delete the generation.
 
     Args:
         workspace: folder or bucket prefix. A missing local folder is created.
         command: name of the command, such as "train_pipeline.py", for the message that other commands get.
         minutes: time without a sign of life after which another command may take the lock over.
-        outer: locks of workspaces around this one, which the caller holds. If another command holds the lock of this workspace
-            in spite of them, it has probably lost an outer lock and is about to leave. Then this function waits for it, for
+        held: locks that the caller holds already, which are those of workspaces around this one. The locks that this function
+            takes are in the list, too, as long as they are held. If another command holds the lock of this workspace
+            in spite of an outer lock, it has probably lost that lock and is about to leave. Then this function waits for it, for
             `minutes` at most.
         should_stop: called while waiting. Once it returns True, this function waits no longer.
+        replace_lost_run: True to wait, if another command holds the lock, until that command renews it (then Locked is raised), or
+            until the lock expires because the command was lost, for example with its machine (then the lock is taken).
 
     Yields:
-        The lock.
+        The lock of this workspace.
 
     Raises:
         UserError: if the workspace can't be written to, or an S3 server does not support locks.
@@ -88,29 +96,75 @@ def hold_workspace(
             written to the workspace meanwhile. Interrupted then replaces any other exception of the block, because the lost lock
             is its likely reason.
     """
+    held = [] if held is None else held
+    if not held and (base := base_of(workspace)) != workspace:
+        with (
+            hold_workspace(base, command, minutes, held, should_stop, replace_lost_run),
+            hold_workspace(workspace, command, minutes, held, should_stop) as lock,
+        ):
+            yield lock
+        return
     storage.check_writable(workspace, locks=True)
-    user = ""
-    with suppress(OSError, KeyError):  # a container's user need not have a name
-        user = f" of {getpass.getuser()}"
-    for each in outer:
+    for each in held:
         each.check()
-    deadline = time.monotonic() + 60 * minutes
-
-    def wait() -> bool:
-        """Wait a moment for the holder of the lock to release it, and return True. If waiting is useless, return False."""
-        if not outer or time.monotonic() > deadline or should_stop():
-            return False
-        logger.info(f"  another run is still at work in {workspace}: waiting until it ends")
-        time.sleep(WAIT_SECONDS)
-        return True
-
-    with hold_lock(storage.join(workspace, LOCK), command + user, 60 * minutes, wait) as lock:
+    uri = storage.join(workspace, LOCK)
+    waiter = _Waiter(uri, minutes if held else None, should_stop, replace_lost_run)
+    with hold_lock(uri, f"{command}{_of_user()}", 60 * minutes, waiter.wait) as lock:
+        held.append(lock)
         try:
             yield lock
         except Exception:
             lock.check()
             raise
+        finally:
+            held.remove(lock)
         lock.check()
+
+
+def _of_user() -> str:
+    """Return the name of this process's user for messages, such as " of anne". "" if it has none, as in a container."""
+    try:
+        return f" of {getpass.getuser()}"
+    except (OSError, KeyError):
+        return ""
+
+
+class _Waiter:
+    """Decides whether to wait for the lock of a workspace, which another command holds."""
+
+    def __init__(self, uri: str, minutes: float | None, should_stop: Callable[[], bool], replace_lost_run: bool) -> None:
+        """Start the time.
+
+        Args:
+            uri: the lock file.
+            minutes: longest time to wait for a command that is about to leave. None if there is no reason to expect that.
+            should_stop: once it returns True, there is no further wait.
+            replace_lost_run: whether to wait as long as the holder does not renew the lock.
+        """
+        self._uri, self._should_stop, self._replace_lost_run = uri, should_stop, replace_lost_run
+        self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
+        self._first: LockRecord | None = None  # the content of the lock file at the first look
+
+    def wait(self) -> bool:
+        """Wait a moment, and return True to try again. If waiting is useless, return False."""
+        if self._should_stop():
+            return False
+        if self._deadline is not None:
+            if time.monotonic() > self._deadline:
+                return False
+            logger.info(f"  another run is still at work in {self._uri.removesuffix(f'/{LOCK}')}: waiting until it ends")
+        elif not self._replace_lost_run or not self._may_be_lost():
+            return False
+        time.sleep(WAIT_SECONDS)
+        return True
+
+    def _may_be_lost(self) -> bool:
+        """Return whether the holder has not renewed the lock since the first look, or there is no holder any more."""
+        now = read_lock(self._uri)
+        if self._first is None and now is not None:
+            self._first = now
+            logger.info(f"  {now.who} holds the lock {self._uri}: waiting until it renews the lock, or until the lock expires")
+        return now is None or now == self._first or now.expires == 0
 
 
 class Workspace:

@@ -206,6 +206,16 @@ def parser(description: str) -> cli.SettingsParser[Settings]:
     return cli.SettingsParser(description, Settings, CONFIGS / "quickstart.yaml")
 
 
+def add_replace_lost_run(command: cli.SettingsParser[Settings]) -> None:
+    """Add the option --replace-lost-run to the parser of a command that works in a workspace."""
+    command.add_argument(
+        "--replace-lost-run",
+        action="store_true",
+        help="if another command holds the lock of the workspace, wait until it renews the lock (then exit with code 3), or until the "
+        "lock of a lost one expires (then take its place): retrain.lock_minutes at most",
+    )
+
+
 def load(config: str, *arguments: str) -> Settings:
     """Load the settings of a pipeline from a YAML file, and override some of them.
 

@@ -4,10 +4,15 @@
 # The S3 key is read from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. If pods have a role instead (EKS: annotate the service accounts in
 # jobs/accounts.yaml and platform/mlflow.yaml), leave both unset; the secrets s3 are then empty.
 # The webhook for messages (Slack) is read from DECONVNET_NOTIFY_URL; without it the secret notify is empty.
-# Tested: shellcheck; run with a stand-in for kubectl (tests/infra/deploy/test_manifests.py).
+# Tested: shellcheck; run with a stand-in for kubectl (tests/infra/deploy/test_kuberay_access.py).
 set -euo pipefail
 jobs=deconvnet
 platform=deconvnet-platform
+
+if [[ -n ${AWS_ACCESS_KEY_ID:-} && -n ${AWS_SESSION_TOKEN:-} ]]; then # nothing renews it in the pods
+    echo "AWS_SESSION_TOKEN is set, so the S3 key is temporary and would soon be refused: give a user's key, or a role" >&2
+    exit 2
+fi
 
 random() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }
 

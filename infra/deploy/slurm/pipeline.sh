@@ -10,9 +10,11 @@
 #SBATCH --open-mode=append
 # The pipeline on a SLURM cluster: Ray on all nodes of an allocation, and a command on the first one.
 #   sbatch infra/deploy/slurm/pipeline.sh python workflows/train_pipeline.py --config … --workspace /shared/runs/voc2012 \
-#       --compute.workers 8 --compute.min_workers 4
+#       --compute.workers 8 --compute.min_workers 4 --replace-lost-run
+# (--replace-lost-run: if a node was lost and SLURM starts the job again, the command waits until the lock of the lost one expires.)
 # A retraining, in place of train_pipeline.py, leaves its metrics in a file that a node_exporter (--collector.textfile.directory) reads:
-#   … python workflows/retrain.py --config … --workspace … --exit-zero-if-locked --notify.metrics_to /shared/metrics/deconvnet.prom
+#   … python workflows/retrain.py --config … --workspace … --replace-lost-run --exit-zero-if-locked \
+#       --notify.metrics_to /shared/metrics/deconvnet.prom
 # Submit it from the repository, with the environment active that has the project (pip install -c constraints.txt .) and a CUDA build of
 # PyTorch, both on storage that all nodes share, as are the workspace and the data.
 #
@@ -33,13 +35,19 @@ srun --overlap --cpus-per-task="$SLURM_CPUS_ON_NODE" --cpu-bind=none bash -c '
     if [[ $SLURM_NODEID == 0 ]]; then
         exec ray start --head --block --port="${address#*:}"
     fi
-    until ray health-check --address "$address" >/dev/null 2>&1; do sleep 2; done
-    exec ray start --block --address="$address"
+    for _ in {1..60}; do
+        if ray health-check --address "$address" >/dev/null 2>&1; then
+            exec ray start --block --address="$address"
+        fi
+        sleep 5
+    done
+    exit 1
 ' &
 cluster=$!
 
 export RAY_ADDRESS=$address
 until [[ $(python -c 'import ray; ray.init(logging_level="ERROR"); print(len(ray.nodes()))' 2>/dev/null) == "$SLURM_NNODES" ]]; do
+    kill -0 "$cluster" 2>/dev/null || { echo "Ray did not start on all nodes" >&2; exit 1; }
     sleep 2
 done
 

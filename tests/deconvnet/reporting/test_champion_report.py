@@ -2,7 +2,9 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from deconvnet.evaluation.evaluator import EvaluationInputs
 from deconvnet.evaluation.hold_out import HoldOut
 from deconvnet.evaluation.image_measures import IMAGES_FILE, images_file
 from deconvnet.evaluation.metrics import ConfusionMatrix
-from deconvnet.inference.predictor import PredictorOptions
+from deconvnet.inference.predictor import Predictor, PredictorOptions
 from deconvnet.models.checkpoint import save_model
 from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.fcn8s import FCN8s
@@ -74,9 +76,9 @@ def inputs(tmp_path: Path, rng: np.random.Generator) -> EvaluationInputs:
     return EvaluationInputs(uris[2], uris[3], images, proposals, "val", CLASSES, options)
 
 
-def champion_of(inputs: EvaluationInputs) -> tuple[str, str]:
+def champion_of(inputs: EvaluationInputs) -> EvaluationInputs:
     deconvnet, fcn8s = (uri.replace("models1", "models0") for uri in (inputs.deconvnet_uri, inputs.fcn8s_uri))
-    return deconvnet, fcn8s
+    return replace(inputs, deconvnet_uri=deconvnet, fcn8s_uri=fcn8s)
 
 
 def compared(folder: Path, inputs: EvaluationInputs, *images: str) -> tuple[dict[str, bytes], dict[str, Any]]:
@@ -126,6 +128,21 @@ def test_models_with_equal_masks_have_no_figure(tmp_path: Path, inputs: Evaluati
     assert list(files) == ["against_champion.parquet", "against_champion.json"] and found["images"] == 9
     assert (found["images_gained"], found["images_lost"], found["images_equal"]) == (0, 0, 9)
     assert (found["rise"], found["lower"], found["upper"], found["gained"], found["lost"]) == (0, 0, 0, [], [])
+
+
+def test_each_model_predicts_the_figure_with_its_own_options(
+    tmp_path: Path, inputs: EvaluationInputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated(tmp_path, {name: matrix(80 if name == "a" else 60) for name in IMAGES})
+    evaluated(tmp_path / "champion", {name: matrix(60) for name in IMAGES})
+    champion = replace(champion_of(inputs), options=replace(inputs.options, fcn_weight=0.25))
+    loaded: list[tuple[object, ...]] = []
+    nothing = SimpleNamespace(masks=lambda image, boxes, names: dict.fromkeys(names, np.zeros(image.shape[:2], np.uint8)))
+    monkeypatch.setattr(Predictor, "load", lambda *given: loaded.append(given) or nothing)
+    with LocalExecutor(1) as executor:
+        compare_with_champion(inputs, champion, HoldOut(list(IMAGES), 0, 0), str(tmp_path), executor)
+    expected = [(each.deconvnet_uri, each.fcn8s_uri, "cpu", each.options) for each in (champion, inputs)]
+    assert loaded == expected
 
 
 def test_only_images_by_which_both_may_be_judged_count(tmp_path: Path, inputs: EvaluationInputs) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from deconvnet.reporting.report import render_report
+from deconvnet.tracking.champion.own_model import OwnModel
 from deconvnet.tracking.mlflow_runs import MlflowTracker
 from deconvnet.tracking.promotion import Decision, promote
-from deconvnet.tracking.registry import OwnModel, update_model_description
+from deconvnet.tracking.registry import update_model_description
 from deconvnet.tracking.texts.descriptions import run_description, run_name, stage_description
 from infra.deploy.local.servers import mlflow_server
 from infra.storage.lock import hold_lock

@@ -15,18 +15,11 @@ from mlflow import MlflowClient
 from deconvnet.evaluation.comparison import RiseInterval, mean_iou_rise
 from deconvnet.evaluation.metrics import ConfusionMatrix
 from deconvnet.tracking import promotion
+from deconvnet.tracking.champion.moves import Move, move_champion, recorded_moves, version_before
+from deconvnet.tracking.champion.own_model import OwnModel
 from deconvnet.tracking.mlflow_runs import MlflowTracker
-from deconvnet.tracking.promotion import (
-    Decision,
-    Move,
-    compare,
-    move_champion,
-    promote,
-    recorded_moves,
-    set_champion,
-    version_before,
-)
-from deconvnet.tracking.registry import CHAMPION, OwnModel, aliases
+from deconvnet.tracking.promotion import Decision, compare, promote, set_champion
+from deconvnet.tracking.registry import CHAMPION, aliases
 from infra.errors import Interrupted, UserError
 from infra.storage.lock import Lock, LockRecord, hold_lock
 
@@ -157,6 +150,14 @@ def test_the_models_description_shows_who_was_champion(shop) -> None:
     assert "models:/net@champion" in page
 
 
+def test_the_models_description_is_never_longer_than_a_database_takes(shop) -> None:
+    """PostgreSQL has a column of 5,000 characters for it."""
+    shop.client.update_registered_model("net", "ä" * 4900)
+    shop.promote(1, None, Decision(True, "there was no champion"))
+    page = shop.client.get_registered_model("net").description
+    assert len(page) == 5000 and page.startswith("ä" * 4900 + "\n\n### What this model is") and page.endswith("…")
+
+
 def test_a_repeated_decision_keeps_its_day(shop) -> None:
     shop.client.set_model_version_tag("net", "2", "verdict", "promoted")
     shop.client.set_model_version_tag("net", "2", "verdict.on", "2026-01-02")
@@ -258,6 +259,27 @@ def test_versions_of_an_earlier_release_and_of_the_own_store_are_ours(shop, shar
     with shared.tracker.pipeline("p", {}, {"workspace": str(tmp_path / "w2")}) as run:
         shared.client.create_model_version("net", "file:///model", run_id=run.run_id)
     assert shared.model.foreign_version().version == 5
+
+
+def test_a_version_whose_run_was_deleted_is_not_ours_and_the_rest_of_the_registry_can_be_used(shared) -> None:
+    """`mlflow gc` deletes a run for good. The version has no tag that names its workspace."""
+    with shared.tracker.pipeline("p", {}) as run:
+        shared.client.create_model_version("net", "file:///model", run_id="0" * 32)
+    shared.client.delete_run(run.run_id)
+    assert shared.model.foreign_version().version == 3
+    with pytest.raises(UserError, match="version 3"):
+        shared.model.check_owned()
+
+
+def test_only_the_version_with_the_alias_is_looked_at_if_one_is_named(shared) -> None:
+    """Version 3 is of another workspace, version 4 is ours; the challenger is in turn nobody, theirs and ours."""
+    assert shared.model.foreign_version("challenger") is None
+    theirs, ours = shared.add_version(workspace_id="theirs"), shared.add_version(workspace_id="ours")
+    assert shared.model.foreign_version("challenger") is None and shared.model.foreign_version().version == theirs
+    shared.client.set_registered_model_alias("net", "challenger", str(theirs))
+    assert shared.model.foreign_version("challenger").version == theirs
+    shared.client.set_registered_model_alias("net", "challenger", str(ours))
+    assert shared.model.foreign_version("challenger") is None
 
 
 def test_only_versions_of_the_same_generation_and_workspace_are_its_own(shared) -> None:
@@ -391,8 +413,10 @@ def test_a_user_moves_the_champion_and_takes_it_back_twice_and_every_move_is_rec
 
 @pytest.mark.parametrize("before", [None, 1])
 def test_a_promotion_that_was_killed_before_its_record_is_recorded_when_it_is_resumed(shop, monkeypatch, before) -> None:
-    """The champion before it was made by hand, or there was none; an earlier promotion of version 2 was undone."""
+    """The champion before it was made by hand, or there was none; an earlier promotion of version 2 was undone long before."""
     shop.promote(2, None, Decision(True, "there was no champion"))
+    shop.add_version(workspace_id="ours")
+    move_champion(shop.model.store, "net", "3", "")
     move_champion(shop.model.store, "net", "1", "")
     if before is None:
         shop.client.delete_registered_model_alias("net", CHAMPION)
@@ -401,26 +425,53 @@ def test_a_promotion_that_was_killed_before_its_record_is_recorded_when_it_is_re
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(promotion, "_record_move", killed)
+        patch.setattr(promotion, "record_move", killed)
         shop.promote(2, before, Decision(True, "it is better"))
     assert aliases(shop.tracker.uri, "net") == {"champion": 2} and recorded_moves(shop.client, "net")[-1].version == 1
     for _ in range(2):
         assert shop.promote(2, before, Decision(True, "it is better")) == 2
     found = [(m.replaced, m.version, m.why) for m in recorded_moves(shop.client, "net")]
-    assert found == [(None, 2, "there was no champion"), (2, 1, ""), (before, 2, "it is better")]
+    assert found == [(None, 2, "there was no champion"), (2, 3, ""), (3, 1, ""), (before, 2, "it is better")]
     if before:
         assert move_champion(shop.model.store, "net", None, "").version == 1
 
 
+@pytest.mark.parametrize("to", [None, "1"])
+def test_a_champion_that_a_user_has_taken_back_is_not_made_champion_again_by_the_run_that_is_resumed(shop, to) -> None:
+    """The run was killed after it had moved the alias, and before its stage was complete."""
+    shop.promote(1, None, Decision(True, "there was no champion"))
+    assert shop.promote(2, 1, Decision(True, "it is better")) == 2
+    who = move_champion(shop.model.store, "net", to, "bicycles are missed").who
+    moves = recorded_moves(shop.client, "net")
+    with shop.tracker.pipeline("p", {}) as run:
+        champion, decision = promote(run, shop.model, 2, 1, Decision(True, "it is better"), shop.lock)
+    assert champion == 1 and aliases(shop.tracker.uri, "net") == {"champion": 1}
+    assert not decision.promoted and decision.reason == f"it is better; but it was champion already, and {who} has replaced it"
+    assert recorded_moves(shop.client, "net") == moves
+    assert shop.client.get_model_version("net", "2").tags["verdict"] == "not promoted"
+
+
+def test_a_tag_of_the_user_s_own_is_not_taken_for_a_move(shop) -> None:
+    shop.client.set_registered_model_tag("net", "champion.owner", "Anne")
+    shop.client.set_registered_model_tag("net", "champion.2026", "a good year")
+    shop.promote(1, None, Decision(True, "there was no champion"))
+    assert [m.version for m in recorded_moves(shop.client, "net")] == [1]
+
+
 @pytest.mark.parametrize(
     ("to", "message"),
-    [("2", "net version 2 is the champion already"), ("9", "to models:/net/9 is not in"), ("newest", "to models:/net@newest is")],
+    [
+        ("2", "net version 2 is the champion already"),
+        ("9", r"^--to 9: net has no such version or alias; it has the aliases challenger \(version 1\), champion \(version 2\)$"),
+        ("newest", "^--to newest: net has no such version or alias; it has the aliases challenger"),
+    ],
 )
 def test_a_champion_that_can_not_be_made_is_a_user_error_and_nothing_is_recorded(shop, to, message) -> None:
     shop.client.set_registered_model_alias("net", CHAMPION, "2")
+    shop.client.set_registered_model_alias("net", "challenger", "1")
     with pytest.raises(UserError, match=message):
         move_champion(shop.model.store, "net", to, "")
-    assert aliases(shop.tracker.uri, "net") == {"champion": 2} and recorded_moves(shop.client, "net") == []
+    assert aliases(shop.tracker.uri, "net") == {"champion": 2, "challenger": 1} and recorded_moves(shop.client, "net") == []
 
 
 def test_a_move_that_another_process_overrides_at_once_is_reported_and_not_recorded(shop, monkeypatch) -> None:

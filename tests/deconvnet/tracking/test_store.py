@@ -5,8 +5,12 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import nullcontext
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import mlflow.artifacts
 import pytest
@@ -51,6 +55,65 @@ def test_a_store_that_the_environment_displaces_is_named_once(displaced, tmp_pat
 def test_a_relative_sqlite_uri_is_made_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert tracking_uri("w", "sqlite:///m.db") == f"sqlite:///{tmp_path}/m.db"
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "mlruns"])
+def test_a_relative_store_is_refused_in_a_job_s_copy_of_the_project(uri, tmp_path, monkeypatch):
+    """Ray deletes the copy at the end, and the store with it."""
+    copy = tmp_path / "runtime_resources/working_dir_files/_ray_pkg_1"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    with pytest.raises(
+        UserError, match=rf"^MLflow's store {uri} \(MLFLOW_TRACKING_URI or tracking\.uri\) is relative, and this job"
+    ):
+        tracking_uri(str(tmp_path), uri)
+    for named in ("http://server:5000", f"sqlite:///{tmp_path}/m.db", "databricks", "file:///there/mlruns"):
+        assert tracking_uri(str(tmp_path), named) == named
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(UserError, match="is relative"):
+        tracking_uri(str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert tracking_uri(str(tmp_path), uri) == "http://server:5000", "the other one is not used"
+
+
+class Server(BaseHTTPRequestHandler):
+    """Answers as an MLflow server of some version does that has no experiments."""
+
+    version: ClassVar[str | None]
+
+    def do_GET(self) -> None:
+        self._reply(self.version if self.path == "/version" else None)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._reply('{"experiments": []}')
+
+    def _reply(self, text: str | None) -> None:
+        self.send_response(404 if text is None else 200)
+        self.end_headers()
+        self.wfile.write((text or "not found").encode())
+
+    def log_message(self, *_: object) -> None:
+        """Write no log."""
+
+
+@pytest.mark.parametrize(
+    ("version", "ok"), [("2.22.0", False), ("3.0.1rc0", True), ("10.1.0", True), (None, True), ("<html>", True)]
+)
+def test_a_server_of_an_older_version_is_refused_at_the_start(version, ok):
+    """It would refuse the model in the last stage. A proxy in front of a server may hide the version."""
+    kind = type("Kind", (Server,), {"version": version})
+    with ThreadingHTTPServer(("127.0.0.1", 0), kind) as listener:
+        threading.Thread(target=listener.serve_forever, daemon=True).start()
+        try:
+            with (
+                nullcontext()
+                if ok
+                else pytest.raises(UserError, match=r"^MLflow's server at http://.* has version 2\.22\.0, and 3")
+            ):
+                check_store(f"http://127.0.0.1:{listener.server_port}")
+        finally:
+            listener.shutdown()
 
 
 def test_a_workspace_on_s3_needs_a_server():

@@ -106,6 +106,16 @@ def test_secrets_are_created_once(tmp_path: Path) -> None:
     assert len(made["deconvnet", "mlflow-client"]["MLFLOW_TRACKING_PASSWORD"]) == 48
 
 
+def test_a_temporary_key_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    """Without its session token the key would be refused by S3, and with it in some hours."""
+    key = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key", "AWS_SESSION_TOKEN": "hush"}
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        made_secrets(tmp_path, **key)
+    assert refused.value.returncode == 2 and b"AWS_SESSION_TOKEN is set" in refused.value.stderr
+    assert b"hush" not in refused.value.stderr and [path.name for path in tmp_path.iterdir()] == ["kubectl"]
+    assert made_secrets(tmp_path, AWS_SESSION_TOKEN="left over")["deconvnet", "s3"] == {}
+
+
 @pytest.mark.parametrize("namespace", ["deconvnet", "deconvnet-platform"])
 def test_a_password_that_one_namespace_has_is_copied_to_the_other(namespace: str, tmp_path: Path) -> None:
     (tmp_path / f"{namespace}-mlflow-client").write_text("MLFLOW_TRACKING_USERNAME=pipeline\nMLFLOW_TRACKING_PASSWORD=old\n")

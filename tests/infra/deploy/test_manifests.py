@@ -117,6 +117,8 @@ def test_both_schedules_run_the_same_command(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(ROOT)
     (settings, options), (same, others) = (parsed(command[1], command[2:]) for command in commands()[1:])
     assert settings == same and options.exit_zero_if_locked and others.exit_zero_if_locked
+    (_, pipeline) = parsed(commands()[0][1], commands()[0][2:])
+    assert options.replace_lost_run and others.replace_lost_run and pipeline.replace_lost_run, "their tries begin with a new head"
     text = (KUBERAY / "monitoring" / "kustomization.yaml").read_text()
     assert "install prometheus-pushgateway" in text and f" {settings.notify.metrics_to}." in text, "where it is installed"
     assert RETRAIN["schedule"] == CRON["schedule"]
@@ -194,6 +196,13 @@ class CloudFormation(yaml.SafeLoader):
 
 
 CloudFormation.add_multi_constructor("!", lambda loader, tag, node: f"{tag} {node.value}")
+
+
+@pytest.mark.parametrize("name", ["mlflow.yaml", "stack.yaml"])
+def test_cloudformation_s_files_have_no_aliases_of_yaml(name: str) -> None:
+    """CloudFormation refuses them (as it says under "Template format"); cfn-lint does not."""
+    tokens = [*yaml.scan((INFRA / "aws" / name).read_text())]
+    assert len(tokens) > 100 and not [token for token in tokens if isinstance(token, yaml.AliasToken | yaml.AnchorToken)]
 
 
 def test_the_three_mlflow_servers_agree() -> None:

@@ -26,28 +26,41 @@ STAND_INS = {
 }
 
 
-def started(folder: Path, *command: str) -> "subprocess.Popen[str]":
-    """The script on two nodes, with a command that has been started."""
-    for name, text in STAND_INS.items():
+def started(folder: Path, *command: str, **others: str) -> "subprocess.Popen[str]":
+    """The script on two nodes. Keywords replace stand-ins."""
+    for name, text in (STAND_INS | others).items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     slurm = {"SLURM_CPUS_ON_NODE": "8", "SLURM_NNODES": "2", "SLURM_JOB_ID": "42", "LOG": str(folder / "log")}
     env = {"PATH": f"{folder}:{os.environ['PATH']}", **slurm}
-    process = subprocess.Popen(["bash", SCRIPT, *command], env=env, stdout=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(["bash", SCRIPT, *command], env=env, text=True, **pipes)
+
+
+def ready(process: "subprocess.Popen[str]") -> "subprocess.Popen[str]":
+    """Wait until the command has been started."""
     assert process.stdout and process.stdout.readline() == "ready\n"
     return process
 
 
 @pytest.mark.parametrize("code", [0, 2, 75])
 def test_the_script_starts_ray_on_all_nodes_and_ends_with_the_exit_code_of_the_command(code: int, tmp_path: Path) -> None:
-    assert started(tmp_path, "train", str(code)).wait(20) == code
+    assert ready(started(tmp_path, "train", str(code))).wait(20) == code
     *nodes, command = [line for line in (tmp_path / "log").read_text().splitlines() if "health-check" not in line]
     assert sorted(nodes) == ["ray start --block --address=node1:6379", "ray start --head --block --port=6379"]
     assert command == f"command node1:6379 48 {code}"  # with a token, and not put into the queue again
 
 
 def test_before_the_time_limit_the_command_writes_a_checkpoint_and_the_job_is_put_into_the_queue_again(tmp_path: Path) -> None:
-    process = started(tmp_path, "train", "wait")
+    process = ready(started(tmp_path, "train", "wait"))
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 75
     assert (tmp_path / "log").read_text().splitlines()[-2:] == ["checkpoint", "scontrol requeue 42"]
+
+
+@pytest.mark.parametrize("health", [0, 1], ids=["answers", "does not answer"])
+def test_the_job_ends_if_ray_does_not_start(health: int, tmp_path: Path) -> None:
+    """Otherwise it would take its nodes until the time limit, and wait. No node joins, so the stand-in for python counts none."""
+    process = started(tmp_path, "train", "0", ray=f"#!/bin/bash\n[[ $1 == health-check ]] && exit {health}\nexit 1\n")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and out == "" and err.splitlines()[-1] == "Ray did not start on all nodes"

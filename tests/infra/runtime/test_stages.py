@@ -85,6 +85,28 @@ def test_a_changed_setting_reruns_the_stage_and_what_follows(tmp_path: Path) -> 
     assert run(tmp_path, log, a=2, b=2, version=2) == ["a", "b"]
 
 
+def test_a_stage_is_repeated_if_what_it_made_elsewhere_is_gone(tmp_path: Path) -> None:
+    """It is asked for last, as that may take a request to a server."""
+    asked: list[Record] = []
+    there = True
+
+    def exists(record: Record) -> bool:
+        asked.append(record)
+        return there
+
+    def stages(x: int) -> Stages:
+        return Stages(str(tmp_path), [Stage("a", "A", 1, {"x": x}, (), (), lambda fingerprint: {"version": x}, exists=exists)])
+
+    first = go(stages(1))["a"]
+    assert asked == [] and stages(2).plan()[0].complete is False and asked == []
+    assert stages(1).plan()[0].complete and asked == [first] and first.summary == {"version": 1}
+    there = False
+    assert not stages(1).plan()[0].complete
+    storage.remove(record_uri(str(tmp_path), "a"))
+    there, asked[:] = True, []
+    assert not stages(1).plan()[0].complete and asked == []
+
+
 @pytest.mark.parametrize("changed", ["a", "b", "c"])
 def test_the_content_of_every_input_counts(tmp_path: Path, changed: str) -> None:
     def made(contents: dict[str, str]) -> list[str]:

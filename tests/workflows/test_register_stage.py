@@ -1,0 +1,117 @@
+"""The stage `register`: it is repeated if its version is gone, takes no alias of others, and the end of a run is not forgotten."""
+
+import argparse
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from deconvnet.datasets.palette import GENERATED_CLASSES
+from deconvnet.tracking import register as register_module
+from deconvnet.tracking.registry import aliases
+from infra import storage
+from infra.runtime.stages import Stage
+from tests.deconvnet.example_run import example_results
+from workflows.pipelines import run_log
+from workflows.pipelines.training import Pipeline
+from workflows.settings import Settings
+
+PLAN = argparse.Namespace(dry_run=False, config="mine.yaml")
+
+
+class OnlyRegister(Pipeline):
+    """A pipeline without the stages before `register`."""
+
+    def _stages(self) -> list[Stage]:
+        return [replace(self._register_stage(), inputs=())]
+
+    def val_images(self) -> dict[str, str]:
+        return {}
+
+
+@pytest.fixture
+def run(tmp_path: Path, make_store: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """A function that runs the pipeline, as train_pipeline.py does, on an MLflow store that others use as well."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(register_module, "_upload", lambda *_: (None, "file:///m"))
+    store, workspace = make_store(tmp_path / "shared"), str(tmp_path / "w")
+    settings = Settings(
+        workspace=workspace,
+        executor="local",
+        data={"classes": GENERATED_CLASSES},
+        tracking={"uri": store, "system_metrics": False},
+        cluster={"num_cpus": 1},
+    )
+    storage.write_json(f"{workspace}/report/results.json", example_results())
+    return lambda: OnlyRegister(settings).run_or_plan(PLAN) and None
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> MlflowClient:
+    store = f"sqlite:///{tmp_path}/shared/mlflow/mlflow.db"
+    return MlflowClient(store, store)
+
+
+def test_a_version_that_was_deleted_is_registered_again(
+    run: Callable[[], None], client: MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run()
+    assert "edeconvnet version 1, alias challenger" in capsys.readouterr().out
+    run()
+    assert "Nothing to do" in capsys.readouterr().out
+    client.delete_registered_model("edeconvnet")
+    run()
+    assert "Nothing to do" not in capsys.readouterr().out and aliases(client.tracking_uri, "edeconvnet") == {"challenger": 1}
+    # Another database at the same URI may have a version of this number.
+    client.set_model_version_tag("edeconvnet", "1", "fingerprint", "of another model")
+    run()
+    assert aliases(client.tracking_uri, "edeconvnet") == {"challenger": 2}
+
+
+def test_the_alias_of_another_workspace_s_version_is_not_taken(
+    run: Callable[[], None], client: MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.create_registered_model("edeconvnet")
+    client.create_model_version("edeconvnet", "file:///m", tags={"workspace.id": "theirs", "workspace": "/runs/theirs"})
+    client.set_registered_model_alias("edeconvnet", "challenger", "1")
+    run()
+    assert aliases(client.tracking_uri, "edeconvnet") == {"challenger": 1}
+    said = capsys.readouterr().out
+    assert "edeconvnet version 2, without an alias" in said and "choose --tracking.model_name" in said
+    assert "the workspace /runs/theirs (version 1): its alias challenger stays there, and retrain.py will not promote" in said
+    client.delete_registered_model_alias("edeconvnet", "challenger")
+    client.delete_model_version("edeconvnet", "2")
+    run()
+    assert list(aliases(client.tracking_uri, "edeconvnet")) == ["challenger"]
+    said = capsys.readouterr().out
+    assert "alias challenger" in said and "stays there" not in said and "retrain.py will not promote under this name" in said
+
+
+def test_a_run_that_was_killed_after_its_last_stage_is_completed_by_the_next(
+    run: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The results would otherwise be missing in MLflow for good, since every stage is complete."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Pipeline, "_end", killed)
+        run()
+    file = tmp_path / "w" / run_log.RUN_FILE
+    assert json.loads(file.read_text())["finished"] is False
+    capsys.readouterr()
+    run()
+    said = capsys.readouterr().out
+    assert re.search(r"register: complete, not run again", said) and "Nothing to do" not in said
+    assert json.loads(file.read_text())["finished"] is True
+    run()
+    assert "Nothing to do" in capsys.readouterr().out
+    earlier = {key: value for key, value in json.loads(file.read_text()).items() if key != "finished"}
+    file.write_text(json.dumps(earlier))  # of an earlier version of this program
+    run()
+    assert "Nothing to do" in capsys.readouterr().out
