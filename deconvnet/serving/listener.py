@@ -184,7 +184,8 @@ def listen_at(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore connections of a server that just stopped
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)  # the sockets of connections inherit it
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # Linux; the sockets of connections inherit it
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
         listener.bind(address)
         listener.listen(_BACKLOG)
     except OSError as error:
