@@ -57,10 +57,15 @@ def test_a_run_leaves_the_five_results_and_the_tables(workspace) -> None:
 @pytest.mark.ray
 def test_a_second_run_does_nothing(workspace) -> None:
     folder, _ = workspace
-    before = sorted((p, p.stat().st_mtime_ns) for p in folder.rglob("*"))
+
+    def times() -> list[tuple[Path, int]]:
+        """All paths and their times, but the time of the folder in which asking MLflow for the version takes a lock."""
+        return sorted((p, 0 if p == folder / "mlflow" else p.stat().st_mtime_ns) for p in folder.rglob("*"))
+
+    before = times()
     again = call(train_pipeline.main, "--workspace", str(folder), *TINY)
     assert again.returncode == 0 and "Nothing to do" in again.stdout and "EDeconvNet+CRF" in again.stdout
-    assert sorted((p, p.stat().st_mtime_ns) for p in folder.rglob("*")) == before
+    assert times() == before
 
 
 @pytest.mark.ray

@@ -9,15 +9,21 @@ import pytest
 
 SCRIPT = Path(__file__).parents[3] / "infra" / "deploy" / "slurm" / "pipeline.sh"
 COMMAND = """#!/bin/bash
-trap 'echo checkpoint >>"$LOG"; exit 75' TERM
+trap 'echo checkpoint >>"$LOG"; kill %1; exit 75' TERM
 echo "command $RAY_ADDRESS ${#RAY_AUTH_TOKEN} $*" >>"$LOG"
 echo ready
 if [[ $1 == wait ]]; then /bin/sleep 30 & wait; fi
 exit "$1"
 """
 STAND_INS = {
-    "srun": '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nSLURM_NODEID=0 "$@" &\nSLURM_NODEID=1 "$@" &\nwait\n',
-    "ray": '#!/bin/bash\necho "ray $*" >>"$LOG"\n',
+    "srun": """#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
+SLURM_NODEID=0 "$@" &
+SLURM_NODEID=1 "$@" &
+trap 'kill $(jobs -p)' TERM
+wait
+""",
+    "ray": '#!/bin/bash\necho "ray $*" >>"$LOG"\n[[ $* != *--block* ]] || exec /bin/sleep 30\n',
     "python": '#!/bin/bash\ngrep -c "^ray start" "$LOG"\n',  # how many nodes have joined
     "sleep": "#!/bin/bash\nexec /bin/sleep 0.02\n",
     "scontrol": '#!/bin/bash\necho "scontrol $*" >>"$LOG"\n',
