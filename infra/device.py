@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
+from infra.errors import UserError
+
 
 def fast_bf16(device: torch.device | str) -> bool:
     """Return whether a device computes much faster in bfloat16 than in float32.
@@ -31,6 +33,19 @@ def fast_int8(device: torch.device | str) -> bool:
     """
     capabilities = torch.cpu.get_capabilities()
     return torch.device(device).type == "cpu" and any(capabilities.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
+
+
+def check_gpu(gpu: bool) -> None:
+    """Check that this process can use a GPU, if it is to use one.
+
+    Args:
+        gpu: the setting `compute.gpu`.
+
+    Raises:
+        UserError: if it can't.
+    """
+    if gpu and not torch.cuda.is_available():
+        raise UserError("compute.gpu is true, and this machine has no GPU that torch can use: set it to false")
 
 
 @contextmanager

@@ -52,9 +52,12 @@ def main(argv: list[str] | None = None) -> None:
         help="with --submission: comp5: trained on VOC's data only; comp6: on other data too, as VGG-16's weights are (default)",
     )
     settings, options = command.parse_settings(argv)
+    from infra.device import check_gpu
     from workflows.operations.submission import check_trained, write_submission
     from workflows.pipelines.training import Pipeline
 
+    if settings.executor == "local":
+        check_gpu(settings.compute.gpu)
     if options.submission is not None:
         chosen = {"result": options.result or "edeconvnet_crf", "competition": options.competition or "comp6"}
         print(write_submission(settings, options.submission, options.config, split=options.split, **chosen))

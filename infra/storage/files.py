@@ -316,9 +316,12 @@ def _download(uri: str, target: Path) -> None:
 
 
 def _request(url: str, target: Path) -> None:
-    """Download a file from an http(s) URL. Raise UserError if it is not a valid URL."""
+    """Download a file from an http(s) URL. Raise UserError if it is not a valid URL, OSError if the connection ends too early."""
     try:
         with disk_errors_for_user(target), urllib.request.urlopen(url, timeout=60) as reply, target.open("wb") as file:
             shutil.copyfileobj(reply, file)
+            announced = reply.headers.get("Content-Length")
     except (ValueError, http.client.InvalidURL):  # their texts may quote the query, which may be a signature
         raise UserError(f"{url} is not a valid URL; in URLs, a blank is written as %20, and é as %C3%A9") from None
+    if announced and target.stat().st_size != int(announced):
+        raise OSError(f"the connection ended after {target.stat().st_size:,} of {int(announced):,} bytes")

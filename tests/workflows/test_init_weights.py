@@ -18,6 +18,7 @@ from deconvnet.training.channel_pruning_job import PruningJob
 from deconvnet.training.job import TrainingJob
 from infra import storage
 from infra.errors import UserError
+from workflows import evaluate
 from workflows.pipelines import init_weights
 from workflows.pipelines.init_weights import fitted_weights_uri
 from workflows.pipelines.training import Pipeline
@@ -165,8 +166,12 @@ def test_a_gpu_that_is_not_there_is_a_user_error_before_any_stage_runs(
     ):
         pipeline.run("c")
     assert not (tmp_path / "w" / "images").exists()
+    with pytest.raises(UserError, match=r"^compute\.gpu is true"):
+        evaluate.main(["--config", str(tmp_path / "c.yaml")])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     pipeline._check_cluster()
+    with pytest.raises(UserError, match=r"train_pipeline\.py --config .* first$"):
+        evaluate.main(["--config", str(tmp_path / "c.yaml")])
 
 
 def test_all_trainings_of_a_run_start_from_one_version_although_its_alias_is_moved(

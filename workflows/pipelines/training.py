@@ -51,11 +51,10 @@ class Pipeline(TrackedPipeline):
             from deconvnet.training.ray_trainer import check_resources
 
             check_resources(s.compute, s.cluster)
-        elif s.compute.gpu:
-            import torch
+        else:
+            from infra.device import check_gpu
 
-            if not torch.cuda.is_available():
-                raise UserError("compute.gpu is true, and this machine has no GPU that torch can use: set it to false")
+            check_gpu(s.compute.gpu)
 
     def _stages(self) -> list[Stage]:
         """List the stages in the order in which they run. The stage `register` is left out if the settings say so."""

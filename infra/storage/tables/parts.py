@@ -20,7 +20,7 @@ from infra import storage
 from infra.storage.row_groups import RowGroup, divide_rows, summarize
 
 _KEY_LENGTH = 32  # hexadecimal digits of a key in the name of a part; numbers are shorter
-_PART_FILE = re.compile(rf"(?:.*/)?part-(\d{{5,}}|[0-9a-f]{{{_KEY_LENGTH}}})\.parquet")
+_PART_FILE = re.compile(rf"(?:.*/)?part-(?:\d{{5,}}|[0-9a-f]{{{_KEY_LENGTH}}})\.parquet")
 _SUMMARY = "deconvnet.part"  # key in a part's footer, under which its summary is stored as JSON
 _READERS = 16  # number of footers read at once; each read mostly waits for S3
 
@@ -115,24 +115,19 @@ def is_part(name: str) -> bool:
     return _PART_FILE.fullmatch(name) is not None
 
 
-def finished_parts(
-    table: str, fingerprint: str, wanted: Collection[Key] | None = None, known: Mapping[str, Part] = {}
-) -> dict[Key, Part]:
+def finished_parts(table: str, fingerprint: str, wanted: Collection[Key], known: Mapping[str, Part] = {}) -> dict[Key, Part]:
     """Return the summaries of the complete parts that were written with a fingerprint, whether or not they are in the table.
 
     Args:
         table: URI of the table's folder. Its subfolder with these parts is listed once, which is faster than looking for each.
         fingerprint: digest with which the parts were written. Other parts are ignored.
-        wanted: keys of the parts to find. None for all.
+        wanted: keys of the parts to find.
         known: summaries of parts by name. Only the files of other parts are opened.
 
     Returns:
         The summaries by key.
     """
     there = {f"{fingerprint[:16]}/{name}" for name in storage.list_files(storage.join(table, fingerprint[:16])) if is_part(name)}
-    if wanted is None:
-        texts = [found[1] for name in there if (found := _PART_FILE.fullmatch(name))]
-        wanted = [text if len(text) == _KEY_LENGTH else int(text) for text in texts]
     names = {key: name for key in wanted if (name := part_name(fingerprint, key)) in there}
     with ThreadPoolExecutor(_READERS) as pool:
         read = pool.map(lambda name: known.get(name) or _read_part(table, name), names.values())

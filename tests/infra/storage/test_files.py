@@ -4,8 +4,10 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from io import BytesIO
 from pathlib import Path
+from threading import Thread
 
 import pyarrow as pa
 import pytest
@@ -137,6 +139,29 @@ def test_a_url_that_is_none_is_refused_without_its_query(url):
 
     message = message_of(fetch)
     assert message.startswith(f"{url} is not a valid URL") and "hush" not in message.removeprefix(url)
+
+
+def test_a_download_that_ends_too_early_is_refused():
+    """Without this, half a file of weights would be read, or kept."""
+
+    class Short(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(bytes(400))
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Short) as server:
+        Thread(target=server.handle_request).start()
+        url = f"http://127.0.0.1:{server.server_port}/w.pth"
+        with (
+            pytest.raises(UserError, match=rf"^{url} can't be downloaded: the connection ended after 400 of 1,000 bytes$"),
+            storage.local_copy(url),
+        ):
+            pytest.fail("fetched")
 
 
 def test_the_home_folder_of_an_unknown_user_is_refused():
