@@ -145,8 +145,8 @@ def promote(
     """Record whether a new model replaces the champion (the version in use), and set the alias `champion` accordingly.
 
     A second call changes nothing, but completes what was interrupted. Whatever `decision` says, the new model is not promoted if
-    another version has become the champion since, another workspace has registered models under the same name, or a user has
-    replaced the new model when it was the champion already.
+    another version has become the champion since, another workspace has registered models under the same name, or the new
+    model had already become the champion, and a user has replaced it since.
 
     Args:
         run: MLflow run that gets tags with the decision. The new version in the registry gets the same tags, and a sentence in

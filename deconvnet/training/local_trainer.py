@@ -26,7 +26,7 @@ LOCAL_CHECKPOINT = "step_"
 """Prefix of the names of this module's checkpoint folders. Names of Ray Train's checkpoints begin with `checkpoint_`."""
 
 CHECKPOINT_SECONDS = 300.0
-"""Seconds after a checkpoint at which the next one is due, besides those of the setting `checkpoint_every`.
+"""A checkpoint is due this many seconds after the last one, besides those that the setting `checkpoint_every` asks for.
 
 It comes later if saving takes long (`CHECKPOINT_SHARE`).
 """

@@ -105,6 +105,35 @@ def test_a_connection_that_breaks_in_the_middle_of_the_work_is_an_error(capsys: 
     assert out.strip() == "begun" and err == "\nerror: [Errno 32] Broken pipe\n"
 
 
+UNREAD = """
+import contextlib, sys
+from infra.errors import Interrupted
+from workflows.cli.exit_codes import run
+
+def main():
+    sys.stdin.read()  # until the reader of the output has gone
+    with contextlib.suppress(OSError):  # as logs and progress do
+        print("a line", file=sys.STREAM, flush=True)
+    if CODE:
+        raise Interrupted("stopped")
+
+sys.exit(run(main))
+"""
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("code", [0, 75])
+def test_what_nobody_reads_does_not_change_the_exit_code(stream: str, code: int) -> None:
+    """What could not be written stays in Python's buffer, and would make the exit code 120."""
+    script = UNREAD.replace("STREAM", stream).replace("CODE", str(code))
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", script], env=buffered, cwd=ROOT, **pipes) as process:
+        for pipe in (process.stdout, process.stderr, process.stdin):
+            pipe.close()
+        assert process.wait(60) == code
+
+
 def test_the_exit_code_is_right_even_if_nobody_reads_the_message(unread, monkeypatch) -> None:
     def main() -> None:
         raise UserError("there is no such folder")

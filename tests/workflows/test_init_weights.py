@@ -138,22 +138,23 @@ WINDOWS = "proposals: {kind: windows}\nsegment: {aggregation: mean, early_exit: 
         ("train: {stage1: {freeze: [conv3]}}", "train.stage1.freeze"),
         ("train: {stage2: {freeze: [conv3]}}", None),  # it starts from stage 1
         (f"{FROZEN}\nmodel: {{vgg16: VGG}}", None),
-        (f"{FROZEN}\ninit: {{from: TRAINED}}", None),
+        (f"{FROZEN}\ninit: {{from: TRAINED}}", "train.fcn8s.freeze"),  # it holds a DeconvNet alone
+        ("train: {stage1: {freeze: [conv1]}}\ninit: {from: TRAINED}", None),
     ],
 )
 def test_random_weights_are_not_frozen(settings, text: str, names: str | None, tmp_path: Path):
-    """The options that the message names let the training begin."""
+    """The options that the message names let the training begin. Commands that train nothing are not refused."""
     save_model(DeconvNet(2, 0.02, 32), str(tmp_path / "trained"), ["background", "a"])
-    made = settings(text.replace("TRAINED", str(tmp_path / "trained")))
+    pipeline = Pipeline(settings("executor: local\n" + text.replace("TRAINED", str(tmp_path / "trained"))))
     if names is None:
-        assert Pipeline(made).stages.stages
+        pipeline._check_start()
         return
     with pytest.raises(
-        UserError, match=f"^{re.escape(names)} would keep random weights, as model.vgg16 and init.from are empty"
+        UserError, match=f"^{re.escape(names)} would keep random weights, as neither model.vgg16 nor init.from"
     ) as no:
-        Pipeline(made)
+        pipeline._check_start()
     options = shlex.split(re.search(r": give (.*), or name weights$", str(no.value))[1])
-    assert Pipeline(load(str(tmp_path / "c.yaml"), *options)).stages.stages
+    Pipeline(load(str(tmp_path / "c.yaml"), *options))._check_start()
 
 
 def test_a_gpu_that_is_not_there_is_a_user_error_before_any_stage_runs(
@@ -169,7 +170,7 @@ def test_a_gpu_that_is_not_there_is_a_user_error_before_any_stage_runs(
     with pytest.raises(UserError, match=r"^compute\.gpu is true"):
         evaluate.main(["--config", str(tmp_path / "c.yaml")])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    pipeline._check_cluster()
+    pipeline._check_start()
     with pytest.raises(UserError, match=r"train_pipeline\.py --config .* first$"):
         evaluate.main(["--config", str(tmp_path / "c.yaml")])
 

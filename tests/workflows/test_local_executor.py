@@ -108,6 +108,7 @@ def test_a_copied_workspace_is_trained_and_evaluated_without_ray_mlflow_and_its_
         assert Run(str(workspace), name).history(("loss",))["loss"][0] == list(range(1, STEPS + 1)), name
         assert load_model(str(workspace / "models" / name))[1]["extra"]["steps"] == STEPS
     results = json.loads((workspace / "report/results.json").read_text())
+    assert not (workspace / "train").exists(), "checkpoints, which are not needed any more"
     assert results["images"] == 3 and all(row["mean_iou"] is not None for row in results["rows"].values())
     assert "largest activations recorded on 13 training images" in said
     assert all([*workspace.glob(f"models/{name}/activation_ranges-*")] for name in ("fcn8s", "stage2"))

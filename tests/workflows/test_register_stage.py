@@ -14,10 +14,12 @@ from deconvnet.datasets.palette import GENERATED_CLASSES
 from deconvnet.tracking import register as register_module
 from deconvnet.tracking.registry import aliases
 from infra import storage
+from infra.errors import Interrupted, UserError
 from infra.runtime.stages import Stage
 from tests.deconvnet.example_run import example_results
 from workflows.pipelines import run_log
 from workflows.pipelines.training import Pipeline
+from workflows.pipelines.workspace import LOCK
 from workflows.settings import Settings
 
 PLAN = argparse.Namespace(dry_run=False, config="mine.yaml")
@@ -70,6 +72,36 @@ def test_a_version_that_was_deleted_is_registered_again(
     client.set_model_version_tag("edeconvnet", "1", "fingerprint", "of another model")
     run()
     assert aliases(client.tracking_uri, "edeconvnet") == {"challenger": 2}
+
+
+def test_a_run_that_lost_its_lock_does_not_note_that_another_came_to_its_end(
+    run: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has slept for long. If the other run is killed before it logs its results, the next run has to do so."""
+    end = Pipeline._end
+
+    def sleep(self: Pipeline, *arguments: object) -> None:
+        end(self, *arguments)
+        storage.remove(f"{self.root}/{LOCK}")
+
+    monkeypatch.setattr(Pipeline, "_end", sleep)
+    with pytest.raises(Interrupted):
+        run()
+    assert json.loads((tmp_path / "w" / run_log.RUN_FILE).read_text())["finished"] is False
+
+
+def test_a_complete_workspace_needs_no_registry_that_answers(
+    run: Callable[[], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def away(*_: object) -> bool:
+        raise UserError("no answer within 12 s")
+
+    run()
+    monkeypatch.setattr(register_module, "is_registered", away)
+    capsys.readouterr()
+    run()
+    said = capsys.readouterr().out
+    assert "edeconvnet version 1 is taken to be registered: no answer within 12 s" in said and "Nothing to do" in said
 
 
 def test_the_alias_of_another_workspace_s_version_is_not_taken(

@@ -1,7 +1,7 @@
 """Which generation a retraining runs, which champion it starts from, and what it is compared with."""
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import NoReturn
 
@@ -172,6 +172,43 @@ def test_the_champion_predicts_with_the_options_with_which_it_was_registered(set
         pipeline.settings.segment, settings.examples, settings.proposals, settings.data
     )
     assert (new.options.proposals, new.options.aggregation, new.deconvnet_uri) == (7, "sum", pipeline.model("stage2"))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "refused"),
+    [
+        ("edgebox", "windows", "its proposals.kind is windows, and the champion's edgebox, so"),
+        ("windows", "both", "its proposals.kind is both, and the champion's windows, so"),
+        ("edgebox", "both", ""),
+        ("windows", "windows", ""),
+        (None, "edgebox", ""),  # registered by an earlier version
+    ],
+)
+def test_a_champion_is_not_measured_on_boxes_of_which_it_would_get_none_or_too_many(
+    settings, champion, monkeypatch, tmp_path, theirs: str | None, ours: str, refused: str
+) -> None:
+    proposals = settings.proposals.model_copy(update={"kind": ours})
+    generation = Generation("20261101-000000", None, None)
+    pipeline = Retraining(settings.model_copy(update={"proposals": proposals}), generation, object())
+    pipeline.generation = replace(generation, version=1)
+    folder = str(tmp_path / "init" / "edeconvnet-1-0")
+    for name in ("deconvnet", "fcn8s"):
+        storage.write_json(f"{folder}/{name}/model.json", {"classes": settings.data.classes})
+    kind = {} if theirs is None else {"kind": theirs}
+    storage.write_json(f"{folder}/options.json", {"classes": [], "proposals": kind, "segment": {}, "max_pixels": 9})
+    monkeypatch.setattr(pipeline, "_champion_models", lambda source: (f"{folder}/deconvnet", f"{folder}/fcn8s"))
+    measured: list[str] = []
+    monkeypatch.setattr(pipeline, "evaluate", lambda split, report, models: measured.append(split) or {"classes": ["a"]})
+    monkeypatch.setattr(retraining, "find_hold_out", lambda *_: HoldOut([], 0, 0))
+    monkeypatch.setattr(retraining, "read_val_images", lambda _: {})
+    monkeypatch.setattr(pipeline, "val_images", dict)
+    pipeline._evaluate_champion("f")
+    assert measured == ([] if refused else ["val"])
+    storage.write_json(pipeline.report("results.json"), {"classes": ["a"]})
+    record(pipeline.root, "register", [], [], version=2)
+    monkeypatch.setattr(retraining.promotion, "promote", lambda run, model, version, beaten, decision, lock: (1, decision))
+    found = pipeline._decide("f")
+    assert not found["promoted"] and (found["why"].startswith(refused) if refused else "too few to compare" in found["why"])
 
 
 def test_generations_are_pruned_by_the_version_in_use_now_and_not_if_it_is_unknown(settings, monkeypatch, caplog) -> None:

@@ -52,6 +52,7 @@ def test_a_run_leaves_the_five_results_and_the_tables(workspace) -> None:
     assert [line.split()[-1] for line in found_lines] == ["(dev)", "(val)"]
     assert f"{found['recall_50_iou50']:.0%} of {found['objects']} objects" in found_lines[1]
     assert "EDeconvNet+CRF" in said and "edeconvnet version 1, alias challenger" in said
+    assert not (folder / "train").exists(), "Ray Train's checkpoints, which are not needed any more"
 
 
 @pytest.mark.ray

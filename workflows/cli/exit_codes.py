@@ -40,8 +40,7 @@ def run(main: Callable[[], None], interrupted: str = "the same command resumes f
         try:
             configure_logging()
             main()
-            _reader_has_gone()
-            return 0
+            code, text = 0, ""
         except Locked as error:
             code, text = LOCKED, str(error)
         except Interrupted as error:
@@ -49,20 +48,20 @@ def run(main: Callable[[], None], interrupted: str = "the same command resumes f
         except KeyboardInterrupt:
             code, text = INTERRUPTED, f"interrupted: {interrupted}"
         except Exception as error:
-            if isinstance(error, BrokenPipeError) and _reader_has_gone("\n"):  # otherwise, a server has closed a connection
-                return 0
             # If a task on some node raises a UserError, Ray wraps it in another exception. Anything else is a bug.
             user_error = error if isinstance(error, OSError) else find_user_error(error)
-            if signals:  # whatever a signal broke off, such as the import of a module, may have raised another exception
+            if isinstance(error, BrokenPipeError) and _reader_has_gone():  # otherwise, a server has closed a connection
+                code, text = 0, ""
+            elif signals:  # whatever a signal broke off, such as the import of a module, may have raised another exception
                 code, text = INTERRUPTED, f"interrupted: {interrupted}"
             elif user_error is None:
                 raise
             else:
                 code, text = USER_ERROR, f"error: {user_error}"
-    with suppress(OSError):  # stderr may have no reader any more, and the exit code still says how the command ended
-        print(
-            f"\n{without_secrets(text)}", file=sys.stderr, flush=True
-        )  # texts quote URIs as the user gave them, with signatures
+    if text:
+        with suppress(OSError):  # stderr may have no reader any more
+            print(f"\n{without_secrets(text)}", file=sys.stderr)  # texts quote URIs as the user gave them, with signatures
+    _drop_unread_output()
     return code
 
 
@@ -92,17 +91,19 @@ def _signals_raise() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _reader_has_gone(text: str = "") -> bool:
-    """Write what is left of the output, and return whether the reader of stdout, such as `head`, has closed it.
-
-    If it has, further output goes nowhere. Otherwise, Python would complain at exit.
-
-    Args:
-        text: text to write. Without any, it goes unnoticed that output was lost before.
-    """
+def _reader_has_gone() -> bool:
+    """Write an empty line to stdout, and return whether the reader of stdout, such as `head`, has closed it."""
     try:
-        print(end=text, flush=True)
+        print(flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
     return False
+
+
+def _drop_unread_output() -> None:
+    """Write what is left of the output. If its reader has gone, drop it: otherwise, Python would exit with code 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

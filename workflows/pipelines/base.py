@@ -152,7 +152,7 @@ class BasePipeline(Workspace):
         with self.executor, opened as parent, parent.system_metrics() if tracking.system_metrics else nullcontext():
             self.run_of_pipeline = parent
             self._begin(config)
-            self._check_cluster()
+            self._check_start()
 
             def run_stage(stage: Stage, fingerprint: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
                 """Run one stage, and log it as a run of its own below the pipeline's run.
@@ -176,8 +176,7 @@ class BasePipeline(Workspace):
                     self.run_of_stage = child
                     self._describe_stage(stage.name, None)
                     summary = run()
-                    for lock in self.locks:
-                        lock.check()
+                    self.check_locks()
                     self._describe_stage(stage.name, summary)
                     return summary
 
@@ -187,6 +186,12 @@ class BasePipeline(Workspace):
             parent.log_metrics({f"seconds.{name}": record.seconds for name, record in records.items()})
             self._end(config, records)
         return records
+
+    def check_locks(self) -> None:
+        """Read the lock files. Raise Interrupted if another run has taken one of the locks."""
+        for lock in self.locks:
+            lock.still_held()
+            lock.check()
 
     def _number(self, stage: Stage) -> int:
         """Return the position of a stage in the pipeline, counted from 1."""
@@ -241,14 +246,14 @@ class BasePipeline(Workspace):
         """
         return True
 
-    def _check_cluster(self) -> None:
-        """Do nothing. Subclasses may override this method to check that the cluster can run all stages.
+    def _check_start(self) -> None:
+        """Do nothing. Subclasses may override this method to check the settings and whether the cluster can run all stages.
 
         The pipeline calls it once the executor is open, so that an impossible run fails at once and not after hours. The executor
         itself has checked that there are nodes for the stages that process data.
 
         Raises:
-            UserError: if no node of the cluster could ever run the work of the stages.
+            UserError: if the run can't succeed, for example because no node of the cluster could ever run the work of a stage.
         """
 
     def _begin(self, config: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from deconvnet.models.architectures import architecture_of_stage
+from deconvnet.tracking.starting_model import Start
 from infra import storage
 from infra.errors import UserError
 from infra.runtime.executor import Executor
@@ -56,22 +57,25 @@ def vgg16_digest(uri: str) -> str:
         ) from None
 
 
-def check_freeze(settings: Settings) -> None:
+def check_freeze(settings: Settings, start: Start | None) -> None:
     """Check that no training freezes blocks (`train.*.freeze`) of a network that starts from random weights.
 
     Args:
         settings: settings of the pipeline.
+        start: the networks that `init.from` names. None if it is empty.
 
     Raises:
         UserError: if one does. The message names all of them.
     """
-    if settings.model.vgg16 or settings.init.from_:
+    if settings.model.vgg16 or (start and start.version):  # a registered model has both networks
         return
     first = ("fcn8s", "stage1" if settings.has_stage1 else "stage2")  # stage 2 starts from stage 1
-    if names := [f"train.{stage}.freeze" for stage in first if getattr(settings.train, stage).freeze]:
+    random = [stage for stage in first if not start or architecture_of_stage(stage).name not in start.weights]
+    if names := [f"train.{stage}.freeze" for stage in random if getattr(settings.train, stage).freeze]:
         options = " ".join(f'--{name} ""' for name in names)
         raise UserError(
-            f"{' and '.join(names)} would keep random weights, as model.vgg16 and init.from are empty: give {options}, or name weights"
+            f"{' and '.join(names)} would keep random weights, as neither model.vgg16 nor init.from has trained ones: give {options}, "
+            "or name weights"
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from deconvnet.datasets import images_table
 from deconvnet.evaluation.comparison import IMAGE_CONFUSIONS, mean_iou_rise, read_image_confusions
 from deconvnet.evaluation.hold_out import HoldOut, find_hold_out, results_of
+from deconvnet.inference.saved_ensemble import read_options
 from deconvnet.tracking import promotion
 from deconvnet.tracking.champion.own_model import OwnModel
 from deconvnet.tracking.register import read_val_images
@@ -97,7 +98,7 @@ class Retraining(Pipeline):
         inputs, outputs = ("prepare", "proposals", "evaluate"), (self.report(*CHAMPION_RESULTS),)
         return [
             *super()._stages(),
-            Stage("champion", "the champion on the same images", 5, version, inputs, outputs, self._evaluate_champion),
+            Stage("champion", "the champion on the same images", 6, version, inputs, outputs, self._evaluate_champion),
             Stage("verdict", "champion or challenger", 3, limits, ("evaluate", "register", "champion"), (), self._decide),
         ]
 
@@ -107,8 +108,8 @@ class Retraining(Pipeline):
         The champion predicts with its own options, such as the size of its windows, and on the present boxes.
 
         The comparison becomes a part of the report. The champion's results are written to a JSON file. The file contains `{}` if
-        there is no champion. It contains only the champion's class names if they differ from those of the data. Another file has the
-        images on which the two models are compared.
+        there is no champion, and only the reason, `refused`, if the two models can't be compared. Another file has the images on
+        which they are compared.
 
         Args:
             fingerprint: digest of the stage's code version, settings and inputs. Not used.
@@ -126,8 +127,9 @@ class Retraining(Pipeline):
             storage.remove(self.report(f"{COMPARISON}.{suffix}"))
         if self.generation.version is not None:
             deconvnet, fcn8s = self._champion_models(f"models:/{self.settings.tracking.model_name}/{self.generation.version}")
-            classes = storage.read_json(storage.join(deconvnet, "model.json"))["classes"]
-            if tuple(classes) == self.settings.data.classes:
+            if difference := self._difference(deconvnet):
+                results = {"refused": f"{difference}, so they can't be compared: give it the alias champion by hand"}
+            else:
                 results = self.evaluate("val", self.report("champion"), (deconvnet, fcn8s))
                 hold_out = find_hold_out(self.val_images(), read_val_images(deconvnet))
                 storage.write_json(self.report(*HOLD_OUT), asdict(hold_out))
@@ -137,10 +139,17 @@ class Retraining(Pipeline):
                     gpu = self.settings.compute.gpu
                     files = compare_with_champion(new, old, hold_out, self.report(), self.executor, gpu)
                     self._write_report(files, self.report())
-            else:
-                results = {"classes": classes}
         storage.write_json(self.report(*CHAMPION_RESULTS), results)
         return {}
+
+    def _difference(self, deconvnet: str) -> str:
+        """Return why the champion, given its DeconvNet's folder, can't be evaluated on this workspace's tables; "" if it can."""
+        if tuple(storage.read_json(storage.join(deconvnet, "model.json"))["classes"]) != self.settings.data.classes:
+            return "its classes are not the champion's"
+        kinds = read_options(deconvnet.rpartition("/")[0])["proposals"].get("kind", "edgebox"), self.settings.proposals.kind
+        if kinds[0] != kinds[1] and "windows" in kinds:  # one of them would see no boxes, or boxes that it never gets elsewhere
+            return f"its proposals.kind is {kinds[1]}, and the champion's {kinds[0]}"
+        return ""
 
     def _champion_models(self, source: str) -> tuple[str, str]:
         """Fetch the networks of a registered ensemble from MLflow to the workspace.
@@ -182,9 +191,8 @@ class Retraining(Pipeline):
         version = int(registered.summary["version"])
         if not champion:
             decision = promotion.Decision(True, "there was no champion")
-        elif champion["classes"] != challenger["classes"]:
-            reason = "its classes are not the champion's, so they can't be compared: give it the alias champion by hand"
-            decision = promotion.Decision(False, reason)
+        elif "refused" in champion:
+            decision = promotion.Decision(False, champion["refused"])
         else:
             decision, rise = self._compare(HoldOut(**storage.read_json(self.report(*HOLD_OUT))), challenger["classes"])
         run, model = self.run_of_pipeline, self.own_model()
@@ -276,8 +284,7 @@ def latest_workspace(settings: Settings, every: list[Generation]) -> str | None:
 def files_unchanged(pipeline: Retraining) -> bool:
     """Check whether the data set's files are the same as for the previous workspace, by names, sizes and times. No file is read.
 
-    Files also count as unchanged if the last retraining compared them with the same images and found nothing new in them, although
-    their times had changed.
+    They also count as unchanged if the last retraining found nothing new in them, although their times had changed.
 
     Args:
         pipeline: pipeline of the retraining run. It names the previous workspace.

@@ -127,6 +127,7 @@ class TrackedPipeline(DataPipeline):
     def _run(self, config: str, keep_going: Callable[[Stage], bool]) -> dict[str, Record]:
         """Run and log the stages as in the base class, and note in the file pipeline.json that the run came to its end."""
         records = super()._run(config, keep_going)
+        self.check_locks()
         file = self.uri(RUN_FILE)
         storage.write_json(file, {**storage.read_json(file), "finished": True})
         return records

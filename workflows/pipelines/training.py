@@ -40,13 +40,16 @@ class Pipeline(TrackedPipeline):
     model registry.
     """
 
-    def _check_cluster(self) -> None:
-        """Check that the cluster has room for the training workers, or that this machine has the GPU that is to be used.
+    def _check_start(self) -> None:
+        """Check that no training would freeze random weights.
+
+        Check also that the cluster has room for the training workers, or that this machine has the GPU that is to be used.
 
         Raises:
-            UserError: if there are too few CPUs or GPUs.
+            UserError: if one would, or there are too few CPUs or GPUs.
         """
         s = self.settings
+        check_freeze(s, self._start)
         if s.executor == "ray":
             from deconvnet.training.ray_trainer import check_resources
 
@@ -58,7 +61,6 @@ class Pipeline(TrackedPipeline):
 
     def _stages(self) -> list[Stage]:
         """List the stages in the order in which they run. The stage `register` is left out if the settings say so."""
-        check_freeze(self.settings)
         stages = [self._prepare_stage(), self._proposals_stage(), self._examples_stage()]
         stages += self._training_stages("fcn8s", "FCN-8s on whole images", "prepare")
         if self.settings.has_stage1:
@@ -288,18 +290,29 @@ class Pipeline(TrackedPipeline):
         return Stage("register", "the model registry", 2, settings, inputs, database, self._register, exists=self._is_registered)
 
     def _is_registered(self, record: Record) -> bool:
-        """Return whether the registry still has the version that the stage `register` has made, given the stage's record."""
+        """Return whether the registry still has the version that the stage `register` has made, given the stage's record.
+
+        If the registry does not answer, the record counts, and a warning says so.
+        """
         from deconvnet.tracking.register import is_registered
 
-        return is_registered(self.store, self.settings.tracking.model_name, record.summary["version"], record.fingerprint)
+        name, version = self.settings.tracking.model_name, record.summary["version"]
+        try:
+            return is_registered(self.store, name, version, record.fingerprint)
+        except UserError as error:
+            logger.warning(f"  {name} version {version} is taken to be registered: {error}")
+            return True
 
     def _end(self, config: str, records: Mapping[str, Record]) -> None:
-        """Log the results, and delete what no version of a table names that is used. A retraining does that later.
+        """Log the results, and delete checkpoints and the files of no version in use of a table (a retraining deletes these later).
 
         Args:
             config: name of the settings file, without its folder and extension.
             records: stored records of the complete stages, by the name of the stage.
         """
         super()._end(config, records)
+        self.check_locks()
+        if "evaluate" in records:  # the trainings are complete, so their checkpoints are not needed any more
+            storage.remove(self.uri("train"))
         if self.home == self.tables_root == self.root and "evaluate" in records:
             prune_tables_after_run(self.root, self.store, self.settings.tracking.model_name, self.locks[0])

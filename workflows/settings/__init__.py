@@ -211,8 +211,8 @@ def add_replace_lost_run(command: cli.SettingsParser[Settings]) -> None:
     command.add_argument(
         "--replace-lost-run",
         action="store_true",
-        help="if another command holds the lock of the workspace, wait until it renews the lock (then exit with code 3), or until the "
-        "lock of a lost one expires (then take its place): retrain.lock_minutes at most",
+        help="if another command holds the lock of the workspace, wait, for retrain.lock_minutes at most: if it renews the lock, it is "
+        "alive, and this command exits with code 3; if the lock expires, this command takes its place",
     )
 
 

@@ -65,6 +65,7 @@ def check_batching(
         reason = " makes a single worker compute one example at once, and batch norm after DeconvNet's fc6 needs at least 2"
         if batch == 1:
             raise UserError(f"{setting}.batch 1{reason}: raise it")
+        more = ", or raise compute.min_workers to 2" if workers > 1 else ""
         raise UserError(
-            f"{setting}.micro_batch {micro_batch} with {setting}.batch {batch}{reason}: take {2 + batch % 2} or more, or leave it empty"
+            f"{setting}.micro_batch {micro_batch} with {setting}.batch {batch}{reason}: take {2 + batch % 2} or more, leave it empty{more}"
         )

@@ -38,7 +38,7 @@ def _counts(examples: Examples) -> np.ndarray:
 class DevSet:
     """A rank's share of the dev examples, on which the network is evaluated after each epoch.
 
-    At most `limit` examples of the table are used, and about as many as fit in `DEV_BYTES`. They are spread evenly over the table,
+    At most `limit` examples of the table are used, and fewer if about `DEV_BYTES` would be exceeded. They are spread evenly over the table,
     and divided among the ranks (training processes). They are kept in memory in their encoded form and decoded for each evaluation.
     """
 

@@ -18,6 +18,8 @@
 # Submit it from the repository, with the environment active that has the project (pip install -c constraints.txt .) and a CUDA build of
 # PyTorch, both on storage that all nodes share, as are the workspace and the data.
 #
+# All nodes must have joined Ray within START_SECONDS (900 if it is not set). Otherwise the job ends.
+#
 # Five minutes before the time limit, and when the job is preempted, SLURM sends SIGTERM to this script. The command then writes a
 # checkpoint and ends with exit code 75; the job is put into the queue again, and resumes.
 #
@@ -47,7 +49,11 @@ cluster=$!
 
 export RAY_ADDRESS=$address
 until [[ $(python -c 'import ray; ray.init(logging_level="ERROR"); print(len(ray.nodes()))' 2>/dev/null) == "$SLURM_NNODES" ]]; do
-    kill -0 "$cluster" 2>/dev/null || { echo "Ray did not start on all nodes" >&2; exit 1; }
+    if ! kill -0 "$cluster" 2>/dev/null || ((SECONDS > ${START_SECONDS:-900})); then
+        echo "Ray did not start on all nodes" >&2
+        kill "$cluster" 2>/dev/null || true
+        exit 1
+    fi
     sleep 2
 done
 

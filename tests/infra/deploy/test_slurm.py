@@ -20,7 +20,7 @@ STAND_INS = {
 while [[ $1 == --* ]]; do shift; done
 SLURM_NODEID=0 "$@" &
 SLURM_NODEID=1 "$@" &
-trap 'kill $(jobs -p)' TERM
+trap 'kill $(jobs -pr)' TERM
 wait
 """,
     "ray": '#!/bin/bash\necho "ray $*" >>"$LOG"\n[[ $* != *--block* ]] || exec /bin/sleep 30\n',
@@ -32,12 +32,18 @@ wait
 }
 
 
-def started(folder: Path, *command: str, **others: str) -> "subprocess.Popen[str]":
-    """The script on two nodes. Keywords replace stand-ins."""
+def started(folder: Path, *command: str, seconds: int = 900, **others: str) -> "subprocess.Popen[str]":
+    """The script on two nodes, which may take so many seconds to start. Other keywords replace stand-ins."""
     for name, text in (STAND_INS | others).items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
-    slurm = {"SLURM_CPUS_ON_NODE": "8", "SLURM_NNODES": "2", "SLURM_JOB_ID": "42", "LOG": str(folder / "log")}
+    slurm = {
+        "START_SECONDS": str(seconds),
+        "SLURM_CPUS_ON_NODE": "8",
+        "SLURM_NNODES": "2",
+        "SLURM_JOB_ID": "42",
+        "LOG": str(folder / "log"),
+    }
     env = {"PATH": f"{folder}:{os.environ['PATH']}", **slurm}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(["bash", SCRIPT, *command], env=env, text=True, **pipes)
@@ -68,5 +74,12 @@ def test_before_the_time_limit_the_command_writes_a_checkpoint_and_the_job_is_pu
 def test_the_job_ends_if_ray_does_not_start(health: int, tmp_path: Path) -> None:
     """Otherwise it would take its nodes until the time limit, and wait. No node joins, so the stand-in for python counts none."""
     process = started(tmp_path, "train", "0", ray=f"#!/bin/bash\n[[ $1 == health-check ]] && exit {health}\nexit 1\n")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and out == "" and err.splitlines()[-1] == "Ray did not start on all nodes"
+
+
+def test_the_job_ends_if_one_node_does_not_start_although_the_others_wait(tmp_path: Path) -> None:
+    head_only = "#!/bin/bash\n[[ $* == *--head* ]] && exec /bin/sleep 30\n[[ $1 == health-check ]] && exit 0\nexit 1\n"
+    process = started(tmp_path, "train", "0", seconds=0, ray=head_only, python="#!/bin/bash\necho 1\n")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1 and out == "" and err.splitlines()[-1] == "Ray did not start on all nodes"
