@@ -114,7 +114,9 @@ class _Unit:
 
 
 def evaluate(inputs: EvaluationInputs, dataset: str, executor: Executor, gpu: bool = False) -> Evaluation:
-    """Predict every annotated image of a split in five ways (`RESULTS`), and measure the predictions. Only `inputs.report_uri` is written to.
+    """Predict every annotated image of a split in five ways (`RESULTS`), and measure the predictions.
+
+    Only `inputs.report_uri` is written to.
 
     Args:
         inputs: the networks, the images and the options.

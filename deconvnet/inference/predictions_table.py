@@ -217,7 +217,7 @@ def make_plan(
     """Find out which images of a folder still need a prediction, by comparing them with the predictions in the output folder.
 
     No file is written. The names and stamps (size and modification time) of the images are compared with the rows of the table
-    `predictions`. If nothing else is left to do, images that could not be read earlier are read, and tried again if that succeeds.
+    `predictions`. If nothing else is left to do, images that could not be read earlier are read, and tried again if one can be.
 
     Args:
         images: all images of the input folder.

@@ -9,7 +9,7 @@ from typing import Protocol
 from deconvnet.serving.gate import Gate
 from deconvnet.serving.routing import LoadedModel, Wanted, plan
 from deconvnet.tracking import registry
-from deconvnet.tracking.registry import CHALLENGER, NoSuchAlias, NotRegistered, Version
+from deconvnet.tracking.registry import CHALLENGER, NoAnswer, NoSuchAlias, NotRegistered, Version
 from infra.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -58,12 +58,12 @@ def find_wanted(model: str, challenger: str | None, store: str) -> Wanted:
         return Wanted(champion, registry.find(challenger, store, "challenger"))
     except NotRegistered:
         return Wanted(champion)
-    except UserError as error:
+    except NoAnswer as error:
         return Wanted(champion, problem=str(error))
 
 
 def check_challenger(champion: Version, model: str, challenger: str | None, store: str) -> None:
-    """Check, before a server starts, that there can be a challenger. If there is none now, this is logged.
+    """Check, before a server starts, that there can be a challenger. If there is none now, or it is not known, this is logged.
 
     A model that the user has named need not have the alias now, as a trial may have ended: the server must start again.
 
@@ -74,8 +74,7 @@ def check_challenger(champion: Version, model: str, challenger: str | None, stor
         store: URI of the MLflow store.
 
     Raises:
-        UserError: if both URIs are the same, the user has named a model or a number of a version that does not exist, or the registry
-            does not answer.
+        UserError: if both URIs are the same, or the user has named a model or a number of a version that does not exist.
     """
     uri = challenger_uri(model, challenger)
     if uri == model:
@@ -90,6 +89,9 @@ def check_challenger(champion: Version, model: str, challenger: str | None, stor
         level = logging.WARNING if challenger else logging.INFO
         logger.log(level, f"there is no challenger to try out now: {uri} names no version")
         return
+    except NoAnswer as error:
+        logger.warning(f"whether there is a challenger is not known: {error}")
+        return
     if found == champion:
         logger.info(f"there is no challenger to try out now: {uri} names {champion.title}, which is the champion")
 
@@ -99,8 +101,8 @@ class Follower:
 
     A new version is loaded beside the one that answers. Then all further requests go to it. When the last request to the earlier
     version has been answered, the change is announced, and the earlier version is dropped. If a version can't be loaded, or the
-    registry does not answer, the present version goes on. If it does not answer on the challenger alone, only the challenger stays
-    as it is.
+    registry does not answer, the present version goes on. If it does not answer on the challenger alone, only the challenger
+    stays as it is.
     """
 
     def __init__(self, gate: Gate, loader: Loader, find: Callable[[], Wanted], poll_seconds: float) -> None:

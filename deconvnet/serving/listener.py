@@ -33,9 +33,9 @@ class Connection(H11Protocol):
     Attributes:
         seconds: how long a connection may be idle, a client may take to send a request's header, or take nothing of a reply. A slow
             client may take longer for a whole reply. After a reply, a connection may be idle for up to twice as long.
-        most: largest number of connections that wait for a header, or for the client to take a whole reply. One more closes the one
-            that has waited longest, so that connections that send or take nothing can't keep out others, or fill the memory with
-            replies. Connections on which a reply is still being sent are closed last.
+        most: largest number of connections that wait for a header, or for the client to take a whole reply. One more closes the
+            one that has waited longest, so that connections that send or take nothing can't keep out others, or fill the memory
+            with replies. Connections on which a reply is still being sent are closed last.
         waiting: these connections, the oldest first.
     """
 

@@ -33,6 +33,10 @@ class NoSuchAlias(NotRegistered):
     """An error because a registered model does not have an alias. It may have it later."""
 
 
+class NoAnswer(UserError):
+    """An error because MLflow's registry gives no answer, for example because it can't be reached or forbids it."""
+
+
 @dataclass(frozen=True)
 class Version:
     """A version of a registered model.
@@ -92,9 +96,10 @@ def find(source: str, tracking_uri: str, setting: str) -> Version:
         The version, with its number.
 
     Raises:
-        NotRegistered: if there is no such version. The message says which models or aliases there are. It is NoSuchAlias if only the
-            alias is missing.
-        UserError: if the URI has another form, tracking is switched off, or the registry does not answer.
+        NotRegistered: if there is no such version. The message says which models or aliases there are. It is NoSuchAlias if only
+            the alias is missing.
+        NoAnswer: if the registry does not answer.
+        UserError: if the URI has another form, or tracking is switched off.
     """
     path, at, alias = source.removeprefix("models:/").partition("@")
     name, _, number = (path, "", "") if at else path.partition("/")
@@ -219,11 +224,11 @@ def _registry_error(error: "MlflowException", message: str, alias: str) -> UserE
         alias: the alias by which the version was asked for; "" if it was asked for by its number.
 
     Returns:
-        NoSuchAlias or NotRegistered if the registry has answered that it has no such entry. UserError otherwise.
+        NoSuchAlias or NotRegistered if the registry has answered that it has no such entry. NoAnswer otherwise.
     """
     if error.error_code == "INVALID_PARAMETER_VALUE":  # there is the model without the alias, or the version is no number
         return NoSuchAlias(message) if alias else NotRegistered(message)
-    return NotRegistered(message) if error.error_code == "RESOURCE_DOES_NOT_EXIST" else UserError(message)
+    return NotRegistered(message) if error.error_code == "RESOURCE_DOES_NOT_EXIST" else NoAnswer(message)
 
 
 def _alternatives(client: "MlflowClient", name: str, setting: str) -> str:

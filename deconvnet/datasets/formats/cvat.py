@@ -65,8 +65,8 @@ def _add_images(
     """Add the images of a CVAT file to a data set, without loading them.
 
     Args:
-        dataset: data set to add to. Images that can't be used are added to its `rejects` (those of the split test are only counted),
-            and what was assumed to its `notes`.
+        dataset: data set to add to. Images that can't be used are added to its `rejects` (those of the split test are only
+            counted), and what was assumed to its `notes`.
         source: the XML file and its folder of images.
         document: the root of its XML tree.
         ids: class id by label; 255 (void) or 0 (background) for classes that are not imported.
@@ -112,7 +112,8 @@ def _splits(images: Sequence[Element], given: str | None) -> list[str | None]:
         given: the split of all images, if the user says it.
 
     Returns:
-        `given` for all images if it is not None. Otherwise "train" and "val" if there are both, "test" if there are others, and None.
+        `given` for all images if it is not None. Otherwise "train" and "val" if there are both, "test" if there are others, and
+        None.
     """
     splits = [_SPLITS.get(image.get("subset", "").strip().lower()) for image in images]
     both, others = {"train", "val"} <= {*splits}, {*splits} != {"test"}

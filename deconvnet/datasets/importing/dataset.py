@@ -143,8 +143,8 @@ class DatasetEntry:
     Attributes:
         image_id: id of the image in the imported data set, which is the name of its files without suffix.
         uri: path or URI of a file, by which messages to the user identify this image.
-        split: "train", "val" or "test" if the source says so, otherwise None. Images of test are imported only if the user lists
-            them.
+        split: "train", "val" or "test" if the source says so, otherwise None. Images of test are imported only if the user
+            lists them.
         load: function that reads the image and makes its masks. It raises BadInput with the reason if that is not possible.
     """
 

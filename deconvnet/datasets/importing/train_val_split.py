@@ -71,13 +71,13 @@ def split_images(
     """Assign each image of a data set to train or val.
 
     If the user gave lists, they decide. With one list, images that are not on it go to the other split. With two lists, images
-    on neither are left out, and images on both go to val. Without a list, the source decides if it says of any image that it belongs
-    to train or val; its images without a split go to train. If it doesn't, val is chosen at random. Images that the source puts in
-    test are left out if they are on no list.
+    on neither are left out, and images on both go to val. Without a list, the source decides if it says of any image that it
+    belongs to train or val; its images without a split go to train. If it doesn't, val is chosen at random. Images that the source
+    puts in test are left out if they are on no list.
 
     Args:
-        dataset: the data set. Names on the lists that fit no image are added to its `rejects`. The numbers of images on both lists,
-            of those on neither list, and of those in test are added to its `notes`.
+        dataset: the data set. Names on the lists that fit no image are added to its `rejects`. The numbers of images on both
+            lists, of those on neither list, and of those in test are added to its `notes`.
         train_list: names or ids of the images of train; None if the user gave no such list.
         val_list: names or ids of the images of val; None if the user gave no such list.
         val_share: share of the images to choose for val if it is chosen at random, in [0, 1).
