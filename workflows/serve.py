@@ -25,8 +25,12 @@ The server has no login. By default it can be reached from this machine only; --
 Exit codes: 0 stopped by Ctrl-C or SIGTERM; 2 an error in the settings, or there is no such model.
 """
 
+import logging
+
 from workflows import cli
 from workflows.settings import CONFIGS, ServeSettings
+
+logger = logging.getLogger("workflows.serve")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -54,6 +58,8 @@ def main(argv: list[str] | None = None) -> None:
     version = registry.find(settings.model, store, "model")
     if settings.canary or settings.shadow:
         check_challenger(version, settings.model, settings.challenger, store)
+    elif settings.challenger:
+        logger.warning(f"challenger {settings.challenger} has no effect without --canary SHARE or --shadow")
     model = ServedModel(
         version,
         store,

@@ -119,7 +119,8 @@ def _locked(part: Path) -> Iterator[None]:
     """Lock a file while it is downloaded, so that no other run appends to it. If nothing was received, it is deleted at the end.
 
     Args:
-        part: the file, which is created if it does not exist. It must not be deleted or replaced before its last change.
+        part: the file, which is created if it does not exist. Inside the block, it may be deleted or replaced only when nothing
+            more is written to it.
 
     Raises:
         UserError: if another run has locked the file, or it can't be written.

@@ -114,10 +114,10 @@ class _Unit:
 
 
 def evaluate(inputs: EvaluationInputs, dataset: str, executor: Executor, gpu: bool = False) -> Evaluation:
-    """Predict every annotated image of a split in five ways (`RESULTS`) and measure it. Only `inputs.report_uri` is written to.
+    """Predict every annotated image of a split in five ways (`RESULTS`), and measure the predictions.
 
     Args:
-        inputs: the networks, the images and the options.
+        inputs: the networks, the images and the options. Only `inputs.report_uri` is written to.
         dataset: name of the data set, which is stored in the results.
         executor: runs the workers, each of which holds both networks.
         gpu: whether each worker takes a GPU.

@@ -88,9 +88,11 @@ class Recipe:
         files = [storage.join(folder, "model.safetensors") for folder in (self.deconvnet, self.fcn8s)]
         if self.edge_boxes and (forest := forest_uri(self.edge_boxes["edges"], self.edge_boxes["edge_model"])):
             files.append(forest)
-        ranges = [ranges_file(folder) for folder in (self.deconvnet, self.fcn8s)] if self.options.int8 else []
         contents = [(image.image_id, image.content) for image in images]
-        return digest([VERSION, asdict(self), [storage.version_token(file) for file in files], ranges, contents])
+        parts = [VERSION, asdict(self), [storage.version_token(file) for file in files], contents]
+        if self.options.int8:  # other masks are still found by the key that they have always had
+            parts.append([ranges_file(folder) for folder in (self.deconvnet, self.fcn8s)])
+        return digest(parts)
 
 
 def list_split(root: str, split: str, max_pixels: int) -> list[ListedImage]:

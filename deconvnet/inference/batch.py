@@ -137,7 +137,8 @@ class _PartWriter:
 
         Yields:
             For each task in order, a dict with the columns of the schema `PREDICTIONS`, or a `Reject` with the reason if the
-            image cannot be used. Both, if the image was predicted earlier and can't be read now, to draw an overlay.
+            image cannot be used. Both a row and a `Reject`, if the image was predicted earlier and can't be read now that its
+            overlay is to be drawn.
 
         Raises:
             UserError: if a mask from which an overlay is to be drawn was edited after the prediction.

@@ -37,7 +37,7 @@ _MAX_PART = 32  # largest number of images in a part of the table
 _MIN_PARTS = 32  # parts to aim at if there are few images, to keep many workers busy and lose little work when interrupted
 _READERS = 16  # number of parts read at once; each read mostly waits for S3
 UNREADABLE = "can't be read: "
-"""How the reason of a rejected image begins if its file could not be read. The next run tries such an image again."""
+"""How the reason of a rejected image begins if its file could not be read. A later run tries such an image again."""
 
 PREDICTIONS = pa.schema(
     [
@@ -216,8 +216,8 @@ def make_plan(
 ) -> Plan:
     """Find out which images of a folder still need a prediction, by comparing them with the predictions in the output folder.
 
-    No image is read and no file is written. The names and stamps (size and modification time) of the images are compared with the
-    rows of the table `predictions`.
+    No file is written. The names and stamps (size and modification time) of the images are compared with the rows of the table
+    `predictions`. If nothing else is left to do, images that could not be read earlier are read, and tried again if one can be.
 
     Args:
         images: all images of the input folder.
@@ -237,8 +237,8 @@ def make_plan(
     if commit and commit.extra["key"] == key:
         rejected = {reject.image_id for reject in commit.rejects}
         tasks = [Task(image, "", overlays, overlays, maps) for image in images if image.name not in rejected]
-        unread = any(reject.reason.startswith(UNREADABLE) for reject in commit.rejects)
-        if not unread and all(task.files <= files for task in tasks):
+        unread = [storage.join(state.input, r.image_id) for r in commit.rejects if r.reason.startswith(UNREADABLE)]
+        if all(task.files <= files for task in tasks) and not _any_can_be_read(unread):
             return Plan(state, key, [], frozenset(), [], is_complete=True, rejected=len(rejected))
 
     stamps = {image.name: image.stamp for image in images if not image.refused}
@@ -261,6 +261,20 @@ def make_plan(
     return Plan(state, key, tasks, frozenset(earlier_files), sorted(parts), is_complete=False)
 
 
+def _any_can_be_read(uris: Sequence[str]) -> bool:
+    """Return whether any of these files can be read. They are read until one can be."""
+
+    def can_be_read(uri: str) -> bool:
+        try:
+            storage.read_bytes(uri)
+        except OSError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        return any(pool.map(can_be_read, uris))  # which cancels the rest as soon as one can be read
+
+
 def new_generation() -> str:
     """Return a random name for a new generation (the predictions made with one model version): 12 hexadecimal digits."""
     return uuid.uuid4().hex[:12]
@@ -280,11 +294,9 @@ def _finished_rows(table: str, parts: Sequence[str]) -> Iterator[tuple[str, Mapp
     """
     columns = ["image_id", "stamp", "generation", "width", "height", "mask", "overlay", "confidence_map"]
 
-    def read(part: str) -> list[dict[str, Any]]:
-        return list(tables.iter_rows(table, columns, tables.Part(part, [])))
-
     with ThreadPoolExecutor(_READERS) as pool:
-        for part, rows in zip(parts, pool.map(read, parts), strict=True):
+        read = pool.map(lambda part: list(tables.iter_rows(table, columns, tables.Part(part, []))), parts)
+        for part, rows in zip(parts, read, strict=True):
             yield from ((part, row) for row in rows)
 
 

@@ -9,8 +9,7 @@ from typing import Protocol
 from deconvnet.serving.gate import Gate
 from deconvnet.serving.routing import LoadedModel, Wanted, plan
 from deconvnet.tracking import registry
-from deconvnet.tracking.registry import CHALLENGER, Version
-from deconvnet.tracking.store import NotRegistered
+from deconvnet.tracking.registry import CHALLENGER, NoAnswer, NoSuchAlias, NotRegistered, Version
 from infra.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -46,8 +45,11 @@ def find_wanted(model: str, challenger: str | None, store: str) -> Wanted:
         challenger: URI of the one to try out, or None. If there is no such version, none is tried out.
         store: URI of the MLflow store.
 
+    Returns:
+        The versions. If the registry names the champion, but gives no answer on the challenger, `problem` says why.
+
     Raises:
-        UserError: if `model` names no version, or the registry does not answer, also when it is asked for the challenger.
+        UserError: if `model` names no version, or the registry does not answer.
     """
     champion = registry.find(model, store, "model")
     if challenger is None:
@@ -56,10 +58,14 @@ def find_wanted(model: str, challenger: str | None, store: str) -> Wanted:
         return Wanted(champion, registry.find(challenger, store, "challenger"))
     except NotRegistered:
         return Wanted(champion)
+    except NoAnswer as error:
+        return Wanted(champion, problem=str(error))
 
 
 def check_challenger(champion: Version, model: str, challenger: str | None, store: str) -> None:
-    """Check, before a server starts, that there can be a challenger. If there is none yet, this is logged.
+    """Check, before a server starts, that there can be a challenger. If there is none now, or it is not known, this is logged.
+
+    A model that the user has named need not have the alias now, as a trial may have ended: the server must start again.
 
     Args:
         champion: the version that answers.
@@ -68,7 +74,7 @@ def check_challenger(champion: Version, model: str, challenger: str | None, stor
         store: URI of the MLflow store.
 
     Raises:
-        UserError: if both URIs are the same, the user has named a challenger that does not exist, or the registry does not answer.
+        UserError: if both URIs are the same, or the user has named a model or a number of a version that does not exist.
     """
     uri = challenger_uri(model, challenger)
     if uri == model:
@@ -77,13 +83,17 @@ def check_challenger(champion: Version, model: str, challenger: str | None, stor
         )
     try:
         found = registry.find(uri, store, "challenger")
-    except NotRegistered:
-        if challenger:
+    except NotRegistered as error:
+        if challenger and not isinstance(error, NoSuchAlias):
             raise
-        logger.info(f"there is no challenger to try out yet: {uri} names no version")
+        level = logging.WARNING if challenger else logging.INFO
+        logger.log(level, f"there is no challenger to try out now: {uri} names no version")
+        return
+    except NoAnswer as error:
+        logger.warning(f"whether there is a challenger is not known: {error}")
         return
     if found == champion:
-        logger.info(f"there is no challenger to try out yet: {uri} names {champion.title}, which is the champion")
+        logger.info(f"there is no challenger to try out now: {uri} names {champion.title}, which is the champion")
 
 
 class Follower:
@@ -91,7 +101,8 @@ class Follower:
 
     A new version is loaded beside the one that answers. Then all further requests go to it. When the last request to the earlier
     version has been answered, the change is announced, and the earlier version is dropped. If a version can't be loaded, or the
-    registry does not answer, the present version goes on.
+    registry does not answer, the present version goes on. If it does not answer on the challenger alone, only the challenger
+    stays as it is.
     """
 
     def __init__(self, gate: Gate, loader: Loader, find: Callable[[], Wanted], poll_seconds: float) -> None:
@@ -104,6 +115,7 @@ class Follower:
             poll_seconds: seconds between two questions.
         """
         self._gate, self._loader, self._find, self._poll_seconds = gate, loader, find, poll_seconds
+        self._challenger: Version | None = None  # that the registry has named last
         self._retired: set[Version] = set()  # versions that others have replaced: a rollback must not try them out again
         self._broken: dict[Version, tuple[float, float]] = {}  # when to try again, and how long that pause is
         self._last_warning = ""
@@ -130,6 +142,10 @@ class Follower:
         """
         gate, routes, loaded = self._gate, self._gate.routes, self._loader.loaded
         wanted = self._find()
+        if wanted.problem:
+            self._warn(f"the challenger stays as it is: {wanted.problem}")
+            wanted = Wanted(wanted.champion, self._challenger)
+        self._challenger = wanted.challenger
         if wanted.challenger in self._retired - {wanted.champion}:
             wanted = Wanted(wanted.champion)
         now = time.monotonic()

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, ClassVar, cast
 
 import uvicorn
@@ -20,7 +20,7 @@ from infra.errors import UserError
 
 _START_SECONDS = 30.0
 _BACKLOG = 1024  # connections that the system accepts before uvicorn does
-_UNSENT = 2**17
+_UNSENT = 2**14
 """Number of bytes that the system keeps unsent. By default it keeps some MiB, so a slow client would seem to take nothing meanwhile."""
 
 
@@ -33,9 +33,10 @@ class Connection(H11Protocol):
     Attributes:
         seconds: how long a connection may be idle, a client may take to send a request's header, or take nothing of a reply. A slow
             client may take longer for a whole reply. After a reply, a connection may be idle for up to twice as long.
-        most: largest number of connections that wait for a header. One more closes the one that has waited longest, so that
-            connections that send nothing can't keep out others. Connections on which a reply is still being sent are closed last.
-        waiting: the connections that wait for a header, the oldest first.
+        most: largest number of connections that wait for a header, or for the client to take a whole reply. One more closes the
+            one that has waited longest, so that connections that send or take nothing can't keep out others, or fill the memory
+            with replies. Connections on which a reply is still being sent are closed last.
+        waiting: these connections, the oldest first.
     """
 
     seconds: ClassVar[float]
@@ -62,9 +63,10 @@ class Connection(H11Protocol):
             self._restart_timer()
 
     def on_response_complete(self) -> None:
-        """Wait for the header of another request, unless it is there already or the connection is closed."""
+        """Wait for the header of another request, unless it is there already, or for the client to take the last reply."""
         super().on_response_complete()
-        if self.cycle.response_complete and self not in self.waiting and not self.transport.is_closing():
+        ended = self.transport.is_closing() and not self.transport.get_write_buffer_size()
+        if self.cycle.response_complete and self not in self.waiting and not ended:
             self._wait()
         self._restart_timer()
 
@@ -82,7 +84,7 @@ class Connection(H11Protocol):
         self._restart_timer()
 
     def _wait(self) -> None:
-        """Begin to wait for a header."""
+        """Begin to wait for a header, or for the client to take the last reply."""
         if len(self.waiting) >= self.most:
             idle = (each for each in self.waiting if not each.transport.get_write_buffer_size())
             next(idle, next(iter(self.waiting)))._abort()
@@ -129,7 +131,7 @@ def listening(
         host: address to listen at.
         port: port to listen at. 0 for any free one.
         seconds: how long a connection may be idle, a client may take to send a request's header, or take nothing of a reply.
-        most_waiting: largest number of connections that wait for a header.
+        most_waiting: largest number of connections that wait for a header, or for the client to take a whole reply.
         grace_seconds: how long the requests that are being answered may take at the end.
 
     Yields:
@@ -185,7 +187,8 @@ def listen_at(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore connections of a server that just stopped
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # Linux; the sockets of connections inherit it
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
+            with suppress(OSError):  # some sandboxes have no such option
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
         listener.bind(address)
         listener.listen(_BACKLOG)
     except OSError as error:

@@ -23,6 +23,7 @@ APP = "deconvnet"
 """Name of the application in Ray Serve."""
 _SHUTDOWN_SECONDS = 60.0  # how long a replica may take to finish its requests when it is stopped
 _LOAD_SECONDS = 1800.0
+_DROP_SECONDS = 10.0
 _JOIN_SECONDS = 30.0  # until the driver knows all replicas that have started
 _ONGOING_REQUESTS = 2  # per replica: while one image is predicted, the next is sent
 
@@ -72,19 +73,23 @@ class Replicas:
         return found[0]
 
     def drop(self, versions: Collection[Version]) -> None:
-        """Free the memory of versions in all replicas. Errors are ignored, since a replica that fails holds none."""
+        """Free the memory of versions in all replicas. Errors are ignored, since a replica that fails holds none.
+
+        A replica that is loading a version drops these afterwards. This is not waited for, as it may take half an hour.
+        """
         for version in versions:
             self.loaded.pop(version, None)
         with suppress(UserError):
-            self._on_all("drop", tuple(versions), time.monotonic())
+            self._on_all("drop", tuple(versions), time.monotonic(), _DROP_SECONDS)
 
-    def _on_all(self, method: str, argument: Any, deadline: float) -> list[Any]:
+    def _on_all(self, method: str, argument: Any, deadline: float, timeout: float = _LOAD_SECONDS) -> list[Any]:
         """Call a method of all replicas that are known, and return the results.
 
         Args:
             method: name of the method of `Replica`.
             argument: its argument.
             deadline: time until which to wait for Ray Serve to know a replica, from `time.monotonic()`.
+            timeout: seconds within which all replicas must have answered.
 
         Raises:
             UserError: if the method raises an error, or no replica is there.
@@ -94,7 +99,7 @@ class Replicas:
 
         while True:
             try:
-                return list(self._handle.broadcast(method, argument).results(timeout_s=_LOAD_SECONDS))
+                return list(self._handle.broadcast(method, argument).results(timeout_s=timeout))
             except (RayError, RayServeException, TimeoutError) as error:
                 if user_error := find_user_error(error):
                     raise user_error from None
@@ -105,7 +110,7 @@ class Replicas:
     async def predict(self, version: Version, data: bytes, with_overlay: bool, keep_mask: bool) -> Answer:
         """Predict an image on one of the replicas. For the arguments see `Replica.predict`.
 
-        If the replica dies, the image is sent to another one, once.
+        If the replica dies, the image is sent once more, to another replica.
         """
         from ray.exceptions import RayActorError
 

@@ -57,10 +57,12 @@ class Wanted:
     Attributes:
         champion: the version that answers.
         challenger: the version that is tried out. None if there is none, or neither canary nor shadow is wanted.
+        problem: why the registry did not say which version is the challenger; "" if it did.
     """
 
     champion: "Version"
     challenger: "Version | None" = None
+    problem: str = ""
 
     @property
     def versions(self) -> "tuple[Version, ...]":

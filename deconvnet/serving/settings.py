@@ -56,10 +56,3 @@ class ServerSettings(Section):
                 "body: raise the first or lower the second"
             )
         return self
-
-    @model_validator(mode="after")
-    def _challenger_is_tried_out(self) -> Self:
-        """Check that a challenger is named only if something is done with it. Raise ValueError if not."""
-        if self.challenger and not self.canary and not self.shadow:
-            raise ValueError(f"challenger {self.challenger} has no effect: give --canary SHARE or --shadow, or leave it out")
-        return self

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from deconvnet.inference.saved_ensemble import read_options
-from deconvnet.tracking.store import error_summary, registry_error
+from deconvnet.tracking.store import error_summary
 from deconvnet.tracking.texts.descriptions import MAX_LENGTH, MODEL_HEADING, model_description, truncated
 from infra import storage
 from infra.errors import UserError
@@ -16,12 +16,25 @@ from infra.redaction import without_secrets
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
+    from mlflow.exceptions import MlflowException
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 """Names of two aliases. The champion is the version in use, the challenger is the newest version that a pipeline registered."""
 REJECTED = "not promoted"
 """Value of the tag `verdict` of a version that was compared with the champion and did not replace it."""
 _MAX_VERSIONS = 100  # largest number of versions that a model's description lists
+
+
+class NotRegistered(UserError):
+    """An error because the model registry has no such model, version or alias."""
+
+
+class NoSuchAlias(NotRegistered):
+    """An error because a registered model does not have an alias. It may have it later."""
+
+
+class NoAnswer(UserError):
+    """An error because MLflow's registry gives no answer, for example because it can't be reached or forbids it."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +96,10 @@ def find(source: str, tracking_uri: str, setting: str) -> Version:
         The version, with its number.
 
     Raises:
-        NotRegistered: if there is no such version. The message says which models or aliases there are.
-        UserError: if the URI has another form, tracking is switched off, or the registry does not answer.
+        NotRegistered: if there is no such version. The message says which models or aliases there are. It is NoSuchAlias if only
+            the alias is missing.
+        NoAnswer: if the registry does not answer.
+        UserError: if the URI has another form, or tracking is switched off.
     """
     path, at, alias = source.removeprefix("models:/").partition("@")
     name, _, number = (path, "", "") if at else path.partition("/")
@@ -102,7 +117,7 @@ def find(source: str, tracking_uri: str, setting: str) -> Version:
         found = client.get_model_version_by_alias(name, alias) if at else client.get_model_version(name, number)
     except MlflowException as error:
         reason = _alternatives(client, name, setting) or f": {error_summary(error)}"
-        raise registry_error(error, f"{setting} {source} is not in {without_secrets(tracking_uri)}{reason}") from None
+        raise _registry_error(error, f"{setting} {source} is not in {without_secrets(tracking_uri)}{reason}", alias) from None
     return Version(found.name, str(found.version), str(found.creation_timestamp), found.source)
 
 
@@ -198,6 +213,22 @@ def update_model_description(client: "MlflowClient", name: str) -> None:
         own = (model.description or "").partition(MODEL_HEADING)[0].strip()
         text = model_description(model, without_secrets(client.tracking_uri), versions, MAX_LENGTH - len(own) - 2)
         client.update_registered_model(name, truncated(f"{own}\n\n{text}" if own else text))
+
+
+def _registry_error(error: "MlflowException", message: str, alias: str) -> UserError:
+    """Return the error of a user for an error of MLflow's registry.
+
+    Args:
+        error: the error, on the question for a version.
+        message: message of the returned error.
+        alias: the alias by which the version was asked for; "" if it was asked for by its number.
+
+    Returns:
+        NoSuchAlias or NotRegistered if the registry has answered that it has no such entry. NoAnswer otherwise.
+    """
+    if error.error_code == "INVALID_PARAMETER_VALUE":  # there is the model without the alias, or the version is no number
+        return NoSuchAlias(message) if alias else NotRegistered(message)
+    return NotRegistered(message) if error.error_code == "RESOURCE_DOES_NOT_EXIST" else NoAnswer(message)
 
 
 def _alternatives(client: "MlflowClient", name: str, setting: str) -> str:

@@ -23,7 +23,6 @@ from infra.settings import absolute_location
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -268,16 +267,6 @@ def short_timeouts() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-class NotRegistered(UserError):
-    """An error because the model registry has no such model, version or alias."""
-
-
-def registry_error(error: "MlflowException", message: str) -> UserError:
-    """Return an error with this message: NotRegistered if MLflow's registry has answered that it has no such entry."""
-    missing = error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the second for aliases
-    return NotRegistered(message) if missing else UserError(message)
 
 
 def error_summary(error: BaseException) -> str:

@@ -19,6 +19,8 @@ from infra.storage.files import write_bytes
 from infra.storage.objects import store_of
 from infra.storage.uri import local_path
 
+_LONGEST_NAME = 240
+"""Length in bytes of the longest file name that is part of its guard file's name. Disks allow 255 bytes."""
 _NO_FILE_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 """Errors of `flock` on disks that do not support it, as some network disks don't."""
 
@@ -65,7 +67,9 @@ def one_process_at_a_time(path: Path) -> Iterator[None]:
     Args:
         path: the file to be changed in the block. Its folder is created if it does not exist.
     """
-    name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]  # as the file's own name may be as long as the disk allows
+    name, encoded = path.name, os.fsencode(path.name)
+    if len(encoded) > _LONGEST_NAME:
+        name = hashlib.sha256(encoded).hexdigest()[:32]
     guard = path.with_name(f".{name}.guard")
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:

@@ -322,6 +322,7 @@ def _request(url: str, target: Path) -> None:
             shutil.copyfileobj(reply, file)
             announced = reply.headers.get("Content-Length")
     except (ValueError, http.client.InvalidURL):  # their texts may quote the query, which may be a signature
-        raise UserError(f"{url} is not a valid URL; in URLs, a blank is written as %20, and é as %C3%A9") from None
+        path = re.split("[?#]", url)[0]
+        raise UserError(f"{path} is not a valid URL; in URLs, a blank is written as %20, and é as %C3%A9") from None
     if announced and target.stat().st_size != int(announced):
         raise OSError(f"the connection ended after {target.stat().st_size:,} of {int(announced):,} bytes")

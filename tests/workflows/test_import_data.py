@@ -257,6 +257,9 @@ def test_images_are_added_to_a_data_set_and_a_second_time_nothing_changes(data, 
     assert (mine / "check.md").read_text() in said and "| train |      8 |" in said
     import_data.main(added(data, mine))
     assert outcome(capsys.readouterr().out) == "added: 0; masks replaced: 0; unchanged: 10; refused: 0; unusable: 0"
+    lists = [text for split in ("train", "val") for text in (f"--{split}_list", str(mine.parent / f"lists/{split}.txt"))]
+    import_data.main(added(data, mine, *lists, "--dry-run"))
+    assert "note: 3 annotated images are in neither list and are left out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("seed", "new"), [("1", []), ("3", ["train_00007"])])

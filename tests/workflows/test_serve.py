@@ -249,12 +249,23 @@ def test_a_challenger_that_can_never_be_tried_out_is_refused(workspace: Path, mo
     monkeypatch.setattr(server, "serve", lambda *_: pytest.fail("it is served"))
     given = ["--port", str(free_port()), "--workspace", str(workspace), "--model", "models:/shapes@challenger"]
     for more, said in {
-        ("--challenger", "models:/shapes/1"): "challenger models:/shapes/1 has no effect: give --canary SHARE or --shadow",
         ("--challenger", "models:/typo/3", "--canary", "0.1"): r"challenger models:/typo/3 is not in .*, which has shapes",
         ("--shadow",): "model models:/shapes@challenger would be its own challenger",
     }.items():
         with pytest.raises(UserError, match=said):
             serve.main([*given, *more])
+
+
+def test_a_challenger_with_which_nothing_is_done_is_said_to_have_no_effect(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be left in a settings file when its trial has ended, and the server must start again."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    served: list[tuple[object, ...]] = []
+    monkeypatch.setattr(server, "serve", lambda *given: served.append(given))
+    given = ["--port", str(free_port()), "--workspace", str(workspace), "--model", "models:/shapes@challenger"]
+    serve.main([*given, "--challenger", "models:/typo/3"])
+    assert served and "challenger models:/typo/3 has no effect without --canary SHARE or --shadow" in caplog.text
 
 
 def test_the_memory_for_all_bodies_must_hold_the_largest_one() -> None:

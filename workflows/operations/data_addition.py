@@ -51,9 +51,9 @@ def add_images(settings: ImportSettings, dry_run: bool) -> None:
         dataset = read_dataset(settings, known)
         log_classes(dataset)
         check_same_classes(dataset.classes, known, folder)
-        splits = split_dataset(settings, dataset, addition.splits)
         logged = len(dataset.notes)
-        if settings.train_list or settings.val_list or any(entry.split for entry in dataset.entries):
+        splits = split_dataset(settings, dataset, addition.splits)
+        if settings.train_list or settings.val_list or dataset.says_splits:
             dataset.notes += addition.describe_kept(splits)
         summary = load_images(
             dataset,

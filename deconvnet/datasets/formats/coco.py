@@ -15,7 +15,7 @@ from typing import Any
 
 from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.importing import shapes
-from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules, Loss
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules, Loss, folded
 from deconvnet.datasets.importing.image_index import ImageIndex, common_spelling, complete_name
 from deconvnet.datasets.importing.images import read_json
 from deconvnet.datasets.importing.painting import ImagePainter
@@ -36,7 +36,7 @@ def read_coco(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annota
 
     Returns:
         The data set. If `rules.classes` is empty, its classes are all categories, in the order of their ids. Categories that only
-        group others are left out.
+        group others are left out, unless `rules.background` names them.
 
     Raises:
         UserError: if a file is not COCO JSON, the classes can't be chosen, or no annotation of any file has an outline.
@@ -45,11 +45,13 @@ def read_coco(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annota
     names = [_category_names(document, source) for source, document in zip(sources, documents, strict=True)]
     annotated = [name for by_id in names for _, name in sorted(by_id.items())]
     dataset = AnnotatedDataset()
-    if not rules.classes and (groups := _group_names(documents, names)):
+    key = folded if rules.fold_case else str
+    groups = {name for name in _group_names(documents, names) if not rules.background or key(name) != key(rules.background)}
+    if groups and not rules.classes:
         annotated = [name for name in annotated if name not in groups]
         dataset.notes.append(
-            f"{', '.join(sorted(groups))} is no class, as no annotation has it and other categories have it as supercategory "
-            "(--classes can name it)"
+            f"not classes, as no annotation has them and others name them as supercategory: {', '.join(sorted(groups))} "
+            "(--classes can name them)"
         )
     ids = dataset.choose_classes(annotated, rules)
     outlined = any(annotation.get("segmentation") for document in documents for annotation in document["annotations"])

@@ -37,7 +37,7 @@ def read_cvat(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annota
 
     Returns:
         The data set. If `rules.classes` is empty, its classes are the labels of the task, in its order. The splits of its images are
-        the subsets Train and Validation of a project. Images of the subset Test are left out.
+        the subsets Train and Validation of a project if there are both, and Test if there are others.
 
     Raises:
         UserError: if a file is not of this format, or the classes can't be chosen.
@@ -65,7 +65,8 @@ def _add_images(
     """Add the images of a CVAT file to a data set, without loading them.
 
     Args:
-        dataset: data set to add to. Images that can't be used are added to its `rejects`, and what was assumed to its `notes`.
+        dataset: data set to add to. Images that can't be used are added to its `rejects` (those of the split test are only
+            counted), and what was assumed to its `notes`.
         source: the XML file and its folder of images.
         document: the root of its XML tree.
         ids: class id by label; 255 (void) or 0 (background) for classes that are not imported.
@@ -73,10 +74,6 @@ def _add_images(
     """
     file, index = source.annotations, ImageIndex(source.images)
     images = list(document.iterfind("image"))
-    splits = {_split_of(image) for image in images}
-    if not source.split and "test" in splits and len(splits) > 1:
-        all_images, images = images, [image for image in images if _split_of(image) != "test"]
-        dataset.notes.append(f"{file}: {len(all_images) - len(images):,} images of the subset Test are left out")
     layers = len({shape.get("z_order", "0") for image in images for shape in image}) > 1
     if layers:
         dataset.notes.append(f"{file}: shapes are on top of each other by their z_order")
@@ -86,24 +83,41 @@ def _add_images(
     names = [image.get("name", "") for image in images]
     paths = _listed_paths(images, index)
     found, missing, notes = index.find_all(paths)
-    counts, uses = Counter(found[path] for path in paths if path in found), Counter(names)
+    counts = Counter(found[path] for path in paths if path in found)
+    first = dict(zip(reversed(names), reversed(paths), strict=True))  # of images of two subsets that have one name
     dataset.notes += notes
-    for image, name, path in zip(images, names, paths, strict=True):
-        if path in missing:
-            dataset.reject(name or f"image {image.get('id')}", file, missing[path])
-            continue
-        if (count := counts[found[path]]) > 1:  # each entry has some of its shapes
-            dataset.reject(name, file, f"it is in the file {count} times")
-            continue
-        name = complete_name(path if uses[name] > 1 else name, found[path])  # images of two subsets may have one name
-        split = source.split or (_split_of(image) if {"train", "val"} <= splits else None)
-        load = painter.plan(partial(index.read_named, found[path]), partial(_convert, image, ids, rules))
-        dataset.add(name, storage.join(source.images, found[path]), split, load)
+    unusable = 0
+    for image, name, path, split in zip(images, names, paths, _splits(images, source.split), strict=True):
+        reason = missing.get(path)
+        if reason is None and (count := counts[found[path]]) > 1:  # each entry has some of its shapes
+            reason = f"it is in the file {count} times"
+        if reason is None:
+            load = painter.plan(partial(index.read_named, found[path]), partial(_convert, image, ids, rules))
+            full = complete_name(path, found[path])
+            short = complete_name(name, found[path]) if first[name] == path else full
+            dataset.add(short, storage.join(source.images, found[path]), split, load, source_name=full)
+        elif split == "test":  # it is left out anyway, unless the user lists it
+            unusable += 1
+        else:
+            dataset.reject(name or f"image {image.get('id')}", file, reason)
+    if unusable:
+        dataset.notes.append(f"{file}: {unusable:,} images of the subset Test are missing, or in the file twice")
 
 
-def _split_of(image: Element) -> str | None:
-    """Return the split of an image, "train", "val" or "test", by its subset of the project. None for other subsets or none."""
-    return _SPLITS.get(image.get("subset", "").strip().lower())
+def _splits(images: Sequence[Element], given: str | None) -> list[str | None]:
+    """Return the split of each image, by the subsets of the project.
+
+    Args:
+        images: the XML elements of the images.
+        given: the split of all images, if the user says it.
+
+    Returns:
+        `given` for all images if it is not None. Otherwise "train" and "val" if there are both, "test" if there are others, and
+        None.
+    """
+    splits = [_SPLITS.get(image.get("subset", "").strip().lower()) for image in images]
+    both, others = {"train", "val"} <= {*splits}, {*splits} != {"test"}
+    return [given or (split if (others if split == "test" else both) else None) for split in splits]
 
 
 def _listed_paths(images: Sequence[Element], index: ImageIndex) -> list[str]:

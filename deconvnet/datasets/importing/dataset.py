@@ -143,7 +143,8 @@ class DatasetEntry:
     Attributes:
         image_id: id of the image in the imported data set, which is the name of its files without suffix.
         uri: path or URI of a file, by which messages to the user identify this image.
-        split: "train" or "val" if the source says so, otherwise None.
+        split: "train", "val" or "test" if the source says so, otherwise None. Images of test are imported only if the user
+            lists them.
         load: function that reads the image and makes its masks. It raises BadInput with the reason if that is not possible.
     """
 
@@ -178,7 +179,7 @@ class AnnotatedDataset:
     source_names: dict[str, str] = field(default_factory=dict, repr=False)
     class_table_text: str | None = None
 
-    def add(self, name: str, uri: str, split: str | None, load: Callable[[], AnnotatedImage]) -> None:
+    def add(self, name: str, uri: str, split: str | None, load: Callable[[], AnnotatedImage], source_name: str = "") -> None:
         """Add an image to the data set, without loading it.
 
         The id of the image is made from its name by `image_id_of`. If that is not a valid id, or another image has it already, the
@@ -187,8 +188,9 @@ class AnnotatedDataset:
         Args:
             name: name of the image in the source, a file name or relative path, from which its id is derived.
             uri: path or URI of a file, by which messages to the user identify this image.
-            split: "train" or "val" if the source says so, otherwise None.
+            split: "train", "val" or "test" if the source says so, otherwise None.
             load: function that reads the image and makes its masks, as in `DatasetEntry`.
+            source_name: name of the image in the source, if its id is derived from another one.
         """
         image_id = image_id_of(name)
         if reason := invalid_id_reason(image_id):
@@ -198,8 +200,13 @@ class AnnotatedDataset:
         elif image_id in self.source_names:
             self.reject(name, uri, f"its id would be {image_id}, which is that of {self.source_names[image_id]}")
         else:
-            self.source_names[image_id] = name
+            self.source_names[image_id] = source_name or name
             self.entries.append(DatasetEntry(image_id, uri, split, load))
+
+    @property
+    def says_splits(self) -> bool:
+        """Return whether the source says of any image that it belongs to train or val."""
+        return any(entry.split in ("train", "val") for entry in self.entries)
 
     def choose_classes(self, annotated: Sequence[str], rules: ImportRules, must_exist: bool = True) -> dict[str, int]:
         """Choose the classes of the data set, and the class id of each class name in the annotations.

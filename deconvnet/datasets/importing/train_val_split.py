@@ -71,12 +71,13 @@ def split_images(
     """Assign each image of a data set to train or val.
 
     If the user gave lists, they decide. With one list, images that are not on it go to the other split. With two lists, images
-    on neither are left out, and images on both go to val. Without a list, the source decides if it says the split of any image;
-    its images without a split go to train. If it says no split, val is chosen at random.
+    on neither are left out, and images on both go to val. Without a list, the source decides if it says of any image that it
+    belongs to train or val; its images without a split go to train. If it doesn't, val is chosen at random. Images that the source
+    puts in test are left out if they are on no list.
 
     Args:
-        dataset: the data set. Names on the lists that fit no image are added to its `rejects`. The numbers of images on both lists
-            and of those on neither list are added to its `notes`.
+        dataset: the data set. Names on the lists that fit no image are added to its `rejects`. The numbers of images on both
+            lists, of those on neither list, and of those in test are added to its `notes`.
         train_list: names or ids of the images of train; None if the user gave no such list.
         val_list: names or ids of the images of val; None if the user gave no such list.
         val_share: share of the images to choose for val if it is chosen at random, in [0, 1).
@@ -87,19 +88,35 @@ def split_images(
     Returns:
         "train" or "val" by image id. Images that are left out are missing.
     """
+    has_lists = train_list is not None or val_list is not None
+    splits = _listed_splits(dataset, train_list or (), val_list or ()) if has_lists else {}
+    unlisted = [entry for entry in dataset.entries if entry.image_id not in splits]
+    others = {entry.image_id: entry.split for entry in unlisted if entry.split != "test"}
+    if train_list is not None and val_list is not None:
+        if others:
+            dataset.notes.append(f"{len(others):,} annotated images are in neither list and are left out")
+    elif has_lists:
+        splits |= dict.fromkeys(others, "train" if train_list is None else "val")
+    elif dataset.says_splits:
+        splits = {image_id: split or "train" for image_id, split in others.items()}
+    else:
+        drawn = draw_val({*others, *among}, val_share, seed)
+        splits = {image_id: "val" if image_id in drawn else "train" for image_id in others}
+    if tests := [entry.image_id for entry in unlisted if entry.split == "test"]:
+        dataset.notes.append(f"{len(tests):,} images that belong to test are left out, such as {tests[0]}")
+    return splits
+
+
+def _listed_splits(dataset: AnnotatedDataset, train_list: Sequence[str], val_list: Sequence[str]) -> dict[str, str]:
+    """Return "train" or "val" by image id for the images that the user lists. For the arguments see `split_images`."""
     ids = [entry.image_id for entry in dataset.entries]
-    if train_list is None and val_list is None and any(entry.split for entry in dataset.entries):
-        return {entry.image_id: entry.split or "train" for entry in dataset.entries}
-    if train_list is None and val_list is None:
-        drawn = draw_val({*ids, *among}, val_share, seed)
-        return {image_id: "val" if image_id in drawn else "train" for image_id in ids}
     known = {normalise(image_id): image_id for image_id in ids}
     by_stem = {_stem(dataset.source_names[image_id]): image_id for image_id in ids}
     index = NameIndex(list(by_stem), "")
     splits: dict[str, str] = {}
     both: dict[str, None] = {}
     for split, names in (("val", val_list), ("train", train_list)):
-        for name in names or ():
+        for name in names:
             image_id = known.get(normalise(name)) or known.get(normalise(image_id_of(name)))
             if image_id is None and (stem := index.find(_stem(name))):
                 image_id = by_stem[stem]
@@ -111,10 +128,6 @@ def split_images(
                 both[image_id] = None
     if both:
         dataset.notes.append(f"{len(both):,} images are on both lists and go to val, such as {next(iter(both))}")
-    if train_list is None or val_list is None:
-        return {image_id: splits.get(image_id, "val" if val_list is None else "train") for image_id in ids}
-    if left_out := len(ids) - len(splits):
-        dataset.notes.append(f"{left_out:,} annotated images are in neither list and are left out")
     return splits
 
 

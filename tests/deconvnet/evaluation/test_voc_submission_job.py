@@ -1,7 +1,7 @@
 """Predicting a VOC list for the test server: every image or an error, and existing masks are kept."""
 
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +9,14 @@ import pytest
 from PIL import Image
 
 from deconvnet import FCN8s
-from deconvnet.evaluation.voc_submission_job import ListedImage, Recipe, list_split, predict_masks
+from deconvnet.evaluation.voc_submission_job import VERSION, ListedImage, Recipe, list_split, predict_masks
 from deconvnet.inference.int8.ranges import save_ranges
 from deconvnet.inference.predictor import Predictor, PredictorOptions
 from deconvnet.models.checkpoint import save_model
+from infra import storage
 from infra.errors import UserError
 from infra.runtime.local_executor import LocalExecutor
+from infra.runtime.stages import digest
 from proposals import edge_boxes
 from proposals.image_codec import decode_image
 from tests.deconvnet.ensembles import CLASSES, EDGES, SEGMENT, random_image, randomised, save_networks
@@ -126,3 +128,9 @@ def test_the_key_changes_with_the_ranges_for_8_bit_integers_if_these_are_used(re
         save_ranges(recipe.deconvnet, {"conv1.1": 1.0}, made_from)
         keys += [recipe.key([]), in_int8.key([])]
     assert keys[0] == keys[2] and len(set(keys)) == 3
+
+
+def test_the_key_of_masks_that_were_made_without_8_bit_integers_is_that_of_earlier_releases(recipe: Recipe) -> None:
+    windows_alone = replace(recipe, edge_boxes=None)
+    tokens = [storage.version_token(f"{folder}/model.safetensors") for folder in (recipe.deconvnet, recipe.fcn8s)]
+    assert windows_alone.key([]) == digest([VERSION, asdict(windows_alone), tokens, []])

@@ -16,8 +16,7 @@ from deconvnet.serving.gate import Gate
 from deconvnet.serving.limits import Limits
 from deconvnet.serving.routing import LoadedModel, Wanted
 from deconvnet.tracking import registry
-from deconvnet.tracking.registry import Version
-from deconvnet.tracking.store import NotRegistered
+from deconvnet.tracking.registry import NoSuchAlias, NotRegistered, Version
 from infra.errors import UserError
 from tests.deconvnet.serving.asgi import Predictors, call, loaded
 
@@ -208,9 +207,9 @@ def test_a_registry_without_a_challenger_is_served_and_one_without_a_champion_is
 
 
 def test_only_the_answer_that_there_is_no_such_version_ends_a_trial(
-    tmp_path: Path, make_store: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, make_store: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A registry that does not answer the question for the challenger is an error, so that the challenger goes on."""
+    """If the registry does not answer the question for the challenger, the challenger goes on, and the champion is followed."""
     from mlflow import MlflowClient
 
     store = make_store(tmp_path)
@@ -219,24 +218,40 @@ def test_only_the_answer_that_there_is_no_such_version_ends_a_trial(
     client.create_model_version("net", str(tmp_path / "nowhere"))
     client.set_registered_model_alias("net", "champion", "1")
     for missing in ("models:/net@challenger", "models:/net/9", "models:/net/x", "models:/typo@champion", "models:/typo/3"):
-        with pytest.raises(NotRegistered, match=r"which has net|net has champion"):
+        with pytest.raises(NotRegistered, match=r"which has net|net has champion") as caught:
             registry.find(missing, store, "challenger")
+        assert isinstance(caught.value, NoSuchAlias) == (missing == "models:/net@challenger")
         assert find_wanted("models:/net@champion", missing, store).challenger is None
     find = registry.find
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr(
         registry, "find", lambda uri, _, name: find(uri, store if name == "model" else "http://127.0.0.1:9", name)
     )
-    with pytest.raises(UserError, match=r"can't be reached") as caught:
-        find_wanted("models:/net@champion", "models:/net@challenger", store)
-    assert not isinstance(caught.value, NotRegistered)
+    wanted = find_wanted("models:/net@champion", "models:/net@challenger", store)
+    assert wanted.champion.number == "1" and wanted.challenger is None and "can't be reached" in wanted.problem
+    check_challenger(wanted.champion, "models:/net@champion", "models:/net/2", store)
+    assert "whether there is a challenger is not known: challenger models:/net/2 is not in http://127.0.0.1:9" in caplog.text
 
 
-def test_a_challenger_that_the_user_names_must_exist_and_be_another_one(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
-    """Without a name the alias may come later, which is logged."""
+@pytest.mark.parametrize(("champion", "announced"), [(1, ("1", "2")), (3, ("3", "2")), (2, ("2", None))])
+def test_a_challenger_of_which_the_registry_says_nothing_goes_on_and_the_champion_is_followed(
+    server: Server, caplog, champion: int, announced: tuple
+) -> None:
+    server.want(1, 2)
+    assert server.settle() == ("1", "2")
+    server.wanted = Wanted(loaded(champion).version, problem="PERMISSION_DENIED")
+    assert server.settle() == announced and server.settle() == announced and "drop 2" not in server.replicas.log
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings == ["the challenger stays as it is: PERMISSION_DENIED"]
+
+
+def test_a_challenger_that_the_user_names_is_another_one_and_its_model_exists(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    """The alias may come later, or have gone with the end of a trial, which is logged: the server must start again."""
     versions = {"models:/net@champion": loaded(1).version, "models:/net/1": loaded(1).version, "models:/net/2": loaded(2).version}
 
     def find(source: str, store: str, setting: str) -> Version:
+        if source.startswith("models:/net@") and source not in versions:
+            raise NoSuchAlias(f"{setting} {source} is not there")
         if source not in versions:
             raise NotRegistered(f"{setting} {source} is not there")
         return versions[source]
@@ -252,6 +267,8 @@ def test_a_challenger_that_the_user_names_must_exist_and_be_another_one(monkeypa
         log("models:/typo/3")
     with pytest.raises(UserError, match="model models:/net@champion would be its own challenger"):
         log("models:/net@champion")
-    assert "no challenger to try out yet: models:/net@challenger names no version" in log(None)
-    assert "no challenger to try out yet: models:/net/1 names net version 1, which is the champion" in log("models:/net/1")
+    for challenger, level in ((None, logging.INFO), ("models:/net@challenger", logging.WARNING)):
+        assert "no challenger to try out now: models:/net@challenger names no version" in log(challenger)
+        assert [record.levelno for record in caplog.records] == [level]
+    assert "no challenger to try out now: models:/net/1 names net version 1, which is the champion" in log("models:/net/1")
     assert log("models:/net/2") == ""

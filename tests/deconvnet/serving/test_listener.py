@@ -183,7 +183,7 @@ class Client(asyncio.Transport):
 
     def __init__(self) -> None:
         super().__init__()
-        self.unsent, self.closed = 0, False
+        self.unsent, self.closed, self.ended = 0, False, False
 
     def get_write_buffer_size(self) -> int:
         return self.unsent
@@ -194,7 +194,7 @@ class Client(asyncio.Transport):
     close = abort
 
     def is_closing(self) -> bool:
-        return self.closed
+        return self.closed or self.ended
 
 
 @pytest.fixture
@@ -211,13 +211,14 @@ def connect_client() -> Callable[[], tuple[Connection, Client]]:
     return connect
 
 
-def answer(connection: Connection, client: Client, size: int) -> None:
-    """Send a whole reply, of which the client has taken nothing yet."""
+def answer(connection: Connection, client: Client, size: int, closing: bool = False) -> None:
+    """Send a whole reply, of which the client has taken nothing yet, maybe the last one on this connection."""
     connection.cycle = SimpleNamespace(response_complete=False)  # type: ignore[assignment]
     connection.data_received(b"G")  # by which the header is complete
     client.unsent = size
     if size > 65536:
         connection.pause_writing()
+    client.ended = closing
     connection.cycle.response_complete = True
     connection.on_response_complete()
 
@@ -252,22 +253,45 @@ def test_a_client_that_stops_taking_its_reply_is_cut_off(connect_client: Any, si
     assert client.closed
 
 
-def test_connections_with_a_reply_on_its_way_are_closed_last_if_too_many_wait(connect_client: Any) -> None:
+@pytest.mark.parametrize("closing", [False, True])
+def test_connections_with_a_reply_on_its_way_are_closed_last_if_too_many_wait(connect_client: Any, closing: bool) -> None:
+    """Also connections that end with this reply (`Connection: close`), as each holds what is unsent in memory."""
     first, downloading = connect_client()
-    answer(first, downloading, 8 * MIB)
+    answer(first, downloading, 8 * MIB, closing)
     _, silent = connect_client()
     second, other = connect_client()
     assert (downloading.closed, silent.closed) == (False, True)
-    answer(second, other, 8 * MIB)
+    answer(second, other, 8 * MIB, closing)
     _, newest = connect_client()
     assert (downloading.closed, other.closed, newest.closed) == (True, False, False), "there must be an end"
 
 
+def test_connections_that_end_with_a_reply_that_was_taken_do_not_count(connect_client: Any) -> None:
+    _, silent = connect_client()
+    for _ in range(3):
+        connection, client = connect_client()
+        answer(connection, client, 0, closing=True)
+    assert not silent.closed
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="this system has no such limit")
 def test_the_system_takes_only_little_of_a_reply_so_that_it_is_seen_what_a_client_takes() -> None:
     with closing(listen_at("127.0.0.1", 0)) as listener, closing(connect(listener.getsockname()[1])):
         server, _ = listener.accept()
         with closing(server):
-            assert server.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == 2**17
+            assert server.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == 2**14
+
+
+def test_a_system_that_refuses_this_limit_is_listened_at_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing(socket.socket):
+        def setsockopt(self, level: int, option: int, value: Any) -> None:  # type: ignore[override]
+            if level == socket.IPPROTO_TCP:
+                raise OSError(92, "Protocol not available")
+            super().setsockopt(level, option, value)
+
+    monkeypatch.setattr(socket, "socket", Refusing)
+    with closing(listen_at("127.0.0.1", 0)) as listener:
+        assert isinstance(listener, Refusing) and listener.getsockname()[1]
 
 
 def test_requests_that_have_arrived_are_answered_when_the_server_stops() -> None:

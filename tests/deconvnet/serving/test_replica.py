@@ -145,10 +145,11 @@ def test_a_version_that_is_dropped_while_it_is_loaded_does_not_stay() -> None:
 class Broadcast:
     """The response of a handle to a broadcast: results, or an error."""
 
-    def __init__(self, found: list[Any] | Exception) -> None:
-        self.found = found
+    def __init__(self, found: list[Any] | Exception, timeouts: list[float]) -> None:
+        self.found, self.timeouts = found, timeouts
 
     def results(self, timeout_s: float) -> list[Any]:
+        self.timeouts.append(timeout_s)
         if isinstance(self.found, Exception):
             raise self.found
         return self.found
@@ -158,11 +159,11 @@ class Handle:
     """A handle whose broadcasts have these responses, one after the other."""
 
     def __init__(self, *responses: list[Any] | Exception) -> None:
-        self.responses, self.calls = list(responses), []
+        self.responses, self.calls, self.timeouts = list(responses), [], []
 
     def broadcast(self, method: str, argument: Any) -> Broadcast:
         self.calls.append(method)
-        return Broadcast(self.responses.pop(0) if len(self.responses) > 1 else self.responses[0])
+        return Broadcast(self.responses.pop(0) if len(self.responses) > 1 else self.responses[0], self.timeouts)
 
 
 MODEL = LoadedModel(V1, CLASSES, True)
@@ -202,6 +203,7 @@ def test_a_model_that_can_not_be_loaded_is_reported_at_once_and_replicas_that_fa
         found.load(V1)
     assert no_pauses == [0.0] and not found.loaded
     assert handle.calls == ["load", "drop"], "other replicas may have loaded it"
+    assert handle.timeouts[1] <= 10 < 600 < handle.timeouts[0], "those that are still loading it drop it later"
     with pytest.raises(UserError, match="the replicas fail: no replica yet"):
         Replicas(Handle(errors()[0]()), 1).load(V1)
     assert no_pauses[0] > 20

@@ -41,6 +41,12 @@ def test_one_of_several_conditional_writers_succeeds(any_folder, kind):
         assert storage.read_bytes(uri) == b"%d" % won.index(True)
 
 
+@pytest.mark.parametrize(("name", "guard"), [("workspace.lock", ".workspace.lock.guard"), ("x" * 240, f".{'x' * 240}.guard")])
+def test_versions_of_the_program_that_share_a_disk_use_the_same_guard_file(tmp_path, name, guard):
+    with storage.one_process_at_a_time(tmp_path / name):
+        assert [file.name for file in tmp_path.iterdir()] == [guard]
+
+
 def test_the_guard_file_of_a_change_may_be_deleted_meanwhile(tmp_path):
     with storage.one_process_at_a_time(tmp_path / "file"):
         (guard,) = tmp_path.iterdir()

@@ -138,7 +138,7 @@ def test_a_url_that_is_none_is_refused_without_its_query(url):
             pytest.fail("fetched")
 
     message = message_of(fetch)
-    assert message.startswith(f"{url} is not a valid URL") and "hush" not in message.removeprefix(url)
+    assert message.startswith(f"{url.partition('?')[0]} is not a valid URL") and "hush" not in message
 
 
 def test_a_download_that_ends_too_early_is_refused():

@@ -187,13 +187,22 @@ ROBOFLOW = [
 
 def test_a_category_that_only_groups_others_is_no_class(tmp_path):
     dataset = read(tmp_path, [{"segmentation": [SQUARE], "category_id": 2}], categories=ROBOFLOW)
-    assert dataset.classes == ("background", "cat", "dog", "person") and "objects is no class" in dataset.notes[0]
+    assert dataset.classes == ("background", "cat", "dog", "person") and dataset.notes[0].endswith(
+        "as supercategory: objects (--classes can name them)"
+    )
     assert (dataset.entries[0].load().class_mask == 2).sum() == 400
     annotations = [{"segmentation": [SQUARE], "category_id": 0}, {"segmentation": [SMALL], "category_id": "1"}]
     used = read(tmp_path, annotations, categories=ROBOFLOW)
     assert used.classes == ("background", "objects", "cat", "dog", "person") and not used.notes
     named = read(tmp_path, annotations[1:], categories=ROBOFLOW, classes=("objects", "cat"))
     assert named.classes == ("background", "objects", "cat") and (named.entries[0].load().class_mask == 2).sum() == 50
+
+
+@pytest.mark.parametrize(("name", "fold_case"), [("objects", False), ("Objects", True)])
+def test_a_category_that_only_groups_others_may_be_the_background(tmp_path, name, fold_case):
+    dog = {"segmentation": [SQUARE], "category_id": 2}
+    dataset = read(tmp_path, [dog], categories=ROBOFLOW, background=name, fold_case=fold_case)
+    assert dataset.classes == ("background", "cat", "dog", "person") and dataset.notes == ["objects is the background"]
 
 
 def test_boxes_are_objects_if_the_user_wants_them(tmp_path):

@@ -5,6 +5,7 @@ import pytest
 
 from deconvnet.datasets.formats.cvat import read_cvat
 from deconvnet.datasets.importing.dataset import AnnotationSource, ImportRules
+from deconvnet.datasets.importing.train_val_split import split_images
 from infra.errors import UserError
 from tests.deconvnet.datasets.formats.inputs import (
     HEIGHT,
@@ -189,24 +190,46 @@ def test_frames_of_a_video_are_named_without_suffix(tmp_path):
     np.testing.assert_array_equal(dataset.entries[0].load().class_mask, scene_mask())
 
 
-def test_subsets_of_a_project_are_splits_and_test_is_left_out(tmp_path):
+def test_subsets_of_a_project_are_splits_and_test_is_left_out_unless_it_is_listed(tmp_path):
+    """Images of one name have the same ids whether test is left out or not, and if the file has only the first of them."""
     entries = [image("a.jpg", SCENE, "Train"), image("a.jpg", polygon("ball", SQUARE), "Validation")]
     entries += [image("b.jpg", SCENE, "Train"), image("b.jpg", SCENE, "Test"), image("c.jpg", SCENE, "default")]
     files = ["Train/a.jpg", "Validation/a.jpg", "Train/b.jpg", "Test/b.jpg", "default/c.jpg"]
     dataset = read_images(tmp_path, entries, *files)
     assert found(dataset) == {
-        "Train_a": ("train", "Train/a.jpg"),
+        "a": ("train", "Train/a.jpg"),
         "Validation_a": ("val", "Validation/a.jpg"),
         "b": ("train", "Train/b.jpg"),
+        "Test_b": ("test", "Test/b.jpg"),
         "c": (None, "default/c.jpg"),
     }
+    first = read_images(tmp_path, [entries[0], entries[2], *entries[4:]], *files)
+    assert {image_id: file for image_id, (_, file) in found(first).items()}.items() <= {
+        image_id: file for image_id, (_, file) in found(dataset).items()
+    }.items()
     assert (dataset.entries[1].load().class_mask == 2).sum() == 15 * 12 and not dataset.rejects
-    assert any(note.endswith("1 images of the subset Test are left out") for note in dataset.notes)
+    splits = {"a": "train", "Validation_a": "val", "b": "train", "c": "train"}
+    assert split_images(dataset) == splits and dataset.notes[-1] == "1 images that belong to test are left out, such as Test_b"
+    assert split_images(dataset, val_list=["Test/b.jpg", "Train/a.jpg"]) == {
+        **dict.fromkeys(("Validation_a", "b", "c"), "train"),
+        **dict.fromkeys(("Test_b", "a"), "val"),
+    }
+    assert split_images(dataset, ["default/c.jpg"], ["Test/b.jpg"]) == {"c": "train", "Test_b": "val"} and not dataset.rejects
+
+
+def test_images_of_the_subset_test_that_are_not_there_are_no_rejects(tmp_path):
+    entries = [image("a.jpg", SCENE, "Train"), image("b.jpg", SCENE, "Validation"), image("c.jpg", SCENE, "Test")]
+    dataset = read_images(tmp_path, [*entries, image("d.jpg", SCENE, "Test")], "Train/a.jpg", "Validation/b.jpg", "Test/d.jpg")
+    assert list(found(dataset)) == ["a", "b", "d"] and not dataset.rejects
+    assert dataset.notes[-1].endswith("1 images of the subset Test are missing, or in the file twice")
 
 
 def test_without_train_and_val_subsets_say_no_split(tmp_path):
     entries = [image("a.jpg", SCENE, "Train"), image("b.jpg", SCENE, "Test")]
-    assert found(read_images(tmp_path, entries, "a.jpg", "b.jpg")) == {"a": (None, "a.jpg")}  # of one folder
+    assert found(read_images(tmp_path, entries, "a.jpg", "b.jpg")) == {
+        "a": (None, "a.jpg"),  # of one folder
+        "b": ("test", "b.jpg"),
+    }
     test_alone = read_images(tmp_path, entries[1:], "b.jpg")
     assert found(test_alone) == {"b": (None, "b.jpg")} and not test_alone.notes
     assert {split for split, _ in found(read_images(tmp_path, entries, split="val")).values()} == {"val"}

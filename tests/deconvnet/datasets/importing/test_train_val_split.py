@@ -75,6 +75,22 @@ def test_lists_overrule_the_splits_of_the_source():
     assert split_images(dataset, val_list=["p1"]) == {"p0": "train", "p1": "val", "p2": "train"}
 
 
+def test_images_of_test_are_used_only_if_they_are_listed():
+    """An unlisted one must not be trained on, although the other unlisted images are."""
+    dataset = make_dataset(3)
+    for name in ("t0", "t1"):
+        dataset.add(f"{name}.jpg", f"/src/{name}.json", "test", lambda: None)
+    assert split_images(dataset, val_list=["t1", "p0"]) == {"t1": "val", "p0": "val", "p1": "train", "p2": "train"}
+    assert dataset.notes == ["1 images that belong to test are left out, such as t0"]
+    assert split_images(dataset, ["p0"], ["t0"]) == {"p0": "train", "t0": "val"}
+    assert dataset.notes[1:] == [
+        "2 annotated images are in neither list and are left out",
+        "1 images that belong to test are left out, such as t1",
+    ]
+    drawn = split_images(dataset)
+    assert drawn.keys() == {"p0", "p1", "p2"} and {*drawn.values()} == {"train", "val"}, "test says nothing of the others"
+
+
 def test_a_list_in_another_encoding_is_read_by_its_name_or_refused(tmp_path):
     (tmp_path / "val.txt").write_bytes("裂缝_1.jpg\n裂缝_2.jpg\n".encode("gbk"))
     with pytest.raises(UserError, match=r"--val_list .*val\.txt can't be read: byte 0 .*--encoding"):
