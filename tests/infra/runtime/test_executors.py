@@ -209,7 +209,7 @@ import time
 from infra.runtime.local_executor import LocalExecutor
 
 def begin(index, unit):
-    print("begun\n", end="", flush=True)  # in one system call, as two processes write
+    print("begun\\n", end="", flush=True)  # in one system call, as two processes write
     time.sleep(600)
 
 if __name__ == "__main__":
