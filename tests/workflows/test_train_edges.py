@@ -68,6 +68,7 @@ def test_in_a_workspace_of_trained_networks_no_version_of_a_table_is_deleted(mad
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_two_workers_on_ray_make_the_same_file_as_one_process(workspace, tmp_path, on_session_ray):
     train_edges.main(["--workspace", str(tmp_path / "two"), *TINY])
     assert (tmp_path / "two/edges.yml.gz").read_bytes() == (workspace[0] / "edges.yml.gz").read_bytes()
