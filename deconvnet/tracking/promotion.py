@@ -24,7 +24,7 @@ from deconvnet.tracking.registry import (
     update_model_description,
 )
 from deconvnet.tracking.texts.descriptions import truncated
-from infra.storage.lock import Lock
+from infra.storage.lock import Lock, check_held
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -165,7 +165,7 @@ def promote(
         UserError: if the registry does not accept the changes.
         Interrupted: if another run has taken the lock.
     """
-    _check(lock)
+    check_held(lock)
     new = challenger if decision.promoted or champion is None else champion
     foreign = model.foreign_version()
     with registry_client(model.store, model.name) as client:
@@ -183,7 +183,7 @@ def promote(
                 decision = Decision(False, f"{decision.reason}; but {meanwhile}")
         tags = _record(client, model.name, challenger, champion, decision)
         update_model_description(client, model.name)
-    _check(lock)
+    check_held(lock)
     run.set_tags({**tags, "champion": f"version {current}"})
     return current, decision
 
@@ -237,7 +237,7 @@ def _move_champion(
     Raises:
         Interrupted: if another run has taken the lock.
     """
-    _check(lock)
+    check_held(lock)
     current = aliases(model.store, model.name).get(CHAMPION)
     if current != expected:
         return current
@@ -259,9 +259,3 @@ def _move_champion(
         lock.check()
     record_move(client, model.name, current, version, why)
     return aliases(model.store, model.name).get(CHAMPION)
-
-
-def _check(lock: Lock) -> None:
-    """Read the workspace's lock file, and raise Interrupted if another run has taken the lock."""
-    lock.still_held()
-    lock.check()

@@ -289,7 +289,7 @@ def local_copy(uri: str) -> Iterator[Path]:
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="deconvnet-", ignore_cleanup_errors=True) as folder:
-        target = Path(folder) / Path(re.split("[?#]", uri)[0] if is_http(uri) else uri).name
+        target = Path(folder) / Path(_without_query(uri) if is_http(uri) else uri).name
         _download(uri, target)
         yield target
 
@@ -322,7 +322,13 @@ def _request(url: str, target: Path) -> None:
             shutil.copyfileobj(reply, file)
             announced = reply.headers.get("Content-Length")
     except (ValueError, http.client.InvalidURL):  # their texts may quote the query, which may be a signature
-        path = re.split("[?#]", url)[0]
-        raise UserError(f"{path} is not a valid URL; in URLs, a blank is written as %20, and é as %C3%A9") from None
+        raise UserError(
+            f"{_without_query(url)} is not a valid URL; in URLs, a blank is written as %20, and é as %C3%A9"
+        ) from None
     if announced and target.stat().st_size != int(announced):
         raise OSError(f"the connection ended after {target.stat().st_size:,} of {int(announced):,} bytes")
+
+
+def _without_query(url: str) -> str:
+    """Return an http(s) URL without its query and fragment. It need not be valid."""
+    return re.split("[?#]", url)[0]

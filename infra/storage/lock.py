@@ -178,6 +178,12 @@ class Lock:
             storage.exchange(self.uri, self._own_content(), replace(self._record, expires=0.0).to_bytes())
 
 
+def check_held(lock: Lock) -> None:
+    """Read the file of a lock, and raise Interrupted if another run has taken the lock."""
+    lock.still_held()
+    lock.check()
+
+
 @contextmanager
 def hold_lock(uri: str, holder: str, ttl_seconds: float = 600, try_again: Callable[[], bool] = lambda: False) -> Iterator[Lock]:
     """Hold a lock for the duration of a `with` statement. By default, if another run holds the lock, raise an error.

@@ -152,9 +152,8 @@ def _prune_generations(pipeline: Retraining) -> None:
 def _measure_results(pipeline: Retraining, metrics: RunMetrics) -> None:
     """Give the mean IoU of the new model and of the champion before it, and the rejects by reason, to the metrics."""
     for role, report in (("champion", CHAMPION_RESULTS), ("challenger", ("results.json",))):
-        rows = storage.read_json(pipeline.report(*report)).get(
-            "rows"
-        )  # not of a first champion, or of one that can't be compared
+        # A first champion, or one that can't be compared, has no rows.
+        rows = storage.read_json(pipeline.report(*report)).get("rows")
         if rows and (value := rows[DECISIVE_RESULT]["mean_iou"]) is not None:
             metrics.update(run_metrics.MEAN_IOU, value, role=role)
     found = Counter((row["stage"], row["reason"]) for row in tables.iter_rows(pipeline.uri("rejects"), ["stage", "reason"]))

@@ -16,7 +16,7 @@ from deconvnet.tracking.store import tracking_uri
 from infra.errors import Interrupted
 from infra.runtime import open_executor
 from infra.runtime.stages import Record, Stage, Stages
-from infra.storage.lock import Lock
+from infra.storage.lock import Lock, check_held
 from workflows.cli import plan_text, settings_text
 from workflows.pipelines.workspace import Workspace, hold_workspace
 from workflows.settings import as_dict
@@ -190,8 +190,7 @@ class BasePipeline(Workspace):
     def check_locks(self) -> None:
         """Read the lock files. Raise Interrupted if another run has taken one of the locks."""
         for lock in self.locks:
-            lock.still_held()
-            lock.check()
+            check_held(lock)
 
     def _number(self, stage: Stage) -> int:
         """Return the position of a stage in the pipeline, counted from 1."""

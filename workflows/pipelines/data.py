@@ -91,7 +91,8 @@ class DataPipeline(PreparingPipeline):
         """Make a version of the table `proposals`, and log the recall of the boxes: the share of the annotated objects that they find.
 
         The recall is measured on the dev images, which are training images that are set aside for choosing settings. Of a table that had a
-        version before, only the parts that are new count. If this version exists already, because a run was killed after it had made it, all its parts count.
+        version before, only the parts that are new count. If this version exists already, because a run was killed after it had
+        made it, all its parts count.
 
         Args:
             fingerprint: digest of the stage's code version, settings and inputs. It is stored with the table.

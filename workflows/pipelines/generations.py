@@ -23,7 +23,7 @@ from infra import storage
 from infra.errors import UserError
 from infra.runtime.stages import read_record
 from infra.storage import tables
-from infra.storage.lock import Lock
+from infra.storage.lock import Lock, check_held
 from workflows.pipelines.workspace import MADE_BY, NAME_FORMAT, TAG, Workspace, is_generation
 
 FILE = "generation.json"
@@ -255,8 +255,7 @@ def prune_tables(workspace: str, champion: Mapping[str, str], lock: Lock) -> Non
         used[name].add(int(version))
     for name in MADE_BY:
         table = storage.join(workspace, name)
-        lock.still_held()
-        lock.check()
+        check_held(lock)
         if deleted := tables.prune(table, used[name]):
             kept = ", ".join(map(str, tables.kept_versions(table)))
             logger.info(f"  {name}: {deleted:,} files of unused versions were deleted; kept: {kept}")

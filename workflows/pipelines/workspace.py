@@ -80,8 +80,8 @@ def hold_workspace(
         minutes: time without a sign of life after which another command may take the lock over.
         held: locks that the caller holds already, which are those of workspaces around this one. The locks that this function
             takes are in the list, too, as long as they are held. If another command holds the lock of this workspace
-            although the caller holds an outer one, that command has probably lost the outer lock and is about to leave. Then this function waits for it, for
-            `minutes` at most.
+            although the caller holds an outer one, that command has probably lost the outer lock and is about to leave. Then this
+            function waits for it, for `minutes` at most.
         should_stop: called while waiting. Once it returns True, this function waits no longer.
         replace_lost_run: True to wait, if another command holds the lock, until that command renews it (then Locked is raised), or
             until the lock expires because the command was lost, for example with its machine (then the lock is taken).

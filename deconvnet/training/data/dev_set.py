@@ -38,8 +38,8 @@ def _counts(examples: Examples) -> np.ndarray:
 class DevSet:
     """A rank's share of the dev examples, on which the network is evaluated after each epoch.
 
-    At most `limit` examples of the table are used, and fewer if about `DEV_BYTES` would be exceeded. They are spread evenly over the table,
-    and divided among the ranks (training processes). They are kept in memory in their encoded form and decoded for each evaluation.
+    At most `limit` examples of the table are used, and fewer if about `DEV_BYTES` would be exceeded. They are spread
+    evenly over the table, and divided among the ranks (training processes). They are kept in memory in their encoded form and decoded for each evaluation.
     """
 
     def __init__(self, examples: Examples, rank: int = 0, workers: int = 1, limit: int = DEV_LIMIT, threads: int = 2) -> None:
