@@ -1,9 +1,6 @@
 """MLflow runs: what they hold, how they are resumed, and what happens while the store is away."""
 
 import json
-import shutil
-import sqlite3
-import time
 from pathlib import Path
 
 import pytest
@@ -13,8 +10,6 @@ from deconvnet.tracking.interface import read_histories
 from deconvnet.tracking.metric_spool import MetricSpool
 from deconvnet.tracking.mlflow_runs import MlflowTracker, flat_params
 from deconvnet.tracking.store import tracking_uri
-from infra.deploy.local.process import free_port
-from infra.deploy.local.servers import mlflow_server
 from infra.errors import Interrupted, UserError
 
 
@@ -161,6 +156,44 @@ def test_metrics_left_by_a_killed_driver_are_sent_by_the_resumed_run(tracker, tm
     assert history(tracker, run.run_id, "loss") == [(1, 2.0)]
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_finished_training_waits_longer_for_mlflow_than_a_failed_one_and_what_is_left_is_kept_or_lost(
+    tracker, tmp_path, monkeypatch, caplog, kept
+):
+    waited = []
+
+    def close(self, timeout):
+        self._abandoned.set()
+        self._closing.set()
+        waited.append(timeout)
+        return False
+
+    monkeypatch.setattr(mlflow_runs.SpoolDelivery, "close", close)
+    tracker.spool_uri = tracker.spool_uri if kept else None
+    with tracker.pipeline("p", {}) as run:
+        with run.training_metrics():
+            pass
+        with pytest.raises(ZeroDivisionError), run.training_metrics():
+            raise ZeroDivisionError
+    assert waited == [120, 10]
+    fate = f"kept in {tmp_path / 'spool'}" if kept else "lost"
+    assert caplog.messages == [f"MLflow did not take the last metrics of {run.run_id}; they are {fate}"] * 2
+
+
+def test_a_data_set_has_the_source_by_which_mlflow_finds_it(tracker):
+    expected = {
+        "/data/voc": ("local", {"uri": "/data/voc"}),
+        "s3://bucket/voc": ("s3", {"uri": "s3://bucket/voc"}),
+        "gs://bucket/voc": ("gs", {"uri": "gs://bucket/voc"}),
+        "https://host/voc.tar": ("http", {"url": "https://host/voc.tar"}),
+    }
+    with tracker.pipeline("p", {}) as run:
+        for name in expected:
+            run.log_dataset(name, "abc", name, {"train": 2})
+    seen = [each.dataset for each in tracker.client.get_run(run.run_id).inputs.dataset_inputs]
+    assert {each.name: (each.source_type, json.loads(each.source)) for each in seen} == expected
+
+
 def test_the_history_of_stages_is_that_of_the_newest_finished_run(tracker, tmp_path):
     with tracker.pipeline("p", {}) as parent:
         for fingerprint, loss in (("old", 9.0), ("new", 0.5)):
@@ -177,37 +210,3 @@ def test_the_history_of_stages_is_that_of_the_newest_finished_run(tracker, tmp_p
             run.log_metrics({"loss": 1.0})
         histories = read_histories(str(tmp_path), tracker.uri, parent.run_id, ["stage1", "stage2"], ["loss"])
     assert histories == {"stage1": {"loss": ([1, 2, 3], [0.5, 0.25, 0.5 / 3])}}
-
-
-def test_metrics_reported_while_the_server_is_down_arrive_later(tmp_path, monkeypatch, new_store, caplog):
-    """A real server: logs to it, is killed in the middle of a training, comes back, and gets every metric."""
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # so that the failure is seen soon
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-    shutil.copy(new_store, tmp_path / "server.db")
-    port = free_port()
-    with mlflow_server(tmp_path, port) as server:
-        tracker = MlflowTracker(server.url, "test", str(tmp_path / "spool"))
-        pipeline = tracker.pipeline("p", {"seed": 1})
-        parent = pipeline.__enter__()
-        stage = parent.stage("train")
-        run = stage.__enter__()
-        curves = run.training_metrics()
-        report = curves.__enter__()
-        report({"step": 1, "loss": 1.0})
-        run.log_bytes(b"hi", "a.txt")
-        server.kill()
-    for step in range(2, 6):
-        report({"step": step, "loss": 1.0})
-    while "MLflow can't be reached, metrics wait in" not in caplog.text:
-        time.sleep(0.05)
-    with pytest.raises(UserError, match="did not accept it"):
-        run.log_bytes(b"hi", "b.txt")
-    with mlflow_server(tmp_path, port) as server:
-        curves.__exit__(None, None, None)
-        stage.__exit__(None, None, None)
-        pipeline.__exit__(None, None, None)
-        assert [step for step, _ in history(tracker, run.run_id, "loss")] == [1, 2, 3, 4, 5]
-        assert tracker.client.get_run(run.run_id).info.status == "FINISHED"
-        server.kill()
-    with sqlite3.connect(tmp_path / "server.db") as database:
-        assert database.execute("select count(*) from runs where status != 'FINISHED'").fetchone() == (0,)

@@ -1,23 +1,23 @@
 """MLflow's pages in a real browser, with a real server on the store that our code writes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from deconvnet.reporting.report import render_report
 from deconvnet.tracking.champion.own_model import OwnModel
 from deconvnet.tracking.mlflow_runs import MlflowTracker
 from deconvnet.tracking.promotion import Decision, promote
 from deconvnet.tracking.registry import update_model_description
 from deconvnet.tracking.texts.descriptions import run_description, run_name, stage_description
-from infra.deploy.local.servers import mlflow_server
 from infra.storage.lock import hold_lock
 from tests.browser import Browser, browser, missing
-from tests.deconvnet.example_run import example_images, example_summary, grey_png
+from tests.deconvnet.example_run import example_summary, grey_png
+from tests.deconvnet.tracking.conftest import RunningMlflow
 from workflows.cli.output import TRAINING_PAGES
 
+pytestmark = pytest.mark.xdist_group("mlflow server")
 TABLE = "return [...document.querySelectorAll('tr')].map(r => r.innerText.split(/[\\t\\n]+/).map(t => t.trim()).join(' | '))"
 
 
@@ -32,19 +32,17 @@ class Seen:
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory, make_store: Callable[[Path], str]) -> Iterator[Seen]:
+def seen(tmp_path_factory: pytest.TempPathFactory, running_mlflow: RunningMlflow) -> Iterator[Seen]:
     if why := missing():
         pytest.skip(why)
     folder: Path = tmp_path_factory.mktemp("ui")
-    tracker = MlflowTracker(make_store(folder), "deconvnet")
+    tracker = MlflowTracker(running_mlflow.store, "deconvnet")
     with tracker.pipeline(run_name("voc", "/runs/mine", "2026-11-23"), {"seed": 1}, {"config": "voc"}) as parent:
         with parent.stage("evaluate", "f", title="7 evaluate") as child:
             child.describe(stage_description("evaluate", {}))
             child.log_metrics({"val.mean_iou.edeconvnet_crf": 0.6123})
         parent.describe(run_description(example_summary(), parent.run_id))
         parent.log_bytes(grey_png(), "report/comparison.png")
-        report = render_report(example_summary(images=example_images()))  # has a script, which sorts the images
-        parent.log_bytes(report.encode(), "report/index.html")
         parent.log_metrics({"val.mean_iou.edeconvnet_crf": 0.6123, "system/cpu_utilization_percentage": 50.0})
         tracker.client.create_registered_model("net")
         for figure in ("0.5", "0.6"):
@@ -54,8 +52,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory, make_store: Callable[[Path], 
         model = OwnModel(tracker.uri, "net", str(folder), "ours")
         with hold_lock(str(folder / "workspace.lock"), "retrain.py") as lock:
             promote(parent, model, 2, 1, Decision(True, "it is better"), lock)
-    with mlflow_server(folder / "server", store=tracker.uri) as server, browser(1400, 1000) as window:
-        yield Seen(server.url, window, tracker.experiment_id, parent.run_id)
+    with browser(1400, 1000) as window:
+        yield Seen(running_mlflow.url, window, tracker.experiment_id, parent.run_id)
 
 
 OF_MLFLOW = (
@@ -93,15 +91,6 @@ def test_a_runs_page_shows_the_results_and_the_image(seen: Seen) -> None:
     picture = "const i = [...document.images].find(i => i.src.includes('get-artifact')); return i && i.complete && i.naturalWidth"
     assert seen.window.wait(picture) == 1200
     assert "voc · mine · 2026-11-23" in seen.window.text() and "cats & dogs val" in seen.window.text()
-    no_faults(seen.window)
-
-
-def test_the_artifacts_show_the_image_and_the_report(seen: Seen) -> None:
-    go(seen, f"experiments/{seen.experiment}/runs/{seen.run}/artifacts/report/comparison.png")
-    wide = "return [...document.images].some(i => i.complete && i.naturalWidth == 1200)"
-    assert seen.window.wait(wide)
-    go(seen, f"experiments/{seen.experiment}/runs/{seen.run}/artifacts/report/index.html")
-    assert seen.window.wait("return document.querySelector('iframe') !== null")
     no_faults(seen.window)
 
 

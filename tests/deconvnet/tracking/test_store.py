@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -104,7 +104,7 @@ def test_a_server_of_an_older_version_is_refused_at_the_start(version, ok):
     """It would refuse the model in the last stage. A proxy in front of a server may hide the version."""
     kind = type("Kind", (Server,), {"version": version})
     with ThreadingHTTPServer(("127.0.0.1", 0), kind) as listener:
-        threading.Thread(target=listener.serve_forever, daemon=True).start()
+        threading.Thread(target=listener.serve_forever, args=(0.02,), daemon=True).start()
         try:
             with (
                 nullcontext()
@@ -168,6 +168,22 @@ sys.exit(sum(os.waitpid(child, 0)[1] != 0 for child in children))
 """
 
 
+def test_a_store_is_opened_by_one_process_at_a_time(tmp_path, make_store, monkeypatch):
+    log = []
+
+    @contextmanager
+    def alone(path):
+        log.append(path.name)
+        yield
+        log.append("end")
+
+    monkeypatch.setattr(store.storage, "one_process_at_a_time", alone)
+    monkeypatch.setattr("mlflow.MlflowClient.search_experiments", lambda *_, **__: log.append("asked"))
+    check_store(make_store(tmp_path / "w"))
+    assert log == ["mlflow.db", "asked", "end"]
+
+
+@pytest.mark.slow
 def test_processes_that_open_a_new_store_at_once_all_can(tmp_path):
     """MLflow's creation of the tables fails if another process has begun it."""
     command = [sys.executable, "-c", AT_ONCE, f"sqlite:///{tmp_path}/new/mlflow.db"]
