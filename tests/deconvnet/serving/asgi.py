@@ -1,6 +1,7 @@
 """Calling the server's application as a web server does, without one; and predictors that need no model."""
 
 import asyncio
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from deconvnet.datasets.palette import class_palette
+from deconvnet.serving.gate import Gate
 from deconvnet.serving.http import Answer, Reply, error_reply
+from deconvnet.serving.limits import Limits
 from deconvnet.serving.routing import LoadedModel
 from deconvnet.tracking.registry import Version
 from proposals.image_codec import encode_mask
@@ -19,6 +22,7 @@ FOREVER = None
 """In the chunks of a body: the client sends nothing more, and stays."""
 GONE = "gone"
 """In the chunks of a body: the client goes."""
+PHOTO = [b"a", b"photo"]
 
 
 def loaded(number: int | str, classes: tuple[str, ...] = CLASSES, name: str = "net") -> LoadedModel:
@@ -27,10 +31,16 @@ def loaded(number: int | str, classes: tuple[str, ...] = CLASSES, name: str = "n
 
 @dataclass
 class Predictors:
-    """Predicts the same mask for every image, except for text. While `open` is not set, it goes on predicting."""
+    """Predicts the same mask for every image, except for text. While `open` is not set, it goes on predicting.
+
+    Attributes:
+        calls: numbers of the versions that were asked, or of both that were compared.
+        options: `with_overlay` and `keep_mask` of each prediction.
+    """
 
     open: asyncio.Event = field(default_factory=asyncio.Event)
     calls: list[str] = field(default_factory=list)
+    options: list[tuple[bool, bool]] = field(default_factory=list)
     cancelled: int = 0
     different: float | Exception = 0.25
     error: Exception | None = None
@@ -42,6 +52,7 @@ class Predictors:
 
     async def predict(self, version: Version, data: bytes, with_overlay: bool, keep_mask: bool) -> Answer:
         self.calls.append(version.number)
+        self.options.append((with_overlay, keep_mask))
         try:
             await self.open.wait()
         except asyncio.CancelledError:
@@ -115,3 +126,20 @@ async def call(
     }
     await application(scope, receive, send)
     return received
+
+
+def made(predictors: Predictors | None = None, ready: bool = True, limits: Limits | None = None, **options: Any) -> Gate:
+    """A server with version 1, whose processes predict at once if they are `ready`."""
+    predictors = predictors or Predictors()
+    if ready:
+        predictors.open.set()
+    return Gate(predictors, loaded(1), limits or Limits(max_bytes=20_000), **options)
+
+
+def ask(gate: Gate, *arguments: Any, **named: Any) -> Received:
+    return asyncio.run(call(gate, *arguments, **named))
+
+
+def error(received: Received) -> str:
+    assert received.complete and received.headers["content-type"] == "application/json"
+    return json.loads(received.body)["error"]

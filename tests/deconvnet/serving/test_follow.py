@@ -137,13 +137,13 @@ def test_a_version_that_could_not_be_loaded_is_tried_again_after_pauses_that_gro
     server.want(2)
     server.replicas.missing = {"2"}
     tried = []
-    for second in range(0, 200, 10):
+    for second in range(0, 3000, 10):
         now[0], before = float(second), len(server.replicas.log)
         server.settle()
         tried += [second] * (len(server.replicas.log) - before)
-    assert tried == [0, 20, 60, 140]
+    assert tried == [0, 20, 60, 140, 300, 620, 1220, 1820, 2420], "at most ten minutes"
     server.replicas.missing.clear()
-    now[0] = 1000.0
+    now[0] = 4000.0
     assert server.settle() == ("2", None)
 
 
@@ -165,9 +165,11 @@ def test_a_challenger_is_followed_too(server: Server, moves: list, announced: tu
     assert (found, server.replicas.log) == (announced, log)
 
 
-def test_the_follower_goes_on_after_any_error(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_follower_goes_on_after_any_error_and_says_once_that_the_registry_is_away(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     follower = Follower(server.gate, server.replicas, server.find, 0)
-    stop, errors = threading.Event(), [UserError("no registry"), RuntimeError("a bug")]
+    stop, errors = threading.Event(), [*[UserError("no registry")] * 3, RuntimeError("a bug")]
 
     def step() -> bool:
         if errors:
@@ -180,6 +182,9 @@ def test_the_follower_goes_on_after_any_error(server: Server, monkeypatch: pytes
     thread.start()
     thread.join(30)
     assert not errors and not thread.is_alive()
+    warning, error = caplog.records
+    assert (warning.levelname, warning.getMessage()) == ("WARNING", "net version 1 goes on: no registry")
+    assert error.levelname == "ERROR" and error.exc_info and str(error.exc_info[1]) == "a bug"
 
 
 def test_the_challenger_is_the_alias_of_the_same_model() -> None:

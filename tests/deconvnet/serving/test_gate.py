@@ -1,10 +1,11 @@
-"""The application in front of the predicting processes: paths, limits, canary, shadow, and clients that go."""
+"""The application in front of the predicting processes: paths, limits, metrics, and clients that go."""
 
 import asyncio
+import itertools
 import json
-import logging
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,25 +18,7 @@ from deconvnet.serving import limits
 from deconvnet.serving.gate import Gate
 from deconvnet.serving.limits import Limits
 from deconvnet.serving.routing import LoadedModel
-from tests.deconvnet.serving.asgi import CLASSES, FOREVER, GONE, PNG, Predictors, Received, call, loaded
-
-PHOTO = [b"a", b"photo"]
-
-
-def made(predictors: Predictors | None = None, ready: bool = True, limits: Limits | None = None, **options: Any) -> Gate:
-    predictors = predictors or Predictors()
-    if ready:
-        predictors.open.set()
-    return Gate(predictors, loaded(1), limits or Limits(max_bytes=20_000), **options)
-
-
-def ask(gate: Gate, *arguments: Any, **named: Any) -> Received:
-    return asyncio.run(call(gate, *arguments, **named))
-
-
-def error(received: Received) -> str:
-    assert received.complete and received.headers["content-type"] == "application/json"
-    return json.loads(received.body)["error"]
+from tests.deconvnet.serving.asgi import CLASSES, FOREVER, GONE, PHOTO, PNG, Predictors, Received, ask, call, error, loaded, made
 
 
 def test_a_mask_is_passed_on_with_its_headers_and_the_version_that_made_it() -> None:
@@ -64,6 +47,17 @@ def test_page_health_version_and_metrics_are_answered_while_all_processes_are_bu
     assert b"net version 1" in found["/"].body and found["/"].headers["content-type"].startswith("text/html")
     assert json.loads(found["/version"].body)["version"] == "1"
     assert b"deconvnet_requests_waiting 1.0" in found["/metrics"].body
+    assert b"deconvnet_upload_bytes 6.0" in found["/metrics"].body
+
+
+def test_an_overlay_is_asked_for_and_the_page_has_the_colours_of_classes_without_a_background() -> None:
+    gate = Gate(predictors := Predictors(), replace(loaded(1), background=False), Limits())
+    predictors.open.set()
+    for query in ("overlay=1", ""):
+        assert ask(gate, body=PHOTO, query=query).status == 200
+    assert predictors.options == [(True, False), (False, False)]
+    shown = [b"rgb(0 0 0)" in ask(each, "GET", "/").body for each in (gate, made())]
+    assert shown == [False, True], "black is the colour of the background"
 
 
 def test_health_is_503_where_no_process_predicts() -> None:
@@ -128,13 +122,34 @@ def test_where_too_many_wait_more_are_refused_with_the_time_to_try_again() -> No
         waiting = [asyncio.ensure_future(call(gate, body=PHOTO)) for _ in range(2)]
         await predictors.asked(2)
         refused = await call(gate, body=PHOTO)
-        assert refused.status == 429 and "2 requests are waiting" in error(refused) and refused.headers["retry-after"] == "1"
+        assert refused.status == 429 and "2 requests are waiting" in error(refused)
         assert (await call(gate, "GET", "/healthz")).status == 200
         predictors.open.set()
         assert {each.status for each in await asyncio.gather(*waiting)} == {200}
         assert (await call(gate, body=PHOTO)).status == 200
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(("replicas", "answers", "seconds"), [(1, 0, "4"), (2, 0, "2"), (1, 5, "3")])
+def test_the_time_to_try_again_follows_the_latest_answers_and_the_number_of_processes(
+    replicas: int, answers: int, seconds: str
+) -> None:
+    """Eight requests wait. A prediction takes half a second, but before the first answer a second is assumed."""
+    gate = made(predictors := Predictors(), limits=Limits(max_waiting=8), replicas=replicas)
+
+    async def run() -> str:
+        for _ in range(answers):
+            await call(gate, body=PHOTO)
+        predictors.open.clear()
+        waiting = [asyncio.ensure_future(call(gate, body=PHOTO)) for _ in range(8)]
+        await predictors.asked(answers + 8)
+        refused = await call(gate, body=PHOTO)
+        predictors.open.set()
+        await asyncio.gather(*waiting)
+        return refused.headers["retry-after"]
+
+    assert asyncio.run(run()) == seconds
 
 
 def test_a_body_that_arrives_when_the_server_has_become_full_is_refused() -> None:
@@ -221,13 +236,16 @@ def test_a_reply_that_the_client_does_not_take_is_given_up() -> None:
     assert b'deconvnet_requests_total{code="499"} 1.0' in ask(gate, "GET", "/metrics").body
 
 
-def test_metrics_count_codes_durations_and_confidences() -> None:
+def test_metrics_count_codes_durations_and_confidences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock goes on by two seconds from the arrival of a request to the end of its prediction."""
+    monkeypatch.setattr(gates, "time", SimpleNamespace(perf_counter=itertools.count(0, 2).__next__))
     gate = made()
-    for body in ([b"photo"], [b"photo"], [b"text"]):
-        ask(gate, body=body)
+    timing = [ask(gate, body=body).headers["server-timing"] for body in ([b"photo"], [b"photo"], [b"text"])]
+    assert timing[1] == "wait;dur=1500.0, crf;dur=500.0"
     text = ask(gate, "GET", "/metrics").body.decode()
     assert 'deconvnet_requests_total{code="200"} 2.0' in text and 'deconvnet_requests_total{code="400"} 1.0' in text
-    assert "deconvnet_prediction_seconds_count 2.0" in text and 'deconvnet_confidence_sum{model="net",version="1"} 1.5' in text
+    assert "deconvnet_prediction_seconds_count 2.0" in text and "deconvnet_prediction_seconds_sum 4.0" in text
+    assert 'deconvnet_confidence_sum{model="net",version="1"} 1.5' in text
     assert "deconvnet_upload_bytes 0.0" in text
     assert (
         'deconvnet_boxes_sum{model="net",version="1"} 60.0' in text
@@ -264,102 +282,3 @@ def test_metrics_have_the_drift_of_the_versions_that_answer(monkeypatch: pytest.
     }
     assert drifts(second, answers=0) == {"confidence 2": confidence, "classes 2": classes}, "version 1 answers no longer"
     assert drifts(loaded(3), answers=4) == {}
-
-
-# A challenger.
-
-
-def test_a_canary_answers_its_share_and_both_are_counted() -> None:
-    gate = made(predictors := Predictors(), canary=0.25)
-    gate.routes.change(loaded(1).version, loaded(2).version)
-    gate.announce(loaded(1), loaded(2))
-    titles = [ask(gate, body=PHOTO).headers["x-model"][-1] for _ in range(8)]
-    assert "".join(titles) == "11121112" == "".join(predictors.calls)
-    said = json.loads(ask(gate, "GET", "/version").body)
-    assert said["canary"] == {"version": "2", "share": 0.25} and said["shadow"] is None
-    counted = {"mean_confidence": 0.75, "class_shares": {"background": 0.75, "cat": 0.25}}
-    assert said["answers"] == {"1": {"answers": 6, **counted}, "2": {"answers": 2, **counted}}
-
-
-def test_a_challenger_of_another_model_is_counted_on_its_own_though_its_number_is_the_same(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """`--challenger models:/other@champion`. All answers have a quarter of "cat", as net's predictions on val had."""
-    monkeypatch.setattr(drift, "ENOUGH_ANSWERS", 2)
-    statistics = [PredictionStatistics(40, {"background": b, "cat": 1 - b}, [0.6], [0.5, 0.5]) for b in (0.75, 0.5)]
-    net, other = (replace(loaded(3, name=name), statistics=each) for name, each in zip(("net", "other"), statistics, strict=True))
-    gate = Gate(Predictors(), net, Limits(max_bytes=20_000), canary=0.25, shadow=True)
-    gate._predictors.open.set()  # type: ignore[attr-defined]
-    gate.routes.change(net.version, other.version)
-    gate.announce(net, other)
-    titles = [ask(gate, body=PHOTO).headers["x-model"] for _ in range(8)]
-    assert titles == (["net version 3"] * 3 + ["other version 3"]) * 2
-    said = json.loads(ask(gate, "GET", "/version").body)
-    assert said["version"] == "3" and said["canary"]["version"] == said["shadow"]["version"] == "other version 3"
-    assert {name: counted["answers"] for name, counted in said["answers"].items()} == {"3": 6, "other version 3": 2}
-    text = ask(gate, "GET", "/metrics").body.decode()
-    for metric in ("confidence", "boxes"):
-        found = dict(re.findall(rf'^deconvnet_{metric}_count\{{model="(\w+)",version="3"\}} (\S+)$', text, re.MULTILINE))
-        assert found == {"net": "6.0", "other": "2.0"}
-    found = dict(re.findall(r'^deconvnet_drift_psi\{model="(\w+)",of="classes",version="3"\} (\S+)$', text, re.MULTILINE))
-    assert float(found["net"]) == 0 < 0.1 < float(found["other"])
-
-
-def shadowed(predictors: Predictors, replicas: int = 1) -> Gate:
-    gate = Gate(predictors, loaded(1), Limits(), replicas=replicas, shadow=True)
-    gate.routes.change(loaded(1).version, loaded(2).version)
-    gate.announce(loaded(1), loaded(2))
-    predictors.open.set()
-    return gate
-
-
-async def after_shadows(gate: Gate, bodies: int = 1) -> Received:
-    """Send images one after the other, and return the last reply, when the challenger has predicted too."""
-    for _ in range(bodies):
-        reply = await call(gate, body=PHOTO)
-        while gate._comparisons:
-            await asyncio.sleep(0)
-    return reply
-
-
-@pytest.mark.parametrize("different", [0.25, RuntimeError("out of memory")])
-def test_in_the_shadow_the_challenger_predicts_too_and_only_its_difference_is_logged(
-    different: float | Exception, caplog: pytest.LogCaptureFixture
-) -> None:
-    gate = shadowed(predictors := Predictors(different=different))
-    with caplog.at_level(logging.INFO):
-        reply = asyncio.run(after_shadows(gate, 2))
-    assert reply.status == 200 and reply.headers["x-model"] == "net version 1"
-    assert predictors.calls == ["1", "2 against 1"] * 2
-    said = json.loads(ask(gate, "GET", "/version").body)["shadow"]
-    if isinstance(different, float):
-        assert said == {"version": "2", "compared": 2, "skipped": 0, "failed": 0, "different_pixels": 0.25}
-        assert "net version 2 differs from net version 1 in 25.0 % of an image's pixels" in caplog.text
-    else:
-        assert said == {"version": "2", "compared": 0, "skipped": 0, "failed": 2} and "out of memory" in caplog.text
-
-
-def test_the_shadow_does_not_keep_a_process_from_answering(caplog: pytest.LogCaptureFixture) -> None:
-    gate = shadowed(predictors := Predictors())
-
-    async def run() -> None:
-        predictors.open.clear()
-        busy = [asyncio.ensure_future(call(gate, body=PHOTO)) for _ in range(3)]
-        await predictors.asked(3)
-        predictors.open.set()
-        await asyncio.gather(*busy)
-        while gate._comparisons:
-            await asyncio.sleep(0)
-
-    asyncio.run(run())
-    said = json.loads(ask(gate, "GET", "/version").body)["shadow"]
-    assert said["compared"] == 1 and said["skipped"] == 2
-
-
-def test_an_image_that_can_not_be_used_is_not_compared_and_another_challenger_is_counted_anew() -> None:
-    gate = shadowed(predictors := Predictors())
-    asyncio.run(after_shadows(gate))
-    ask(gate, body=[b"text"])
-    assert predictors.calls == ["1", "2 against 1", "1"]
-    gate.announce(loaded(1), loaded(3))
-    assert json.loads(ask(gate, "GET", "/version").body)["shadow"] == {"version": "3", "compared": 0, "skipped": 0, "failed": 0}

@@ -13,8 +13,6 @@ from deconvnet.datasets.overlay import overlay
 from deconvnet.datasets.palette import VOC_PALETTE
 from deconvnet.inference.saved_ensemble import Prediction, SavedEnsemble
 from deconvnet.serving import http
-from deconvnet.serving.ray_serve import check_installed, failure_reason
-from infra.errors import UserError
 from proposals.image_codec import encode_jpeg
 from tests.deconvnet.ensembles import EDGES, SEGMENT, prediction, random_image, save_networks
 
@@ -128,22 +126,6 @@ def test_the_page_names_model_and_classes_and_escapes_them() -> None:
 @pytest.mark.parametrize(("value", "meant"), [("1", True), ("true", True), ("YES", True), ("", False), ("0", False)])
 def test_overlay_is_parsed_as_yes_or_no(value: str, meant: bool) -> None:
     assert http.parse_overlay(value) is meant
-
-
-def test_a_missing_ray_serve_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "ray.serve", None)
-    with pytest.raises(UserError, match=r"Ray Serve is not installed; .*: pip install -c constraints\.txt -e '\.\[serve\]'"):
-        check_installed()
-
-
-def test_the_reason_of_a_failed_replica_is_its_last_exception() -> None:
-    report = """Deploying application deconvnet failed: Failed to update the deployments ['replica'].
-Traceback (most recent call last):
-  File "/x/registry.py", line 71, in fetch
-    raise UserError("models:/shapes/2 can't be fetched: no such file") from error
-infra.errors.UserError: models:/shapes/2 can't be fetched: no such file"""
-    assert failure_reason(report) == "models:/shapes/2 can't be fetched: no such file"
-    assert failure_reason("no room") == "no room"
 
 
 def test_the_registered_model_predicts_the_same_png(ensemble: SavedEnsemble) -> None:

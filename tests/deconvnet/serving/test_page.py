@@ -66,7 +66,7 @@ def page() -> Iterator[Browser]:
     if reason := missing():
         pytest.skip(reason)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     with browser() as window:
         window.open(f"http://127.0.0.1:{server.server_port}/")
         yield window

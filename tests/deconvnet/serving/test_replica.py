@@ -3,7 +3,6 @@
 import asyncio
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -11,18 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from deconvnet.evaluation.drift import STATISTICS_FILE, PredictionStatistics
 from deconvnet.inference.saved_ensemble import SavedEnsemble
-from deconvnet.serving import ray_serve
 from deconvnet.serving import replica as replicas
-from deconvnet.serving.ray_serve import Replicas
 from deconvnet.serving.replica import Replica, ServedModel
 from deconvnet.serving.routing import LoadedModel, different_pixels
 from deconvnet.tracking import registry
 from deconvnet.tracking.registry import Version
-from infra.errors import UserError
 from proposals.image_codec import encode_jpeg
 from tests.deconvnet.ensembles import CLASSES, EDGES, SEGMENT, random_image, save_networks
 from tests.deconvnet.ensembles import prediction as made_prediction
@@ -90,6 +87,17 @@ def test_a_replica_predicts_with_two_versions_and_drops_one(fetched: list[str], 
     asyncio.run(run())
 
 
+@pytest.mark.parametrize(("gpus", "device"), [(0.5, "cuda"), (0, "cpu")])
+def test_a_replica_uses_the_threads_and_the_device_of_its_size(gpus: float, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(registry, "fetch", lambda *given: None)
+    monkeypatch.setattr("deconvnet.inference.saved_ensemble.SavedEnsemble", lambda folder, *given: made.append(given))
+    replica = Replica(ServedModel(V1, "store", cpus=2, gpus=gpus, max_pixels=5000))
+    folder, _ = replica._fetch(V1)
+    folder.cleanup()
+    assert made == [(device, 5000)] and torch.get_num_threads() == 2
+
+
 def test_a_replica_that_was_restarted_loads_the_version_that_is_asked_for(fetched: list[str]) -> None:
     async def run() -> list[int]:
         replica = Replica(ServedModel(V1, "store", max_pixels=5000))
@@ -140,118 +148,3 @@ def test_a_version_that_is_dropped_while_it_is_loaded_does_not_stay() -> None:
 
     replica = asyncio.run(run())
     assert not replica.ensembles and not replica.folders
-
-
-class Broadcast:
-    """The response of a handle to a broadcast: results, or an error."""
-
-    def __init__(self, found: list[Any] | Exception, timeouts: list[float]) -> None:
-        self.found, self.timeouts = found, timeouts
-
-    def results(self, timeout_s: float) -> list[Any]:
-        self.timeouts.append(timeout_s)
-        if isinstance(self.found, Exception):
-            raise self.found
-        return self.found
-
-
-class Handle:
-    """A handle whose broadcasts have these responses, one after the other."""
-
-    def __init__(self, *responses: list[Any] | Exception) -> None:
-        self.responses, self.calls, self.timeouts = list(responses), [], []
-
-    def broadcast(self, method: str, argument: Any) -> Broadcast:
-        self.calls.append(method)
-        return Broadcast(self.responses.pop(0) if len(self.responses) > 1 else self.responses[0], self.timeouts)
-
-
-MODEL = LoadedModel(V1, CLASSES, True)
-
-
-@pytest.fixture
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A clock that goes on by the pauses only."""
-    now = [0.0]
-    clock = SimpleNamespace(sleep=lambda seconds: now.__setitem__(0, now[0] + seconds), monotonic=lambda: now[0])
-    monkeypatch.setattr(ray_serve, "time", clock)
-    return now
-
-
-def errors() -> list[Callable[[], Exception]]:
-    ray_exceptions = pytest.importorskip("ray.serve.exceptions", exc_type=ImportError)
-    return [lambda: ray_exceptions.RayServeException("no replica yet"), lambda: TimeoutError("no answer")]
-
-
-@pytest.mark.parametrize("error", [0, 1])
-def test_loading_waits_until_all_replicas_are_known(no_pauses: list[float], error: int) -> None:
-    handle = Handle(errors()[error](), [MODEL], [MODEL, MODEL])
-    found = Replicas(handle, 2)
-    assert found.load(V1) == MODEL and found.loaded == {V1: MODEL} and len(handle.calls) == 3
-
-
-def test_a_replica_that_stays_away_does_not_keep_the_others_from_serving(no_pauses: list[float]) -> None:
-    assert Replicas(Handle([MODEL]), 2).load(V1) == MODEL and no_pauses[0] > 20
-
-
-def test_a_model_that_can_not_be_loaded_is_reported_at_once_and_replicas_that_fail_after_a_while(no_pauses: list[float]) -> None:
-    outer = errors()[0]()
-    outer.__cause__ = UserError("models:/shapes/1 can't be fetched")
-    handle = Handle(outer)
-    found = Replicas(handle, 1)
-    with pytest.raises(UserError, match="models:/shapes/1 can't be fetched"):
-        found.load(V1)
-    assert no_pauses == [0.0] and not found.loaded
-    assert handle.calls == ["load", "drop"], "other replicas may have loaded it"
-    assert handle.timeouts[1] <= 10 < 600 < handle.timeouts[0], "those that are still loading it drop it later"
-    with pytest.raises(UserError, match="the replicas fail: no replica yet"):
-        Replicas(Handle(errors()[0]()), 1).load(V1)
-    assert no_pauses[0] > 20
-
-
-def test_dropping_never_fails(no_pauses: list[float]) -> None:
-    found = Replicas(Handle([MODEL], errors()[0]()), 1)
-    found.load(V1)
-    found.drop([V1])
-    assert not found.loaded
-
-
-def test_an_image_is_asked_for_once_more_where_its_replica_dies() -> None:
-    exceptions = pytest.importorskip("ray.exceptions")
-    results = [exceptions.RayActorError(), "answer"]
-
-    class Predict:
-        def remote(self, *given: Any) -> Any:
-            async def wait() -> Any:
-                if isinstance(result := results.pop(0), Exception):
-                    raise result
-                return result
-
-            return wait()
-
-    class OneMethod:
-        predict = Predict()
-
-    assert asyncio.run(Replicas(OneMethod(), 1).predict(V1, PHOTO, False, False)) == "answer"
-
-
-def test_a_call_that_is_given_up_is_cancelled_in_the_replica() -> None:
-    class Response:
-        cancelled = False
-
-        def cancel(self) -> None:
-            self.cancelled = True
-
-        def __await__(self) -> Any:
-            return asyncio.Event().wait().__await__()
-
-    async def run() -> bool:
-        response = Response()
-        task = asyncio.ensure_future(ray_serve._result(response))
-        await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        return response.cancelled
-
-    assert asyncio.run(run())

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from deconvnet.serving.listener import listening
-from tests.deconvnet.serving.test_gate import ask, made
+from tests.deconvnet.serving.asgi import ask, made
 from tests.infra.deploy.rendering import KUBERAY, built, needs_kubectl, pods, selects
 from workflows import cli
 from workflows.settings import CONFIGS, ServeSettings
