@@ -44,3 +44,14 @@ def test_images_without_proposals_find_nothing_and_damaged_masks_are_left_out(ex
     alone = measure_recall(others, other, "dev", executor, COUNTS, 1000)
     assert both.num_objects == 4 and alone.num_objects == 2
     np.testing.assert_allclose(both.at_iou(0.5), alone.at_iou(0.5) / 2)
+
+
+def test_parts_that_are_known_are_left_out(executor, images, rows, tmp_path):
+    images_uri, uri = images(rows, 4), str(tmp_path / "p")
+    names = [part.name for part in make_proposals(images_uri, uri, SEARCH, "p" * 16, executor).parts]
+    whole, first, others, none = (
+        measure_recall(images_uri, uri, "train", executor, COUNTS, 1000, known) for known in ((), names[2:], names[:2], names)
+    )
+    assert min(first.num_objects, others.num_objects) > 0 == none.num_objects
+    np.testing.assert_array_equal(first.histogram + others.histogram, whole.histogram)
+    assert first.num_objects + others.num_objects == whole.num_objects and (first.histogram != others.histogram).any()

@@ -179,24 +179,48 @@ def test_unpooling_shows_the_crop_of_the_largest_object(
     assert len(maps) == 10 and mask.shape == (32, 32) and whole.shape == (32, 32, 3)
 
 
-def test_examples_are_drawn_from_the_whole_table(tmp_path: Path) -> None:
+def test_examples_are_drawn_from_the_whole_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty crops in groups of four, of which two groups are drawn. The brightness of a crop is its number; 17 is of a window."""
     table = str(tmp_path / "t")
     rows = [
         {
             "image_id": f"{n}",
             "stage": 1,
             "box": [0.0, 0.0, 9.0, 9.0],
-            "class_ids": [1],
-            "iou": 1.0,
-            "image": encode_jpeg(np.zeros((36, 36, 3), np.uint8)),
+            "class_ids": [1, 2],
+            "iou": 0.0 if n == 17 else 1.0,
+            "image": encode_jpeg(np.full((36, 36, 3), 10 * n, np.uint8)),
             "mask": encode_mask(np.ones((36, 36), np.uint8)),
         }
-        for n in range(5)
+        for n in range(20)
     ]
-    part = tables.write_part(table, "f", 0, rows, schemas.EXAMPLES, rows_per_group=2)
-    tables.commit(table, "f", [part], {"repeats_by_class": {"1": 2}})
-    drawn = Image.open(io.BytesIO(gallery.draw_examples(table, ["background", "thing"], count=4)))
-    assert drawn.width == 1200 and drawn.height > 100
+    part = tables.write_part(table, "f", 0, rows, schemas.EXAMPLES, rows_per_group=4)
+    tables.commit(table, "f", [part], {"repeats_by_class": {"1": 2, "2": 3}})
+    drawn: list[Any] = []
+    monkeypatch.setattr("deconvnet.reporting.panels.example_crops", lambda *given: drawn.append(given) or b"")
+    gallery.draw_examples(table, CLASSES, count=8, background=False)
+    ((crops, classes, background),) = drawn
+    assert [round(float(crop.mean()) / 10) for _, crop, _ in crops] == [0, 1, 2, 3, 16, 17, 18, 19]
+    titles = ["other, IoU 1.00, ×3"] * 8
+    titles[5] = "other, window, ×3"
+    assert [title for title, _, _ in crops] == titles and all((mask == 1).all() for _, _, mask in crops)
+    assert classes == CLASSES and background is False
+
+
+def test_scenes_without_a_background_are_drawn_in_their_colours(
+    predictor: Predictor, uris: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[str, bool] = {}
+    monkeypatch.setattr(
+        "deconvnet.reporting.panels.comparison", lambda *_, background: found.update(comparison=background) or b""
+    )
+    for name in ("instances", "unpooling"):
+        monkeypatch.setattr(
+            f"deconvnet.reporting.panels.{name}", lambda *given, name=name: found.update({name: given[-1]}) or b""
+        )
+    scenes = Predictor(predictor.deconvnet, predictor.fcn8s, replace(predictor.options, background=False))
+    gallery.draw_gallery(scenes, *uris, CLASSES, {"c": dict.fromkeys(RESULTS, 0.5)})
+    assert found == {"comparison": False, "instances": False, "unpooling": False}
 
 
 def test_windows_come_first_where_predictions_are_shown_box_by_box(

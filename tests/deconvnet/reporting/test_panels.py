@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from deconvnet.datasets.palette import VOC_PALETTE
+from deconvnet.datasets.palette import VOC_PALETTE, class_palette
+from deconvnet.reporting import panels
 from deconvnet.reporting.figure import add_legend, new_figure, thumbnail
 from deconvnet.reporting.panels import COMPARED, ComparisonRow, comparison, example_crops, instances, unpooling
 from tests.deconvnet.png_pixels import area, pixels
@@ -49,7 +50,7 @@ def test_legend_names_present_classes_only():
 
 
 def test_comparison_accepts_missing_truth_and_extreme_shapes():
-    drawn = pixels(comparison([row(truth=None), row(1, 1), row(3000, 200), row(40, 900)], CLASSES))
+    drawn = pixels(comparison([row(1, 1), row(800, 60), row(40, 900, truth=None)], CLASSES))
     assert drawn.shape[1] == 1200 and drawn.shape[0] < 1600
 
 
@@ -66,6 +67,32 @@ def test_every_example_crop_is_shown():
     assert drawn.shape[1] == 1200
     for i in range(6):
         assert area(drawn, (10 * i + 50, 7, 9)) > 15_000
+
+
+def test_masks_and_legend_of_scenes_without_a_background_have_their_own_colours():
+    """Class 0 has VOC's colour of class 1 there, and nothing is black but texts."""
+    drawn = pixels(example_crops([("", np.full((80, 80, 3), 200, np.uint8), mask(80, 80, 1))] * 4, CLASSES, background=False))
+    first, second = class_palette(background=False)[:2]
+    assert area(drawn[:-40], first) == pytest.approx(15 * area(drawn[:-40], second), rel=0.1)
+    assert area(drawn[-40:], first) > 50 < area(drawn[-40:], second), "the legend"
+
+
+def test_every_figure_has_the_colours_of_scenes_without_a_background(monkeypatch):
+    found = []
+
+    def grid(cells, titles, classes, heads=(), palette=VOC_PALETTE):
+        found.append(palette)
+        return b""
+
+    monkeypatch.setattr(panels, "image_grid", grid)
+    image, class_ids = np.zeros((8, 8, 3), np.uint8), mask(8, 8, 1)
+    for background in (True, False):
+        comparison([row(8, 8)], CLASSES, background=background)
+        example_crops([("", image, class_ids)], CLASSES, background=background)
+        instances(image, class_ids, np.zeros((0, 4)), {0: class_ids}, CLASSES, background=background)
+        unpooling(image, {}, class_ids, CLASSES, background=background)
+        assert len(found) == 4 and all(np.array_equal(each, class_palette(background)) for each in found)
+        found.clear()
 
 
 def test_scores_are_written_above_their_masks():

@@ -1,35 +1,12 @@
 """BSDS500 is read with every annotator, and wrong folders or files give a user error."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from scipy.io import savemat
 
 from infra.errors import UserError
 from proposals.edges.bsds import bsds_files, read_bsds_image
-from proposals.image_codec import encode_jpeg
-
-
-def write(
-    folder: Path, image_id: str, annotators: list[tuple[np.ndarray, np.ndarray]], height: int = 20, width: int = 30
-) -> Path:
-    """Write an image and its annotations in BSDS500's layout; returns the path of the annotations."""
-    for kind in ("images", "groundTruth"):
-        (folder / kind / "val").mkdir(parents=True, exist_ok=True)
-    (folder / "images" / "val" / f"{image_id}.jpg").write_bytes(encode_jpeg(np.full((height, width, 3), (200, 90, 30), np.uint8)))
-    cells = np.empty((1, len(annotators)), object)
-    for i, (segmentation, boundaries) in enumerate(annotators):
-        cells[0, i] = {"Segmentation": segmentation, "Boundaries": boundaries}
-    path = folder / "groundTruth" / "val" / f"{image_id}.mat"
-    savemat(path, {"groundTruth": cells}, do_compression=True)
-    return path
-
-
-def drawing(column: int, height: int = 20, width: int = 30) -> tuple[np.ndarray, np.ndarray]:
-    """Two segments divided at a column: segmentation and boundaries."""
-    segmentation = np.where(np.arange(width) < column, 1, 2).astype(np.uint16)[None].repeat(height, axis=0)
-    return segmentation, (np.arange(width) == column).astype(np.uint8)[None].repeat(height, axis=0)
+from tests.proposals.edges.bsds_folder import drawing, write
 
 
 def test_images_are_ordered_by_id_and_have_every_annotator(tmp_path):
