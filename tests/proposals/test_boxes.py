@@ -56,14 +56,16 @@ def test_window_pixels_rounds_the_corner_and_the_sides(b, pixels):
     assert window_pixels(b) == pixels
 
 
+IMAGE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+PADDED = np.full((60 + 800, 80 + 800, 3), MEAN_RGB, np.uint8)
+PADDED[400:460, 400:480] = IMAGE
+
+
 @given(box)
 def test_a_crop_of_its_own_size_keeps_the_pixels(b):
-    image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     x1, y1, _, _ = window_pixels(b)
     square = (x1, y1, x1 + 40, y1 + 40)
-    padded = np.full((60 + 800, 80 + 800, 3), MEAN_RGB, np.uint8)
-    padded[400:460, 400:480] = image
-    np.testing.assert_array_equal(crop(image, square, 40), padded[y1 + 400 : y1 + 440, x1 + 400 : x1 + 440])
+    np.testing.assert_array_equal(crop(IMAGE, square, 40), PADDED[y1 + 400 : y1 + 440, x1 + 400 : x1 + 440])
 
 
 @pytest.mark.parametrize("b", [(-50, -50, -10, -10), (100, 0, 140, 40), (0, 90, 5, 95)])

@@ -179,7 +179,7 @@ def test_damaged_exif_is_refused_by_image_size_if_decoding_would_fail(rng: np.ra
     good = data(image, "JPEG", exif=exif)
     start = good.index(b"Exif")
     refused = 0
-    for _ in range(2000):
+    for _ in range(400):
         broken = bytearray(good)
         for index in rng.integers(start + 6, start + 32, size=4):
             broken[index] = rng.integers(256)
@@ -189,7 +189,7 @@ def test_damaged_exif_is_refused_by_image_size_if_decoding_would_fail(rng: np.ra
             refused += 1
             continue
         decode_image(bytes(broken))  # must not raise
-    assert refused
+    assert 20 < refused < 380
 
 
 @pytest.mark.parametrize(("tag", "other"), [(0x132, 0x128), (0x132, 0x11A), (0x11A, 0x132)])

@@ -1,7 +1,7 @@
 """Training a structured forest: that it sees what detection sees, here and in OpenCV, and finds the edges it was shown."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import cv2
@@ -15,6 +15,7 @@ from proposals.edges.training import forest
 from proposals.edges.training.forest import ForestOptions, Sample, sample_patches, train_tree
 
 SMALL = ForestOptions(trees=2, patches=3000, feature_share=0.1)
+SMALLER = ForestOptions(patches=1200, feature_share=0.05)
 
 
 def shapes(seed: int) -> Sample:
@@ -79,23 +80,22 @@ def test_a_forest_finds_the_edges_it_was_trained_on(trees, tmp_path):
     assert found[inside][boundary].mean() > 8 * found[inside][far].mean()
 
 
-def test_the_same_seed_gives_the_same_file(trees):
-    again = [train_tree(samples(), 8, SMALL, [0, index]) for index in range(2)]
-    assert encode_forest(trees) == encode_forest(again)
-    assert encode_forest(trees) != encode_forest([train_tree(samples(), 8, SMALL, [1, index]) for index in range(2)])
-
-
 OTHER_OPTIONS = {"patches": 900, "positives": 0.2, "feature_share": 0.04, "pairs": 8, "min_child": 30, "max_depth": 3}
 
 
 @pytest.fixture(scope="module")
 def default_tree() -> EdgeTree:
-    return train_tree(samples(4), 4, ForestOptions(patches=1200, feature_share=0.05), [0])
+    return train_tree(samples(4), 4, SMALLER, [0])
+
+
+def test_the_same_seed_gives_the_same_file(default_tree):
+    again, other = (train_tree(samples(4), 4, SMALLER, [seed]) for seed in (0, 1))
+    assert encode_forest([default_tree]) == encode_forest([again]) != encode_forest([other])
 
 
 @pytest.mark.parametrize("name", sorted({each.name for each in fields(ForestOptions)} - {"trees"}))
 def test_each_option_but_the_number_of_trees_changes_a_tree(default_tree, name):
-    options = ForestOptions(**{"patches": 1200, "feature_share": 0.05, name: OTHER_OPTIONS[name]})
+    options = replace(SMALLER, **{name: OTHER_OPTIONS[name]})
     assert encode_forest([train_tree(samples(4), 4, options, [0])]) != encode_forest([default_tree])
 
 

@@ -29,13 +29,12 @@ def check(image: np.ndarray, opencv: "cv2.ximgproc.StructuredEdgeDetection", for
     np.testing.assert_allclose(edges, opencv.detectEdges(image.astype(np.float32) / 255), atol=1e-5, rtol=0)
 
 
-def test_edges_of_real_images_are_those_of_opencv(voc_rows, opencv):
-    for row in voc_rows[:3]:
-        image = decode_image(row["image"])
-        check(np.ascontiguousarray(image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2]), opencv)
+def test_edges_of_a_real_image_are_those_of_opencv(voc_rows, opencv):
+    image = decode_image(voc_rows[0]["image"])
+    check(np.ascontiguousarray(image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2]), opencv)
 
 
-@pytest.mark.parametrize("shape", [(16, 16), (16, 200), (18, 34), (130, 64), (700, 900)])
+@pytest.mark.parametrize("shape", [(16, 16), (18, 34), (300, 420)])
 def test_edges_of_other_sizes_are_those_of_opencv(shape, voc_rows, opencv):
     check(cv2.resize(decode_image(voc_rows[1]["image"]), shape[::-1]), opencv)
 
@@ -111,15 +110,14 @@ def test_threads_do_not_disturb_each_other(voc_rows):
 
 
 def test_boxes_are_those_that_opencvs_edges_give(voc_rows, opencv, monkeypatch):
-    images = [decode_image(row["image"]) for row in voc_rows[3:5]]
-    ours = [edge_boxes(image) for image in images]
+    image = cv2.resize(decode_image(voc_rows[3]["image"]), (250, 190))
+    ours = edge_boxes(image)
+    assert len(ours[0]) > 100
     monkeypatch.setattr(
         "proposals.edges.structured_forest.evaluate_forest", lambda _, image: opencv.detectEdges(image.astype(np.float32) / 255)
     )
-    for image, (boxes, scores) in zip(images, ours, strict=True):
-        expected, expected_scores = edge_boxes(image)
-        np.testing.assert_array_equal(boxes, expected)
-        np.testing.assert_array_equal(scores, expected_scores)
+    for found, expected in zip(ours, edge_boxes(image), strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("shape", [(15, 15), (64, 65), (14, 64), (65, 64)])

@@ -34,21 +34,17 @@ def crops(uri: str) -> list:
     return [{**row, "class_id": class_id, "repeats": repeats[class_id]} for row, class_id in rarest_class]
 
 
-@pytest.mark.ray
-def test_tables_do_not_depend_on_the_number_of_parts(ray_executor, images, rows, tmp_path):
-    """One part is one task, so one CPU; five parts run on two CPUs."""
+def test_tables_do_not_depend_on_the_number_of_parts(executor, images, rows, tmp_path):
     made = {}
     for parts in (1, 5):
         images_uri, found = images(rows, parts), str(tmp_path / f"proposals-{parts}")
-        proposals = make_proposals(images_uri, found, SEARCH, "p" * 16, ray_executor)
+        proposals = make_proposals(images_uri, found, SEARCH, "p" * 16, executor)
         assert len(proposals.parts) == parts and proposals.rows == len(rows) and not proposals.rejects
         made[parts] = [content(found)]
         for stage in (1, 2):
             out = str(tmp_path / f"stage{stage}-{parts}")
             settings = ExampleSettings(max_per_image=9)
-            commit = mine_examples(
-                stage, images_uri, found, out, settings, 64, seed=3, fingerprint="e" * 16, executor=ray_executor
-            )
+            commit = mine_examples(stage, images_uri, found, out, settings, 64, seed=3, fingerprint="e" * 16, executor=executor)
             assert commit.extra["size"] == 71 and tables.read_commit(out) == commit
             made[parts] += [content(out), commit.extra]
     assert made[1] == made[5]
@@ -191,14 +187,15 @@ def test_a_missing_edge_model_is_a_user_error_before_any_work(executor, images, 
 
 
 def test_crops_of_real_images_have_the_classes_of_voc(executor, images, voc_rows, tmp_path):
-    uri, found = images(voc_rows, 2), str(tmp_path / "p")
+    uri, found = images(voc_rows[:2], 2), str(tmp_path / "p")
     make_proposals(uri, found, ProposalSettings(), "p" * 16, executor)
     easy = mine_examples(1, uri, None, str(tmp_path / "1"), ExampleSettings(), 64, fingerprint="e" * 16, executor=executor)
     hard = mine_examples(
         2, uri, found, str(tmp_path / "2"), ExampleSettings(max_per_image=30), 64, fingerprint="e" * 16, executor=executor
     )
-    assert easy.rows >= 6 and hard.rows >= 40
-    assert max(max(np.unique(decode_mask(m["mask"]))[:-1], default=0) for m in content(str(tmp_path / "2"))) <= 20
+    assert easy.rows >= 2 and hard.rows >= 15
+    for row in content(str(tmp_path / "2")):
+        assert set(np.unique(decode_mask(row["mask"])).tolist()) <= {*range(21), 255}
 
 
 def test_only_new_and_changed_images_are_searched_and_only_their_parts_are_made_again(executor, rows, tmp_path, monkeypatch):
