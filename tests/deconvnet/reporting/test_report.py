@@ -13,7 +13,7 @@ import pytest
 from deconvnet.reporting.report import render_report
 from deconvnet.reporting.run_summary import Rejects
 from tests.browser import Browser, browser, missing
-from tests.deconvnet.example_run import SCRIPT_TAG, example_images, example_summary, grey_png
+from tests.deconvnet.example_run import SCRIPT_TAG, example_images, example_results, example_summary, grey_png
 
 
 class Reader(HTMLParser):
@@ -159,10 +159,10 @@ def changed_images() -> list[dict[str, object]]:
 def test_the_images_of_a_retraining_are_side_by_side_largest_fall_first() -> None:
     comparison = {
         **{"rise": 0.0, "lower": 0, "upper": 0, "images": 3, "mean_iou": {"champion": 0.5, "challenger": 0.5}, "classes": []},
-        **{"boundary_f": {"champion": 0.4, "challenger": 0.5}, "images_gained": 1, "images_lost": 1, "images_equal": 1},
+        **{"boundary_f": {"champion": 0.4, "challenger": 0.5}, "images_gained": 3, "images_lost": 2, "images_equal": 1},
     }
     html = render_report(example_summary(against_champion=comparison, champion_images=changed_images(), decision="Not promoted."))
-    assert "Images by their own mean IoU: 1 gained, 1 lost, 1 as before." in html
+    assert "Images by their own mean IoU: 3 gained, 2 lost, 1 as before." in html
     assert "Their boundary F is 50.0 % on average, the champion's 40.0 %." in html.replace("&#39;", "'")
     read = Reader(html)
     start = next(i for i, row in enumerate(read.rows) if row[0] == "image")
@@ -198,6 +198,21 @@ def test_a_bar_shows_what_a_training_step_takes() -> None:
     legend = re.findall(r'key part(\d)"></span>([^<]*)', bar)
     assert legend == [("1", "waiting for data 4 %"), ("2", "forward and backward 80 %"), ("4", "optimiser 16 %")]
     assert 'id="steps"' not in render_report(example_summary(step_seconds={}))
+
+
+def test_a_bar_shows_how_long_a_stage_took_beside_the_longest() -> None:
+    html = render_report(example_summary(seconds={"prepare": 1875.0, "stage2": 7500.0}))
+    times = html[html.index('id="time"') : html.index('id="steps"')]
+    assert re.findall(r'<span style="width:([\d.]+)%">', times) == ["25.0", "100.0"]
+    assert 'id="time"' in render_report(example_summary(seconds={"prepare": 0.0})), "no time is no reason to fail"
+
+
+def test_the_report_says_how_far_probabilities_are_off_if_this_was_measured() -> None:
+    results = {**example_results(), "expected_calibration_error": 0.0456}
+    sentence = "are off by 4.6 points on average (expected calibration error)"
+    assert sentence in render_report(example_summary(results=results))
+    for unknown in (example_results(), {**results, "expected_calibration_error": None}):
+        assert "calibration" not in render_report(example_summary(results=unknown))
 
 
 def test_only_the_first_reasons_of_rejection_are_shown() -> None:

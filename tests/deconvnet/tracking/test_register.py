@@ -224,6 +224,19 @@ def test_a_missing_edge_model_is_a_user_error_and_nothing_is_registered(tracker,
     assert len(tracker.client.search_model_versions("name = 'shapes'")) == before
 
 
+@pytest.mark.parametrize("failure", [OSError("no space"), KeyboardInterrupt()])
+def test_a_model_whose_upload_fails_is_marked_failed_and_not_registered(tracker, folder, monkeypatch, failure):
+    def fail(*_):
+        raise failure
+
+    monkeypatch.setattr(register_module, "_copy_code", fail)
+    with pytest.raises((UserError, KeyboardInterrupt)), tracker.pipeline("p", {}) as run:
+        register(run, tracker.uri, "broken", ensemble_in(folder), RESULTS)
+    models = tracker.client.search_logged_models([tracker.experiment_id])
+    assert [model.status for model in models if model.source_run_id == run.run_id] == ["FAILED"]
+    assert not tracker.client.search_registered_models("name = 'broken'")
+
+
 @pytest.fixture
 def quick_upload(monkeypatch):
     """Models are registered without being written; returns the runs whose models were."""

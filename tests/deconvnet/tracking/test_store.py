@@ -259,6 +259,12 @@ def test_mlflows_errors_are_quoted_without_secrets(begin: str, uri: str) -> None
     assert "secret" not in said and said.startswith(begin) and said.endswith(" refused it")
 
 
+def test_a_registered_model_is_not_looked_up_where_tracking_is_switched_off() -> None:
+    """MLflow would look into a folder ./mlruns."""
+    with pytest.raises(UserError, match=r"^model models:/net@champion is a registered model, but tracking\.enabled is false"):
+        registry.find("models:/net@champion", "", "model")
+
+
 def test_a_full_disk_is_not_taken_for_a_model_of_another_program(tmp_path, monkeypatch) -> None:
     def full(folder: str, target: str) -> None:
         raise UserError(f"the disk of {target} is full")
