@@ -122,7 +122,7 @@ def new_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file of a new MLflow store (SQLite), to be copied: making one takes seconds."""
     from deconvnet.tracking.store import check_store
 
-    database = tmp_path_factory.mktemp("store") / "mlflow.db"
+    database = tmp_path_factory.mktemp("store") / "new/mlflow.db"
     check_store(f"sqlite:///{database}")
     return database
 

@@ -9,13 +9,7 @@ from deconvnet.tracking import mlflow_runs
 from deconvnet.tracking.interface import read_histories
 from deconvnet.tracking.metric_spool import MetricSpool
 from deconvnet.tracking.mlflow_runs import MlflowTracker, flat_params
-from deconvnet.tracking.store import tracking_uri
 from infra.errors import Interrupted, UserError
-
-
-def test_a_missing_sqlite_store_is_created(tmp_path):
-    MlflowTracker(tracking_uri(str(tmp_path / "new")), "test")
-    assert (tmp_path / "new/mlflow/mlflow.db").is_file()
 
 
 def test_nothing_is_written_to_the_current_directory(tracker, tmp_path):

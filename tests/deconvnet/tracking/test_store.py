@@ -3,11 +3,12 @@
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -166,6 +167,12 @@ for _ in range(4):
         os._exit(0)
 sys.exit(sum(os.waitpid(child, 0)[1] != 0 for child in children))
 """
+
+
+def test_a_missing_sqlite_store_and_its_folder_are_created(new_store):
+    """By `check_store` in the fixture, which takes seconds. The folder was not there, either."""
+    with closing(sqlite3.connect(new_store)) as database:
+        assert database.execute("select name from experiments").fetchall() == [("Default",)]
 
 
 def test_a_store_is_opened_by_one_process_at_a_time(tmp_path, make_store, monkeypatch):
