@@ -13,9 +13,9 @@ from proposals.settings import ForestSettings, ProposalSettings
     [
         (
             ProposalSettings,
-            {"edges": "forest", "edge_model": "mine.yml.gz"},
+            {"edges": "forest", "edge_model": "/mine.yml.gz"},
             {"edges": "gradient"},
-            r"proposals\.edge_model mine\.yml\.gz is not used with proposals\.edges gradient",
+            r"proposals\.edge_model /mine\.yml\.gz is not used with proposals\.edges gradient",
         ),
         (
             ForestSettings,

@@ -41,7 +41,7 @@ def test_metrics_reported_while_the_server_is_away_arrive_later(tmp_path, monkey
 
 
 def test_models_are_registered_on_a_tracking_server_and_fetched_from_it(tmp_path, monkeypatch, running_mlflow):
-    monkeypatch.setattr(register_module, "PACKAGES", ("infra",))  # each file of the code is a request
+    monkeypatch.setattr(register_module, "PACKAGES", ())  # each file of the code is a request
     save_networks(tmp_path)
     tracker = MlflowTracker(running_mlflow.url, "over http")
     _, number = register_ensemble(tracker, tmp_path)

@@ -46,7 +46,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory, running_mlflow: RunningMlflow
         parent.log_metrics({"val.mean_iou.edeconvnet_crf": 0.6123, "system/cpu_utilization_percentage": 50.0})
         tracker.client.create_registered_model("net")
         for figure in ("0.5", "0.6"):
-            tracker.client.create_model_version("net", f"file://{folder}/model", tags={"mean_iou.edeconvnet_crf": figure})
+            tags = {"mean_iou.edeconvnet_crf": figure, "workspace.id": "ours"}
+            tracker.client.create_model_version("net", f"file://{folder}/model", tags=tags)
         tracker.client.set_registered_model_alias("net", "challenger", "2")
         update_model_description(tracker.client, "net")
         model = OwnModel(tracker.uri, "net", str(folder), "ours")
