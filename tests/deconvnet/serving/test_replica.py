@@ -1,4 +1,4 @@
-"""A replica, as Ray Serve runs it: loading versions beside each other, predicting, comparing and dropping; and its caller."""
+"""A replica, as Ray Serve runs it: loading versions beside each other, predicting, comparing and dropping."""
 
 import asyncio
 import io
