@@ -68,8 +68,10 @@ build/azurite/node_modules/.bin/azurite-blob:
 test: lint
 	@$(BIN)/python -m pytest $(PARALLEL) --durations=15 -m "not slow and not cluster" $(ARGS)
 
+# Besides, the tests by Hypothesis try 30 times as many examples.
 test-slow: $(VENV)/.dev
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+	@DECONVNET_EXAMPLES=30 $(BIN)/python -m pytest -m "not slow and not ray and not cluster" $$(grep -rl "examples(" tests --include="test_*.py")
 
 test-cluster: $(VENV)/.dev
 	@$(BIN)/python -m pytest -m cluster $(ARGS)

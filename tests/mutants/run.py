@@ -63,6 +63,22 @@ PACKAGES = {
         "deconvnet/models/layers.py deconvnet/models/deconvnet.py deconvnet/models/fcn8s.py deconvnet/models/fusion.py",
         "tests/deconvnet/models/test_layers.py tests/deconvnet/models/test_networks.py tests/deconvnet/models/test_fusion.py",
     ),
+    "regions": (
+        "deconvnet/datasets/importing/regions.py deconvnet/datasets/importing/painting.py "
+        "deconvnet/datasets/importing/orientation.py",
+        "tests/deconvnet/datasets/importing/test_regions.py tests/deconvnet/datasets/importing/test_rle.py "
+        "tests/deconvnet/datasets/importing/test_painting.py tests/deconvnet/datasets/formats/test_exif_orientation.py "
+        "tests/deconvnet/datasets/formats/test_random_projects.py tests/deconvnet/datasets/formats/test_cvat.py",
+    ),
+    "objects": (
+        "deconvnet/datasets/objects.py deconvnet/datasets/splits.py",
+        "tests/deconvnet/datasets/test_objects.py tests/deconvnet/datasets/test_splits.py",
+    ),
+    "statistics": (
+        "deconvnet/datasets/validation/duplicates.py deconvnet/datasets/validation/image_statistics.py "
+        "deconvnet/datasets/validation/contact_sheet.py",
+        "tests/deconvnet/datasets/validation",
+    ),
     "stages": ("infra/runtime/stages.py", "tests/infra/runtime/test_stages.py"),
     "tables": (
         "infra/storage/tables/parts.py infra/storage/tables/versions.py",

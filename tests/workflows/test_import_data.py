@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from deconvnet.datasets import formats, voc
 from deconvnet.datasets.synthetic import write_dataset
+from deconvnet.datasets.validation import check, contact_sheet
 from infra.errors import UserError
 from proposals.image_codec import decode_mask, encode_mask
 from workflows import cli, import_data, train_pipeline
@@ -29,12 +31,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_sheets() -> Iterator[None]:
+    """Contact sheets are not drawn, as that takes longer than all the rest. One test draws its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(check, "draw_contact_sheet", lambda *_: b"sheet")
+        yield
+
+
 def arguments(data: Path, to: Path, *more: str) -> list[str]:
     images, masks = str(data / "JPEGImages"), str(data / "SegmentationClass")
     return ["--from", "masks", "--images", images, "--annotations", masks, "--to", str(to), *more]
 
 
-def test_a_folder_of_masks_becomes_a_data_set_to_train_on(data, tmp_path, capsys):
+def test_a_folder_of_masks_becomes_a_data_set_to_train_on(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(check, "draw_contact_sheet", contact_sheet.draw_contact_sheet)
     to = tmp_path / "my data"
     import_data.main(arguments(data, to, "--classes", CLASSES))
     said = capsys.readouterr().out
@@ -214,15 +225,23 @@ def test_annotations_that_become_no_objects_are_counted_and_too_many_stop_the_im
     assert (tmp_path / "to/rejects.csv").read_text().count("annotation,") == 2
 
 
-@pytest.fixture
-def mine(data, tmp_path) -> Path:
-    """The generated images as an imported data set without its last three images of train."""
-    lists = tmp_path / "lists"
+@pytest.fixture(scope="module")
+def imported(data, tmp_path_factory) -> Path:
+    """A folder with `mine` and its lists, to be copied."""
+    folder = tmp_path_factory.mktemp("imported")
+    lists = folder / "lists"
     lists.mkdir()
     for split, ids in (("train", voc.read_split(str(data), "train")[:5]), ("val", voc.read_split(str(data), "val"))):
         (lists / f"{split}.txt").write_text("\n".join(ids))
     given = ["--train_list", str(lists / "train.txt"), "--val_list", str(lists / "val.txt"), "--classes", CLASSES]
-    import_data.main(arguments(data, tmp_path / "mine", *given))
+    import_data.main(arguments(data, folder / "mine", *given))
+    return folder
+
+
+@pytest.fixture
+def mine(imported, tmp_path) -> Path:
+    """The generated images as an imported data set without its last three images of train."""
+    shutil.copytree(imported, tmp_path, dirs_exist_ok=True)
     return tmp_path / "mine"
 
 

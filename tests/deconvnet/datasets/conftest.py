@@ -52,13 +52,18 @@ class Layout:
         path.write_bytes(data)
 
 
-@pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    """A data set with four images in train and two in val."""
-    made = Layout(tmp_path / "voc")
+def make_layout(root: Path) -> Layout:
+    """Write a data set with four images in train and two in val."""
+    made = Layout(root)
     train, val = ["a", "b", "c", "d"], ["v", "w"]
     for image_id in train + val:
         made.annotated_image(image_id)
     made.split("train", train)
     made.split("val", val)
     return made
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    """A data set with four images in train and two in val."""
+    return make_layout(tmp_path / "voc")

@@ -1,5 +1,7 @@
 """Each setting of the data changes the `images` table, or what is refused."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from deconvnet.settings import DataSettings, GeneratedSettings
 from infra.errors import UserError
 from infra.runtime.local_executor import LocalExecutor
 from infra.storage import tables
-from tests.deconvnet.datasets.conftest import Layout
+from tests.deconvnet.datasets.conftest import Layout, make_layout
 
 GENERATED = {"root": None, "classes": ("background", "disc", "square", "triangle", "star", "hoop")}
 IMAGES = "ids splits sizes objects"
@@ -34,21 +36,36 @@ EFFECTS: dict[str, tuple[Any, dict[str, Any], str]] = {
 """For each setting another value, the settings beside which it has an effect, and what is different then."""
 
 
-@pytest.fixture
-def root(layout: Layout, tmp_path: Path) -> Path:
+Prepare = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set with a large image, an object of class 2, and a further split; beside it one without the image a."""
+    layout = make_layout(tmp_path_factory.mktemp("data") / "voc")
     layout.image("b", np.zeros((60, 60, 3), np.uint8))
     layout.mask("b", np.eye(60, dtype=np.uint8))
     layout.mask("c", np.eye(40, 60, dtype=np.uint8) * 2)
     for image_id in ("e", "f"):
         layout.annotated_image(image_id)
     layout.split("more", ["e", "f"])
-    other = Layout(tmp_path / "other")
+    other = Layout(layout.root.parent / "other")
     for image_id in "bcdvw":
         other.annotated_image(image_id)
     other.split("train", ["b", "c", "d"])
     other.split("val", ["v", "w"])
     return layout.root
+
+
+@pytest.fixture(scope="module")
+def prepare(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepare:
+    """`prepared` in a new folder, but each table once: many tests compare theirs with the same one."""
+
+    @cache
+    def make(changes: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+        return prepared(root, tmp_path_factory.mktemp("made"), dict(changes))
+
+    return lambda changes: make(tuple(sorted(changes.items())))
 
 
 def prepared(root: Path, folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
@@ -81,10 +98,8 @@ def test_every_setting_of_the_data_but_the_version_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize("name", EFFECTS)
-def test_a_setting_of_the_data_changes_what_it_should(root: Path, tmp_path: Path, name: str) -> None:
+def test_a_setting_of_the_data_changes_what_it_should(prepare: Prepare, name: str) -> None:
     value, beside, expected = EFFECTS[name]
-    before, after = (
-        prepared(root, tmp_path / folder, {**beside, **more}) for folder, more in (("before", {}), ("after", {name: value}))
-    )
+    before, after = prepare(beside), prepare({**beside, name: value})
     changed = {each for each in before.keys() | after.keys() if before.get(each) != after.get(each)}
     assert changed == set(expected.split())

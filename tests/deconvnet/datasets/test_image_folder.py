@@ -15,10 +15,11 @@ def make(folder: Path, *names: str) -> None:
 
 
 def test_images_are_found_in_all_folders_by_suffix_in_any_case(tmp_path: Path) -> None:
-    make(tmp_path, "z.jpg", "b/c/d.TIFF", "b/e.WebP", "b/a.b.png", "x.txt", ".h.jpg", ".cache/y.jpg", "b/._e.webp", "out/m.png")
+    make(tmp_path, "z.jpg", "b/c/d.TIFF", "b/e.WebP", "b/a.b.png", "x.txt", ".h.jpg", ".cache/y.jpg", "b/._e.webp")
+    make(tmp_path, "out/m.png", "out2/n.png")
     found = list_folder(str(tmp_path), leave_out=str(tmp_path / "out")).images
-    assert [p.name for p in found] == ["b/a.b.png", "b/c/d.TIFF", "b/e.WebP", "z.jpg"]
-    assert [p.stem for p in found] == ["b/a.b", "b/c/d", "b/e", "z"]
+    assert [p.name for p in found] == ["b/a.b.png", "b/c/d.TIFF", "b/e.WebP", "out2/n.png", "z.jpg"]
+    assert [p.stem for p in found] == ["b/a.b", "b/c/d", "b/e", "out2/n", "z"]
     assert not any(p.refused for p in found)
 
 

@@ -17,7 +17,7 @@ from proposals.image_notes import count_changes
 
 
 def settings_for(layout, **changes) -> DataSettings:
-    return DataSettings(root=str(layout.root), classes=("background", "thing", "other"), **{"max_rejects": 0.9, **changes})
+    return DataSettings(**{"root": str(layout.root), "classes": ("background", "thing", "other"), "max_rejects": 0.9, **changes})
 
 
 def run(settings, out, seed=0, fingerprint="f" * 64, previous=None):
@@ -104,6 +104,10 @@ def test_the_digest_changes_with_the_content(layout, tmp_path):
 def test_parts_are_bounded_in_count_and_bytes(layout, tmp_path, monkeypatch):
     monkeypatch.setattr(images_table, "_PER_PART", 4)
     assert [p.rows for p in run(settings_for(layout), tmp_path / "1").parts] == [4, 2]
+    sizes = [path.stat().st_size for path in (layout.root / "JPEGImages").iterdir()]
+    monkeypatch.setattr(images_table, "_PART_BYTES", 2 * max(sizes))
+    assert 3 * min(sizes) > 2 * max(sizes)
+    assert [p.rows for p in run(settings_for(layout), tmp_path / "two").parts] == [2, 2, 2]
     monkeypatch.setattr(images_table, "_PART_BYTES", 1)
     assert [p.rows for p in run(settings_for(layout), tmp_path / "2").parts] == [1] * 6
 
@@ -227,14 +231,18 @@ def test_an_id_that_is_listed_again_and_again_is_one_reject(layout, tmp_path):
     assert "more than once, on 100 lines" in made.rejects[2].reason
 
 
-def test_other_settings_make_other_parts_and_the_same_settings_find_the_earlier_ones(layout, tmp_path, read_files):
+@pytest.mark.parametrize(
+    "changes",
+    [{"max_pixels": 50_000_000}, {"classes": ("background", "thing", "other", "more")}, {"background": "none"}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_other_settings_make_other_parts_and_the_same_settings_find_the_earlier_ones(layout, tmp_path, read_files, changes):
     out = tmp_path / "images"
     first = run(settings_for(layout), out)
-    larger = settings_for(layout, max_pixels=50_000_000)
     read_files.clear()
-    other = run(larger, out, previous=first)
+    other = run(settings_for(layout, **changes), out, previous=first)
     assert len(read_files) == 6 and {part.name for part in other.parts}.isdisjoint(part.name for part in first.parts)
-    assert other.extra == first.extra, "with the same rows"
+    assert "max_pixels" not in changes or other.extra == first.extra, "with the same rows"
     read_files.clear()
     assert run(settings_for(layout), out, previous=other).parts == first.parts and not read_files
 
@@ -254,6 +262,11 @@ def test_the_fingerprint_changes_with_the_files_that_are_used_and_no_others(layo
     layout.mask("b", folder="SegmentationObject")
     seen.append(data_fingerprint(settings, root))
     assert len(set(seen)) == 5
+    layout.split("held", ["unused"])
+    tested = settings_for(layout, test_split="held")
+    before = data_fingerprint(tested, root)
+    os.utime(layout.root / "SegmentationClass/unused.png", ns=(1, 1))
+    assert data_fingerprint(tested, root) != before and data_fingerprint(settings, root) == seen[-1]
 
 
 def test_the_fingerprint_of_generated_data_is_that_of_its_settings():

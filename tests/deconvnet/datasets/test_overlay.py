@@ -28,6 +28,22 @@ def test_images_of_any_size_and_ids_without_a_name_are_painted(shape: tuple[int,
     np.testing.assert_array_equal(overlay(image, mask * 0, CLASSES), image)
 
 
+@pytest.mark.parametrize("corner", [np.s_[:12, :12], np.s_[-12:, -12:]])
+def test_a_name_that_would_cross_the_edge_is_moved_inside(corner: tuple[slice, slice]) -> None:
+    mask = np.zeros((120, 160), np.uint8)
+    mask[corner] = 1
+    white = overlay(np.zeros((120, 160, 3), np.uint8), mask, ("background", "a very long name")).min(axis=-1) > 200
+    rows, columns = np.nonzero(white)
+    assert np.ptp(columns) > 60 and columns.min() > 0 and columns.max() < 159 and rows.min() > 0 and rows.max() < 119
+
+
+def test_a_name_is_written_in_the_largest_piece_of_its_class() -> None:
+    mask = np.zeros((120, 160), np.uint8)
+    mask[5:15, 5:15], mask[60:100, 100:140] = 1, 1
+    rows, columns = np.nonzero(overlay(np.zeros((120, 160, 3), np.uint8), mask, CLASSES).min(axis=-1) > 200)
+    assert rows.size and rows.min() >= 60 and rows.max() < 100 and columns.min() >= 100 and columns.max() < 140
+
+
 def test_without_a_background_class_0_is_painted_and_named(rng: np.random.Generator) -> None:
     image, mask = rng.integers(0, 100, (120, 160, 3)).astype(np.uint8), np.zeros((120, 160), np.uint8)
     found, colour = overlay(image, mask, ("sky", "road"), background=False), class_palette(background=False)[0]

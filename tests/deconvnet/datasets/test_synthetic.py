@@ -13,7 +13,7 @@ from proposals.image_codec import decode_image, decode_mask
 
 @pytest.fixture(scope="module")
 def scenes():
-    return [generate(i, 0, 120, 160) for i in range(120)]
+    return [generate(i, 0, 120, 160) for i in range(40)]
 
 
 def test_an_image_depends_on_seed_and_index_alone():
@@ -34,7 +34,7 @@ def test_images_and_masks_have_their_shapes_types_and_ids(scenes):
 
 def test_images_have_all_classes_many_scales_overlaps_and_void_borders(scenes):
     seen = np.bincount(np.concatenate([np.unique(classes) for _, classes, _ in scenes]), minlength=256)
-    assert seen[1 : len(GENERATED_CLASSES)].min() > 20
+    assert seen[1 : len(GENERATED_CLASSES)].min() > 5
     sides, touching = [], 0
     for _, classes, ids in scenes:
         for object_id in set(np.unique(ids)) - {0, 255}:
@@ -45,7 +45,7 @@ def test_images_have_all_classes_many_scales_overlaps_and_void_borders(scenes):
         change = (classes[:, 1:] != classes[:, :-1]) & (classes[:, 1:] != 255) & (classes[:, :-1] != 255)
         assert not change.any()
     assert np.quantile(sides, 0.05) < 30 and np.quantile(sides, 0.95) > 85
-    assert touching > 20
+    assert touching > 10
     assert 0.02 < np.mean([classes == 255 for _, classes, _ in scenes]) < 0.15
 
 
@@ -56,7 +56,7 @@ def test_classes_can_not_be_told_by_colour_alone(scenes):
     colours, classes = (np.concatenate(each) for each in zip(*pixels, strict=True))
     means = np.stack([colours[classes == c].mean(axis=0) for c in range(count)])
     table = np.zeros((count, count), np.int64)
-    for index in range(60):
+    for index in range(30):
         image, classes, _ = generate(VAL_OFFSET + index, 0, 120, 160)
         nearest = ((image[:, :, None] - means) ** 2).sum(axis=3).argmin(axis=2)
         np.add.at(table, (classes[classes < count], nearest[classes < count]), 1)

@@ -116,6 +116,10 @@ def test_a_group_is_one_object(tmp_path):
     shapes = polygon("crate", SQUARE, more='group_id="7"') + polygon("crate", TRIANGLE, more='group_id="7"')
     objects = read(tmp_path, shapes).entries[0].load().object_mask
     assert objects[10, 10] == objects[30, 35] == 1
+    shapes = polygon("crate", SQUARE, more='group_id="7"') + polygon("ball", TRIANGLE, more='group_id="7"')
+    image = read(tmp_path, shapes).entries[0].load()
+    np.testing.assert_array_equal(image.class_mask, scene_mask())
+    assert set(np.unique(image.object_mask)) == {0, 1, 2}
 
 
 @pytest.mark.parametrize(
@@ -247,9 +251,7 @@ def test_images_that_are_not_there_are_rejected(tmp_path):
 
 
 def test_labels_in_another_encoding_are_read_by_its_name(tmp_path):
-    labels = "<labels><label><name>裂缝</name></label></labels>"
-    for rules in (ImportRules(encoding="gbk"), ImportRules()):
-        try:
-            assert read(tmp_path, polygon("裂缝", SQUARE), meta=labels, rules=rules, encoding="gbk").classes[1] == "裂缝"
-        except UserError as error:
-            assert rules.encoding is None and "annotations.xml" in str(error) and "--encoding" in str(error)
+    given = {"meta": "<labels><label><name>裂缝</name></label></labels>", "encoding": "gbk"}
+    assert read(tmp_path, polygon("裂缝", SQUARE), rules=ImportRules(encoding="gbk"), **given).classes[1] == "裂缝"
+    with pytest.raises(UserError, match=r"annotations\.xml .*--encoding"):
+        read(tmp_path, polygon("裂缝", SQUARE), **given)

@@ -6,16 +6,22 @@ import pytest
 from deconvnet.datasets.formats.kaggle import read_kaggle
 from deconvnet.datasets.importing.dataset import AnnotationSource, ImportRules
 from infra.errors import UserError
-from tests.deconvnet.datasets.formats.inputs import HEIGHT, WIDTH, rejection_reason, scene_mask, write_image, write_text
+from tests.deconvnet.datasets.formats.inputs import (
+    HEIGHT,
+    WIDTH,
+    rejection_reason,
+    scene_mask,
+    starts_and_lengths,
+    write_image,
+    write_text,
+)
 
 SCENE = scene_mask()
 
 
 def runs(mask, order="columns"):
-    """The run lengths of a bool mask."""
-    flat = np.concatenate([[False], (mask.T if order == "columns" else mask).ravel(), [False]])
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    return " ".join(f"{start} {end - start}" for start, end in edges.reshape(-1, 2))
+    """The run lengths of a bool mask, as text."""
+    return starts_and_lengths(mask.T if order == "columns" else mask)
 
 
 def read(folder, text, *images, **rules):

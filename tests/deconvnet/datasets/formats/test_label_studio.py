@@ -99,13 +99,6 @@ def test_without_it_images_are_named_by_their_tasks_or_refused(tmp_path):
         read(tmp_path)
 
 
-def test_a_control_with_a_hyphen_is_no_part_of_the_label(tmp_path):
-    write_image(tmp_path / "images/a.jpg")
-    write_scene(tmp_path / "masks", 1, control="my-brush")
-    write_text(tmp_path / "export.json", json.dumps([task(1, "a.jpg", control="my-brush")]))
-    check_scene(read(tmp_path), "a")
-
-
 def test_shapes_that_were_not_painted_are_counted(tmp_path):
     write_image(tmp_path / "images/a.jpg")
     write_scene(tmp_path / "masks", 1)

@@ -11,25 +11,13 @@ from deconvnet.datasets.importing.dataset import AnnotationSource, ImportRules
 from deconvnet.datasets.palette import VOC_CLASSES, VOC_PALETTE
 from infra.errors import UserError
 from tests.deconvnet.datasets.formats.inputs import HEIGHT, WIDTH, rejection_reason, write_image
+from tests.deconvnet.datasets.formats.inputs import read_mask_folder as read
 from tests.proposals.grey_png import grey_png
 
 IDS = np.zeros((HEIGHT, WIDTH), np.uint8)
 IDS[5:20, 5:20], IDS[20:35, 30:50], IDS[0] = 7, 11, 255
 COLOURS = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
 COLOURS[IDS == 7], COLOURS[IDS == 11] = (250, 50, 83), (51, 221, 255)
-
-
-def read(folder, *masks, table=None, suffix=".png", **rules):
-    """The data set of a folder with these masks (arrays or Pillow images) and an image for each."""
-    for number, mask in enumerate(masks):
-        write_image(folder / f"images/p{number}.jpg")
-        (folder / "masks").mkdir(exist_ok=True)
-        mask = mask if isinstance(mask, Image.Image) else Image.fromarray(mask)
-        mask.save(folder / f"masks/p{number}{rules.get('mask_suffix', '')}{suffix}")
-    if table:
-        (folder / "table.txt").write_text(table)
-        rules["class_table_uri"] = str(folder / "table.txt")
-    return read_masks([AnnotationSource(str(folder / "images"), str(folder / "masks"))], ImportRules(**rules))
 
 
 def class_mask(dataset):
@@ -179,6 +167,25 @@ def test_tables_of_two_folders_that_differ_are_refused(tmp_path):
         sources.append(AnnotationSource(str(tmp_path / split / "images"), str(tmp_path / split / "masks")))
     with pytest.raises(UserError, match="name different classes: name one by --table"):
         read_masks(sources, ImportRules())
+
+
+def test_two_folders_are_one_data_set_and_keep_their_splits(tmp_path):
+    sources = []
+    for split, name in (("train", "a"), ("val", "b")):
+        read(tmp_path / split, IDS if name == "a" else IDS[::-1])
+        for each in ("images/p0.jpg", "masks/p0.png"):
+            (tmp_path / split / each).rename(tmp_path / split / each.replace("p0", name))
+        sources.append(AnnotationSource(str(tmp_path / split / "images"), str(tmp_path / split / "masks"), split))
+    dataset = read_masks(sources, ImportRules())
+    assert {entry.image_id: entry.split for entry in dataset.entries} == {"a": "train", "b": "val"} and not dataset.rejects
+    for entry, ids in zip(dataset.entries, (IDS, IDS[::-1]), strict=True):
+        np.testing.assert_array_equal(entry.load().class_mask, np.select([ids == 7, ids == 11, ids == 255], [1, 2, 255]))
+
+
+def test_masks_and_images_larger_than_allowed_are_refused_or_rejected(tmp_path):
+    assert "larger than 300 pixels" in rejection_reason(read(tmp_path, IDS, table="road, 7\nball, 11\n", max_pixels=300))
+    with pytest.raises(UserError, match="larger than 300 pixels"):
+        read(tmp_path / "inferred", IDS, max_pixels=300)
 
 
 def test_images_and_masks_in_one_folder_are_told_apart_by_their_endings(tmp_path):

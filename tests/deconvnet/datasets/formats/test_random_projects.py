@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import zlib
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
@@ -14,7 +15,8 @@ from PIL import Image
 
 from deconvnet.datasets import formats
 from deconvnet.datasets.importing.dataset import AnnotationSource, ImportRules
-from tests.deconvnet.datasets.formats.inputs import write_image, write_text
+from infra.errors import BadInput
+from tests.deconvnet.datasets.formats.inputs import runs, starts_and_lengths, write_image, write_text
 
 FORMS = ("box", "polygon", "parts", "holes")
 CLASSES = ("crate", "größe & co", "ball-2")
@@ -109,12 +111,6 @@ def simple(shape: Shape) -> bool:
     return len(shape.parts) == 1 and not shape.holes
 
 
-def runs(mask: np.ndarray) -> list[int]:
-    """The run lengths of a mask: of background and object in turn."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask.ravel(), [False]]).astype(int)))
-    return np.diff([0, *edges, mask.size]).tolist()
-
-
 def write_yolo(scenes: list[Scene], folder: Path, rng: np.random.Generator) -> AnnotationSource:
     images, labels = [("images", "labels"), ("train/images", "train/labels"), ("images/train", "labels/train"), ("", "")][
         rng.integers(4)
@@ -184,11 +180,7 @@ def write_kaggle(scenes: list[Scene], folder: Path, rng: np.random.Generator) ->
         write_image(folder / f"images/{scene.name}.jpg", scene.size)
         nothing = np.zeros(scene.size[::-1], bool)
         for label, mask in [(shape.label, shape.mask) for shape in scene.objects] or [("crate", nothing)]:
-            lengths = runs(mask.T if column == "EncodedPixels" else mask)
-            starts = np.cumsum([0, *lengths])[1::2][: len(lengths) // 2] + 1
-            text = (
-                " ".join(f"{start} {length}" for start, length in zip(starts, lengths[1::2], strict=True)) if mask.any() else ""
-            )
+            text = starts_and_lengths(mask.T if column == "EncodedPixels" else mask)
             lines.append(f"{scene.name}{suffix},{label},{text}\n")
     write_text(folder / "t.csv", f"ImageId,class,{column}\n" + "".join(lines))
     return AnnotationSource(str(folder / "images"), str(folder / "t.csv"))
@@ -271,3 +263,36 @@ def test_imported_masks_are_the_truth(tmp_path, name, seed):
             found, truth = loaded[scene.name].class_mask, scene.truth(dataset.classes, in_layers)
             np.testing.assert_array_equal(np.where(unsure, truth, found), truth)
             assert unsure.mean() < 0.05
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_two_sources_are_one_data_set_and_keep_their_splits(tmp_path, name):
+    rng, sources, scenes = np.random.default_rng(7), [], {}
+    for split in ("train", "val"):
+        made = []
+        while len(made) < 3:
+            scene = Scene(rng, f"{split} {len(made)}", FORMS[:2])
+            if scene.objects:
+                made.append(scene)
+                del scene.objects[1:]  # nothing overlaps
+        sources.append(replace(WRITERS[name](made, tmp_path / split, rng), split=split))
+        scenes |= {scene.name: scene for scene in made}
+    dataset = formats.get_format(name).read(sources, ImportRules(boxes_void=False))
+    assert not dataset.rejects and len(dataset.entries) == 6
+    for entry in dataset.entries:
+        scene = scenes[entry.image_id.rpartition("_")[2]]
+        assert entry.split == scene.name.split()[0]
+        truth, [shape] = scene.truth(dataset.classes), scene.objects
+        np.testing.assert_array_equal(np.where(shape.unsure, truth, entry.load().class_mask), truth)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_images_larger_than_allowed_are_rejected(tmp_path, name):
+    rng = np.random.default_rng(3)
+    scenes = [Scene(rng, f"a{i}", FORMS[:1]) for i in range(4)]
+    assert any(scene.objects for scene in scenes)
+    dataset = formats.get_format(name).read([WRITERS[name](scenes, tmp_path, rng)], ImportRules(max_pixels=300))
+    assert dataset.entries
+    for entry in dataset.entries:
+        with pytest.raises(BadInput, match="larger than 300 pixels"):
+            entry.load()

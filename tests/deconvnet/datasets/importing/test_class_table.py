@@ -14,11 +14,8 @@ from infra.errors import UserError
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("road, 7\nroad\n", "line 2: 'road' is not a class and a value"),
         ("road, 7\nsky, 7", "line 2: the value 7 stands for two classes"),
-        ("road, 7\nsky, 1 2 3", "mixes ids and colours"),
         ("void, 7\n", "names no class"),
-        ("road, 300 0 0", "line 1"),
     ],
 )
 def test_a_table_that_makes_no_sense_is_refused(text, words):
@@ -114,15 +111,13 @@ def test_names_in_a_table_that_differ_by_case_alone_are_told_and_can_be_joined()
         ([{0: 9, 255: 9}], "crate", "background,crate", {0: 0, 255: 1}),
         ([{0: 9, 1: 9}], "crate", "background,crate", {0: 0, 1: 1}),
         ([{0: 9, 1: 9}], "null,crate", "background,crate", {0: 0, 1: 1}),
-        ([{0: 9, 1: 9, 2: 9}], "unlabeled,crate,ball", "background,crate,ball", {0: 255, 1: 1, 2: 2}),
+        ([{0: 1, 1: 9, 2: 9}], "unlabeled,crate,ball", "background,crate,ball", {0: 255, 1: 1, 2: 2}),
         ([{0: 9, 1: 9}], "crate,background", "background,crate", {0: 1, 1: 0}),
     ],
 )
 def test_names_of_classes_are_those_of_the_ids_from_0(found, names, classes, ids):
-    if names.startswith("unlabeled"):
-        found = [{0: 1, 1: 9, 2: 9}]
     table = infer_table(values(*found), ImportRules(classes=tuple(names.split(","))))
-    assert table.classes == tuple(classes.split(",")) and {**ids, **table.id_of_value} == {**table.id_of_value, **ids}
+    assert table.classes == tuple(classes.split(",")) and ids.items() <= table.id_of_value.items()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The classes of a data set: which are chosen, which is the background, and names that differ by case alone."""
+"""The classes of a data set: which are chosen, which is the background, and names that differ by case alone; names of images."""
 
 import pytest
 
@@ -70,3 +70,18 @@ def test_names_that_differ_in_blanks_or_unicode_form_are_told_and_joined():
     assert len(set(dataset.choose_classes(names, ImportRules()).values())) == 4
     assert [" differ by case, blanks or Unicode form alone" in note for note in dataset.notes] == [True, True]
     assert list(AnnotatedDataset().choose_classes(names, ImportRules(fold_case=True)).values()) == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("name", [" a.jpg", "a\n.jpg", "a .jpg"])
+def test_names_that_a_list_of_ids_can_not_hold_are_rejected(name):
+    dataset = AnnotatedDataset(("background", "cat"))
+    dataset.add(name, "f", None, lambda: None)
+    assert not dataset.entries and len(dataset.rejects) == 1
+
+
+def test_ids_of_classes_leave_255_to_void():
+    names = [f"c{i}" for i in range(255)]
+    dataset, ids = choose(names[:254])
+    assert dataset.classes[-1] == "c253" and ids["c253"] == 254
+    with pytest.raises(UserError, match="the annotations have 255 classes"):
+        choose(names)

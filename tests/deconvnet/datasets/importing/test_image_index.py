@@ -1,4 +1,4 @@
-"""Finding images by the names that annotations list, and numbers that are written as text."""
+"""Finding images by the names that annotations list."""
 
 import unicodedata
 import urllib.parse
@@ -6,8 +6,6 @@ import urllib.parse
 import pytest
 
 from deconvnet.datasets.importing.image_index import ImageIndex, complete_name
-from deconvnet.datasets.importing.regions import as_int
-from infra.errors import BadInput
 
 
 @pytest.fixture
@@ -177,16 +175,3 @@ def test_a_percent_sign_is_decoded_only_where_that_alone_fits(index_of):
     assert index.find("d%20e.jpg") == "c/d%20e.jpg" and index.find("d e.jpg") == "c/d e.jpg"
     found, missing, _ = index_of("f g.jpg").find_all(["f g.jpg", "f%20g.jpg"])
     assert found == {"f g.jpg": "f g.jpg"} and "another entry" in missing["f%20g.jpg"]
-
-
-@pytest.mark.parametrize(
-    ("value", "number"), [(7, 7), ("7", 7), (" -3 ", -3), (7.0, 7), ("7.0", 7), (True, 1), ("007", 7), (2**63, 2**63)]
-)
-def test_numbers_written_as_text_are_read(value, number):
-    assert as_int(value, "its id") == number and type(as_int(value, "its id")) is int
-
-
-@pytest.mark.parametrize("value", ["", "a", "1_0", "7.5", 7.5, None, [7], float("nan"), float("inf"), "1e3"])
-def test_other_values_are_no_numbers(value):
-    with pytest.raises(BadInput, match=r"its id is .*not a whole number"):
-        as_int(value, "its id")

@@ -5,40 +5,19 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from deconvnet.datasets.importing.regions import Region, parse_run_lengths, run_length_region
+from deconvnet.datasets.importing.regions import parse_run_lengths, run_length_region
 from infra.errors import BadInput
+from tests.deconvnet.datasets.formats.inputs import compressed, runs
 
 HEIGHT, WIDTH = 30, 40
-
-
-def to_mask(region: Region, height=HEIGHT, width=WIDTH):
-    """The region's pixels as a bool array (height, width)."""
-    mask = np.zeros((height, width), bool)
-    mask[region.window] = region.pixels
-    return mask
-
-
-def compressed(lengths):
-    """Run lengths as text, as pycocotools' rleToString writes them."""
-    text = ""
-    for i, length in enumerate(lengths):
-        rest = length - (lengths[i - 2] if i > 2 else 0)
-        while True:
-            bits, rest = rest & 0x1F, rest >> 5
-            more = rest != -1 if bits & 0x10 else rest != 0
-            text += chr((bits | (0x20 if more else 0)) + 48)
-            if not more:
-                break
-    return text
 
 
 @pytest.mark.parametrize("share", [0, 0.001, 0.1, 0.5, 0.999, 1])
 def test_run_lengths_give_the_mask_they_were_made_from(share, rng):
     mask = rng.random((HEIGHT, WIDTH)) < share
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask.T.ravel()]))).tolist()
-    lengths = np.diff([0, *edges, HEIGHT * WIDTH]).tolist()
+    lengths = runs(mask.T)
     for counts in (lengths, compressed(lengths)):
-        assert np.array_equal(to_mask(run_length_region(1, counts, HEIGHT, WIDTH)), mask)
+        assert np.array_equal(run_length_region(1, counts, HEIGHT, WIDTH).in_image(HEIGHT, WIDTH), mask)
 
 
 def test_text_written_by_pycocotools_is_read():
@@ -48,15 +27,29 @@ def test_text_written_by_pycocotools_is_read():
     mask[2:11, 1:8] = True
     mask[5] = False
     mask[:, 4] = True
-    assert np.array_equal(to_mask(run_length_region(1, ">3122NN22NN2071GO22NN22NN2<", 12, 9), 12, 9), mask)
+    assert np.array_equal(run_length_region(1, ">3122NN22NN2071GO22NN22NN2<", 12, 9).in_image(12, 9), mask)
 
 
 @pytest.mark.parametrize(
-    "counts", ["", "abc", "zzzzzzzz", "é", "P" * 60, [5, 10], [-5, HEIGHT * WIDTH + 5], [1.5, 2], [True, 3], None, 7, [2**70]]
+    ("counts", "words"),
+    [
+        ("", "cover 0 px, the image has 1,200"),
+        ("abc", "compressed run lengths are damaged"),
+        ("zzzzzzzz", "compressed run lengths are damaged"),
+        ("é", "compressed run lengths are damaged"),
+        ("P" * 60, "compressed run lengths are damaged"),
+        ([5, 10], "cover 15 px, the image has 1,200"),
+        ([-5, HEIGHT * WIDTH + 5], "not whole numbers from 0 on"),
+        ([HEIGHT * WIDTH - 0.5, 1], "not whole numbers from 0 on"),  # would fit if it was cut
+        ([True, HEIGHT * WIDTH - 1], "not whole numbers from 0 on"),
+        ([2**70], "not whole numbers from 0 on"),
+        (None, "are a NoneType, a list or text is needed"),
+        (7, "are a int, a list or text is needed"),
+    ],
 )
-def test_malformed_run_lengths_are_refused(counts):
+def test_malformed_run_lengths_are_refused(counts, words):
     """pycocotools reads outside its memory, or crashes, for some of these."""
-    with pytest.raises(BadInput):
+    with pytest.raises(BadInput, match=words):
         run_length_region(1, counts, HEIGHT, WIDTH)
 
 

@@ -3,13 +3,15 @@
 import csv
 import io
 import re
+from collections import Counter
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deconvnet.datasets.importing.table_text import parse_rows, parse_value
 from infra.errors import UserError
+from tests.examples import examples
 
 
 def read(text):
@@ -158,15 +160,23 @@ def tables(draw):
     return truth, "\n".join(lines) + "\n"
 
 
-@settings(max_examples=600, deadline=None)
-@given(tables())
-def test_a_table_is_read_as_it_was_meant_or_refused(table):
-    truth, text = table
-    try:
-        found = read(text)
-    except UserError:
-        return
-    assert found == [(" ".join(name.split()), value) for name, value in truth]
+def test_a_table_is_read_as_it_was_meant_or_refused_and_most_are_read():
+    outcomes = Counter()
+
+    @examples(100)
+    @given(tables())
+    def check(table):
+        truth, text = table
+        try:
+            found = read(text)
+        except UserError:
+            outcomes["refused"] += 1
+            return
+        assert found == [(" ".join(name.split()), value) for name, value in truth]
+        outcomes["read"] += 1
+
+    check()
+    assert outcomes["read"] > 0.7 * outcomes.total()  # usually 0.9
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
@@ -179,7 +189,7 @@ def test_plain_tables_are_not_refused(separator, heading):
 
 @given(st.text(alphabet='ab 037",;:=\t\n', max_size=30))
 @example('3 a "" a:5')
-@settings(max_examples=500, deadline=None)
+@examples(100)
 def test_any_text_is_read_or_refused_in_a_sentence(text: str) -> None:
     try:
         rows = parse_rows(text, "t")

@@ -72,6 +72,16 @@ def test_too_many_rejects_stop_the_import_with_the_reasons(tmp_path):
         write(make_dataset(faulty=(3, 5)), (9,), tmp_path, 0.1)
 
 
+def test_files_that_the_reader_rejected_count_among_the_rejects(tmp_path):
+    dataset = make_dataset(faulty=())
+    for name in ("x", "y"):
+        dataset.reject(name, f"/src/{name}.json", "not JSON")
+    (tmp_path / "refused").mkdir()
+    with pytest.raises(UserError, match=r"2 of 12 images can't be used \(2× not JSON.*max_rejects allows 10%"):
+        write(dataset, (9,), tmp_path / "refused", 0.1)
+    write(dataset, (9,), tmp_path, 0.17)  # 2 of 10 would be too many
+
+
 def test_too_many_annotations_that_become_no_objects_stop_the_import_and_the_options_are_named(tmp_path):
     words = (
         r"10 of 100 annotations don't become objects \(10× cat is a crowd, which becomes void\), and max_void allows 9%: .*"
