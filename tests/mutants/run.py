@@ -61,7 +61,8 @@ PACKAGES = {
     ),
     "models": (
         "deconvnet/models/layers.py deconvnet/models/deconvnet.py deconvnet/models/fcn8s.py deconvnet/models/fusion.py",
-        "tests/deconvnet/models/test_layers.py tests/deconvnet/models/test_networks.py tests/deconvnet/models/test_fusion.py",
+        "tests/deconvnet/models/test_layers.py tests/deconvnet/models/test_deconvnet.py tests/deconvnet/models/test_fcn8s.py "
+        "tests/deconvnet/models/test_unpooling.py tests/deconvnet/models/test_fusion.py",
     ),
     "regions": (
         "deconvnet/datasets/importing/regions.py deconvnet/datasets/importing/painting.py "

@@ -12,15 +12,15 @@ from deconvnet.evaluation.metrics import ConfusionMatrix
 CAT, DOG = 1, 2
 
 
-@pytest.fixture
-def scene():
+@pytest.fixture(params=[np.uint8, np.uint16])
+def scene(request):
     """Class mask and object mask, 20 × 40: two cats and a dog, with void right of the first cat."""
-    truth, objects = np.zeros((20, 40), np.uint8), np.zeros((20, 40), np.uint8)
+    truth, objects = np.zeros((20, 40), np.uint8), np.zeros((20, 40), request.param)
     for number, (class_id, region) in enumerate(
         ((CAT, np.s_[2:12, 2:12]), (CAT, np.s_[2:12, 20:30]), (DOG, np.s_[14:18, 2:6])), start=1
     ):
         truth[region], objects[region] = class_id, number
-    truth[2:12, 12:14] = objects[2:12, 12:14] = 255
+    truth[2:12, 12:14], objects[2:12, 12:14] = 255, np.iinfo(request.param).max
     return truth, objects
 
 
@@ -111,6 +111,16 @@ def test_objects_are_counted_by_their_size(scene):
     assert sizes["edges"] == list(SIZE_EDGES)
     assert sizes["objects"] == [0, 1, 0, 2, 0]  # 2 % and twice 12.5 % of the image
     assert sizes["mean_iou"] == {"a": [None, 1.0, None, 1.0, None]}
+
+
+def test_class_0_has_objects_only_where_it_is_no_background():
+    truth = np.zeros((20, 40), np.uint8)
+    truth[:, 30:] = CAT
+    objects = np.where(truth == 0, 7, 3).astype(np.uint8)
+    for background, sizes in ((True, [0, 0, 0, 1, 0]), (False, [0, 0, 0, 1, 1])):
+        found = Breakdowns(("a",), (), 2)
+        found.add(truth, objects, {"a": truth}, {}, background)
+        assert found.objects.tolist() == sizes
 
 
 def test_a_size_includes_its_upper_edge():

@@ -63,24 +63,42 @@ def test_counts_of_several_images_add_up(rng):
 
 
 @pytest.mark.parametrize(
-    ("truth", "prediction", "what"),
+    ("truth", "prediction", "message"),
     [
-        ([0], [3], "prediction"),
-        ([0], [255], "prediction"),
-        ([0], [-1], "prediction"),
-        ([3], [0], "truth"),
-        ([0, 1], [0], "truth is"),
+        ([[0, 4]], [[0, 1]], "truth has ids 0–4, the classes are 0–3 and 255"),
+        ([[0, -1]], [[0, 1]], "truth has ids -1–0"),
+        ([[0, 1]], [[0, 255]], "prediction has ids 0–255"),
+        ([[0]], [[4]], "prediction has ids 4–4"),
+        ([[0]], [[-1]], "prediction has ids -1–-1"),
+        ([[0, 1]], [[0.2, 0.9]], "prediction is float64 .*arg max"),
+        ([[0.0, 1.5]], [[0, 1]], "truth is float64"),
+        ([[0, 1]], [[0], [1]], "truth is"),
     ],
 )
-def test_invalid_ids_and_unequal_shapes_are_refused(truth, prediction, what):
-    matrix = ConfusionMatrix(3)
-    with pytest.raises(ValueError, match=what):
+def test_labels_that_are_no_class_ids_are_refused_and_nothing_is_counted(truth, prediction, message):
+    matrix = ConfusionMatrix(4)
+    with pytest.raises(ValueError, match=message):
         matrix.update(np.array(truth), np.array(prediction))
-    assert matrix.matrix.sum() == 0
+    assert not matrix.matrix.any()
 
 
-@pytest.mark.parametrize("matrix", [[[0.5, 0], [0, 1]], [[-1, 0], [0, 1]], [[1, 2, 3]], [[1.0, np.nan], [0, 1]]])
-def test_counts_that_are_no_numbers_of_pixels_are_refused(matrix):
-    with pytest.raises(ValueError, match="counts"):
+def test_labels_of_any_integer_type_are_counted():
+    for dtype in (np.uint8, np.int64, np.uint64, bool):
+        counts = ConfusionMatrix(4).update(np.array([0, 1, 1], dtype), np.array([0, 1, 0], dtype)).matrix
+        assert counts[:2, :2].tolist() == [[1, 0], [1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("matrix", "message"),
+    [
+        ([[0.25, 0.25], [0.25, 0.25]], "not whole numbers"),
+        ([[1, 0], [0, 0.5]], "not whole numbers"),
+        ([[1.0, np.nan], [0, 1]], "not whole numbers"),
+        ([[-1, 0], [0, 1]], "counts"),
+        ([[1, 2, 3]], "counts"),
+    ],
+)
+def test_counts_that_are_no_numbers_of_pixels_are_refused(matrix, message):
+    with pytest.raises(ValueError, match=message):
         ConfusionMatrix(2, np.array(matrix))
     assert ConfusionMatrix(2, np.array([[3.0, 0], [1, 2]])).matrix.tolist() == [[3, 0], [1, 2]]

@@ -40,9 +40,11 @@ def test_unknown_names_and_unequal_shapes_are_refused():
         combine(pixel(1), pixel(1), "median")
     with pytest.raises(ValueError, match="unequal shape"):
         combine(pixel(1), pixel(1, 2))
+    with pytest.raises(ValueError, match=r"expected \(C, H, W\)"):
+        combine(pixel(1)[None], pixel(1)[None])
 
 
-@pytest.mark.parametrize("weight", [-0.01, 1.01, np.nan])
+@pytest.mark.parametrize("weight", [-0.01, 1.01, 50, np.nan])
 def test_a_weight_that_is_no_share_is_refused(weight):
-    with pytest.raises(ValueError, match="a weight from 0 to 1"):
+    with pytest.raises(ValueError, match=rf"fcn_weight {weight}; expected .* a weight from 0 to 1"):
         combine(pixel(1), pixel(1), fcn_weight=weight)

@@ -176,7 +176,7 @@ def test_whole_image_scores_are_those_of_the_network(rng):
 
 @pytest.mark.parametrize("wrong", [{"aggregation": "median"}, {"batch": 0}, {"early_exit": 1.01}, {"early_exit": -0.01}])
 def test_options_out_of_range_are_refused(wrong):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
         segment_instances(Constant([1.0]), np.zeros((4, 4, 3), np.uint8), np.zeros((0, 4)), **wrong)
 
 

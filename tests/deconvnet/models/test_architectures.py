@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from deconvnet import DeconvNet, FCN8s
 from deconvnet.models.architectures import ARCHITECTURES, DECONVNET, FCN8S, Architecture, architecture_of_stage
@@ -68,6 +69,23 @@ def test_networks_that_are_narrower_than_vgg16_or_have_batch_norm_need_fitted_we
     assert not DECONVNET.needs_fitted_vgg16(ModelSettings(width=0.5))
     assert [FCN8S.needs_fitted_vgg16(ModelSettings(width=0.5, fcn_width=w, **weights)) for w in (None, 1.0)] == [True, False]
     assert FCN8S.needs_fitted_vgg16(ModelSettings(width=0.5, fcn_width=1.0, fcn_batch_norm=True, **weights))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DeconvNet(5, 0.125, 64, convention="torchvision", encoder_width=0.25, fc_channels=8),
+        lambda: FCN8s(3, 0.25, True, "torchvision"),
+    ],
+    ids=["deconvnet", "fcn8s"],
+)
+def test_config_builds_the_network_again(make):
+    net = make()
+    again = type(net)(**net.config())
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in net.state_dict().items()}
+    assert again.config() == net.config()
+    images = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
+    assert again.prepare(images).abs().max() < 3  # torchvision's convention, not 0–255
 
 
 def test_architectures_are_known_without_importing_torch():

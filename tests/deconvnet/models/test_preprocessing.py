@@ -37,9 +37,13 @@ def test_memory_format_is_kept_and_the_input_unchanged(convention):
 
 
 @pytest.mark.parametrize(
-    ("images", "convention"),
-    [(ORANGE.float(), "caffe"), (ORANGE[0], "caffe"), (ORANGE[:, :2], "caffe"), (ORANGE, "keras")],
+    "images", [ORANGE.float(), ORANGE[0], ORANGE[:, :2], torch.zeros(1, 8, 8, 3, dtype=torch.uint8), torch.zeros(3, 8, 8).byte()]
 )
-def test_other_input_is_refused(images, convention):
-    with pytest.raises(ValueError, match=r"expected uint8|unknown input convention"):
-        prepare(images, convention)
+def test_floats_and_other_orders_of_the_axes_are_refused(images):
+    with pytest.raises(ValueError, match=r"expected uint8 \(N, 3, H, W\), RGB with values from 0 to 255"):
+        prepare(images, "caffe")
+
+
+def test_another_convention_is_refused():
+    with pytest.raises(ValueError, match="unknown input convention"):
+        prepare(ORANGE, "keras")

@@ -12,6 +12,8 @@ from deconvnet import DeconvNet
 from deconvnet.models.sync_batchnorm import SyncBatchNorm2d, convert_sync, recompute_statistics
 from tests.processes import run_ranks
 
+pytestmark = pytest.mark.xdist_group("ranks")
+
 SHARES = {"even": (3, 3), "uneven": (5, 1), "one has none": (6, 0)}
 
 

@@ -26,11 +26,16 @@ def fcn():
 
 
 def torchvision_file(norm=False, classifier=False):
-    """Make a state dict with the names and shapes of torchvision's vgg16 or vgg16_bn; each layer's values are a ramp."""
+    """Make a state dict with the names and shapes of torchvision's vgg16 or vgg16_bn.
+
+    A layer's weights are a ramp over the inputs and the places of the kernel, steeper from output to output, so that no other
+    order is the same.
+    """
     tensors, index, inputs = {}, 0, 3
     for layers in VGG16_CHANNELS:
         for outputs in layers:
-            tensors[f"features.{index}.weight"] = torch.full((outputs, inputs, 3, 3), 0.001 * (index + 1))
+            ramp = 0.001 * (index + 1) * torch.linspace(-1, 1, 9 * inputs).view(inputs, 3, 3)
+            tensors[f"features.{index}.weight"] = torch.linspace(0.5, 1, outputs).view(-1, 1, 1, 1) * ramp
             tensors[f"features.{index}.bias"] = torch.arange(outputs).float()
             if norm:
                 for entry, low, high in (("weight", 0.5, 3), ("bias", -1, 1), ("running_mean", -5, 5), ("running_var", 0.1, 9)):
@@ -39,16 +44,21 @@ def torchvision_file(norm=False, classifier=False):
             inputs, index = outputs, index + 2 + norm
         index += 1
     if classifier:
-        # one value for each row, stored once: otherwise the file would be half a gigabyte
         tensors["classifier.0.weight"] = torch.arange(25088).half().repeat(4096, 1)
+        tensors["classifier.0.weight"][5] *= 2
         tensors["classifier.0.bias"] = torch.arange(4096).float()
         tensors["classifier.3.weight"] = torch.zeros(4096, 4096).half()
         tensors["classifier.3.bias"] = torch.ones(4096)
     return tensors
 
 
+def full_encoder(**options):
+    """A DeconvNet with an encoder of width 1. The rest is narrow, as drawing its weights takes seconds."""
+    return DeconvNet(2, input_size=32, decoder_width=0.125, fc_channels=8, **options)
+
+
 def test_the_real_file_fills_deconvnets_convolutions(shared):
-    net = DeconvNet(2, input_size=32)
+    net = full_encoder()
     before = net.fc6.conv.weight.clone()
     loaded = load_vgg16(net, str(shared / NPZ))
     assert len(loaded) == 13
@@ -68,7 +78,9 @@ def test_the_real_weights_respond_to_their_own_input_convention(shared):
     """With the right convention and channel order, activations at conv5_3 have VGG's known scale."""
     from proposals.image_codec import decode_image
 
-    net = FCN8s(2).eval()
+    with torch.device("meta"):
+        net = FCN8s(2)
+    net = net.to_empty(device="cpu").eval()  # only the convolutions are used, which the file fills
     load_vgg16(net, str(shared / NPZ))
     path = sorted((shared / "voc-sample" / "JPEGImages").glob("*.jpg"))[0]
     image = torch.from_numpy(np.ascontiguousarray(decode_image(path.read_bytes())[:96, :96])).permute(2, 0, 1)[None]
@@ -97,9 +109,9 @@ def test_fully_connected_layers_become_convolutions(tmp_path, fcn):
     safetensors.torch.save_file(torchvision_file(classifier=True), path)
     assert set(load_vgg16(fcn, str(path))) >= {"fc6", "fc7"}
     # the inputs of classifier.0 are pool5 flattened channel by channel
-    half = torch.arange(25088).half().float()
-    assert torch.equal(fcn.fc6.conv.weight[5], half.view(512, 7, 7))
-    small = DeconvNet(2, input_size=32, convention="torchvision")
+    ramp = torch.arange(25088).half().view(512, 7, 7)
+    assert torch.equal(fcn.fc6.conv.weight[4], ramp.float()) and torch.equal(fcn.fc6.conv.weight[5], (2 * ramp).float())
+    small = DeconvNet(2, input_size=32, decoder_width=0.125, convention="torchvision")
     assert "fc6" not in load_vgg16(small, str(path))
     assert (small.fc7.conv.bias == 1).all()
 
@@ -108,7 +120,7 @@ def test_vgg16_bn_fills_batch_norm_or_is_folded(tmp_path, fcn):
     path = tmp_path / "vgg16_bn.pth"
     tensors = torchvision_file(norm=True)
     torch.save(tensors, path)
-    net = DeconvNet(2, input_size=32, convention="torchvision").eval()
+    net = full_encoder(convention="torchvision").eval()
     load_vgg16(net, str(path))
     load_vgg16(fcn, str(path))
     assert torch.equal(net.conv4.get_submodule("1.norm").running_mean, tensors["features.25.running_mean"])
@@ -117,7 +129,7 @@ def test_vgg16_bn_fills_batch_norm_or_is_folded(tmp_path, fcn):
 
 
 def test_another_convention_is_refused_and_the_setting_is_named(shared):
-    net = DeconvNet(2, input_size=32, convention="torchvision")
+    net = full_encoder(convention="torchvision")
     before = {k: v.clone() for k, v in net.state_dict().items()}
     with pytest.raises(UserError, match=r"set model\.convention to caffe"):
         load_vgg16(net, str(shared / NPZ))
@@ -125,8 +137,10 @@ def test_another_convention_is_refused_and_the_setting_is_named(shared):
 
 
 def test_a_narrower_network_is_refused(shared):
+    with torch.device("meta"):
+        net = DeconvNet(2, width=0.5, input_size=32)
     with pytest.raises(UserError, match=r"VGG-16 at width 1 .* the model is of width 0\.5"):
-        load_vgg16(DeconvNet(2, width=0.5, input_size=32), str(shared / NPZ))
+        load_vgg16(net, str(shared / NPZ))
 
 
 def _npz(path, **arrays):
@@ -184,7 +198,7 @@ def test_weights_can_be_read_over_http(shared):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         url = f"http://127.0.0.1:{server.server_port}"
-        net = DeconvNet(2, input_size=32)
+        net = full_encoder()
         assert len(load_vgg16(net, f"{url}/{NPZ}")) == 13
         with pytest.raises(UserError, match="can't be downloaded"):
             load_vgg16(net, f"{url}/absent.npz")

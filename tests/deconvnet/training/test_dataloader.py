@@ -20,11 +20,6 @@ from infra.errors import UserError
 from tests.deconvnet.training_tables import SIZE, examples_table, images_table
 
 
-@pytest.fixture(scope="module")
-def crops(tmp_path_factory) -> Examples:
-    return open_examples(examples_table(str(tmp_path_factory.mktemp("examples")), 60), SIZE)
-
-
 def quarter(crops: Examples) -> int:
     """Return a quarter of the table's bytes, which make slots of several windows."""
     return int(crops.groups.nbytes.sum()) // 4
@@ -87,9 +82,8 @@ def test_the_shares_of_workers_make_up_the_batches_of_one(crops, workers):
     assert one.for_workers(workers).order is one.order
 
 
-@pytest.mark.parametrize("first", [1, 5, 11, 13])
-def test_batches_can_start_at_any_step(crops, first):
-    plan = BatchPlan.of(crops, 8, 1, 3, quarter(crops))
+def test_batches_can_start_and_end_at_any_step(crops):
+    first, plan = 5, BatchPlan.of(crops, 8, 1, 3, quarter(crops))
     whole = list(BatchLoader(plan, 0).batches(0, 24))
     assert same(list(BatchLoader(plan, 0).batches(first, 24)), whole[first:])
     assert same(list(BatchLoader(plan, 0).batches(first, first + 3)), whole[first : first + 3])
@@ -143,8 +137,8 @@ def test_dev_sets_of_ranks_have_each_row_once(crops):
     assert len(DevSet(crops, limit=7)) == 7
     one = list(DevSet(crops).batches(60))
     assert same(one, list(DevSet(crops).batches(60)))
-    two = [next(s.batches(60)) for s in shares]
-    assert np.array_equal(one[0][1][1::2], two[1][1])
+    for rank, (images, masks) in enumerate(next(s.batches(60)) for s in shares):
+        assert np.array_equal(images, one[0][0][rank::2]) and np.array_equal(masks, one[0][1][rank::2])
 
 
 def test_a_dev_set_holds_no_more_bytes_than_it_may(crops, monkeypatch):

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from deconvnet.models.factory import build_network
+from deconvnet.models.network import Network
 from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
 from deconvnet.training import job as job_module
 from deconvnet.training.data import dev_set
@@ -82,40 +84,47 @@ def test_a_table_of_dev_examples_that_cant_be_read_is_no_empty_one(
         job(str(tmp_path), str(tmp_path)).dev_examples()
 
 
-class Queue:
-    """Stands for the handle of a `ReportQueue`, and of its method `put`."""
-
-    def __init__(self) -> None:
-        self.put, self.messages = self, []
-
-    def remote(self, message: Any) -> None:
-        self.messages.append(message)
-
-
-@pytest.mark.parametrize(("metrics", "sent"), [([], []), ([{}], []), ([None, {"step": 1}], []), ([{"step": 1}], [{"step": 1}])])
-def test_reports_without_metrics_are_not_forwarded(metrics: Any, sent: Any):
-    from deconvnet.training.ray_callbacks import ReportCallback, ReportForwarder
-
-    queue, called = Queue(), []
-    ReportForwarder(queue).after_report(None, metrics, None)
-    ReportCallback(called.append).after_report(None, metrics, None)
-    assert queue.messages == called == sent
-
-
+@pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize(
-    ("chosen", "expected"), [({}, False), ({"allreduce_dtype": "float32"}, False), ({"allreduce_dtype": "bfloat16"}, True)]
+    ("chosen", "bf16", "rounded"),
+    [
+        ({}, True, False),
+        ({"bf16": False, "allreduce_dtype": "float32"}, False, False),
+        ({"allreduce_dtype": "bfloat16"}, True, True),
+    ],
 )
-def test_the_trainer_exchanges_gradients_in_the_format_of_the_settings(
-    chosen: dict[str, Any], expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_trainer_computes_and_exchanges_in_the_formats_of_the_settings(
+    chosen: dict[str, Any], bf16: bool, rounded: bool, fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    made: list[bool] = []
+    """In bfloat16 only on a device that is fast at it."""
+    made: list[tuple[bool, bool]] = []
 
-    def trainer(*_: Any, bf16_allreduce: bool, **__: Any) -> None:
-        made.append(bf16_allreduce)
+    def trainer(*_: Any, bf16: bool, bf16_allreduce: bool, **__: Any) -> None:
+        made.append((bf16, bf16_allreduce))
         raise InterruptedError
 
     monkeypatch.setattr(job_module, "Trainer", trainer)
+    monkeypatch.setattr(job_module, "build_network", lambda *_: None)
+    monkeypatch.setattr(job_module, "initialise", lambda *_: None)
+    monkeypatch.setattr(job_module, "fast_bf16", lambda device: fast)
     this = replace(job(str(tmp_path), None), compute=ComputeSettings(**chosen))
     with pytest.raises(InterruptedError):
         job_module.run_job(this, None, None, torch.device("cpu"), state=None, report=print, should_stop=bool)
-    assert made == [expected]
+    assert made == [(bf16 and fast, rounded)]
+
+
+def test_weights_dropout_and_the_order_of_examples_are_those_of_the_job_s_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made: dict[str, Any] = {}
+
+    def trainer(model: Network, *_: Any, seed: int, **__: Any) -> None:
+        made.update(weight=next(model.parameters()), seed=seed)
+        raise InterruptedError
+
+    monkeypatch.setattr(job_module, "Trainer", trainer)
+    this = replace(job(images_table(str(tmp_path / "images"), 8), None), seed=5)
+    torch.manual_seed(1)  # what was drawn before must not matter
+    with pytest.raises(InterruptedError):
+        job_module.run_job(this, None, None, torch.device("cpu"), state=None, report=print, should_stop=bool)
+    assert made["seed"] == this.batch_plan(1).order.seed == 5
+    torch.manual_seed(5)
+    assert torch.equal(made["weight"], next(build_network(this.architecture, this.model, 3).parameters()))

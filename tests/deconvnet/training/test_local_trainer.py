@@ -180,6 +180,34 @@ def test_a_checkpoint_that_is_due_but_does_not_pay_yet_causes_no_reports(folder:
     assert not (folder / "runs" / "slow").exists()
 
 
+@pytest.mark.parametrize(("seconds", "expected"), [(0.0, [1, 2, 3, 3]), (1e9, [3, 3])])
+def test_a_checkpoint_is_due_when_enough_time_has_passed(folder: Path, monkeypatch: pytest.MonkeyPatch, seconds, expected):
+    """Each is reported, and so is the end of the training, twice: with the last checkpoint, and with the final mean IoU."""
+    monkeypatch.setattr(local_trainer, "CHECKPOINT_SECONDS", seconds)
+    monkeypatch.setattr(LocalCheckpoints, "pays", lambda self: True)
+    steps: list[float] = []
+    timed = job(folder, f"timed{seconds}", settings={"log_every": 100, "checkpoint_every": 100, "max_steps": 3})
+    train_locally(timed, device="cpu", on_report=lambda metrics: steps.append(metrics["step"]))
+    assert steps == expected
+
+
+@pytest.mark.parametrize(("chosen", "expected"), [(None, 3), (2, 2)])
+def test_torch_and_the_loader_use_the_threads_of_the_settings_or_all_cpus(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, chosen, expected
+):
+    monkeypatch.setattr(local_trainer, "available_cpus", lambda: 3)
+    seen: list[int] = []
+
+    def run_job(job: TrainingJob, loader: BatchLoader, dev: DevSet, *_: Any, **__: Any) -> None:
+        seen.extend([torch.get_num_threads(), loader.threads, dev.threads])
+        raise InterruptedError
+
+    monkeypatch.setattr(local_trainer, "run_job", run_job)
+    with pytest.raises(InterruptedError):
+        train_locally(job(folder, "threads", compute=ComputeSettings(threads=chosen)), device="cpu")
+    assert seen == [expected] * 3
+
+
 def test_training_without_dev_examples_says_what_they_would_have_decided(folder: Path, tmp_path: Path, caplog):
     tables.commit(f"{tmp_path}/none", "f", [])
     with caplog.at_level(logging.INFO):

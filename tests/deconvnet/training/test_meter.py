@@ -1,9 +1,7 @@
 """Where the time of training goes: every second is counted once, in the right phase, without waiting for a GPU between reports."""
 
-import json
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,13 +10,11 @@ import torch
 
 from deconvnet.models.network import Network
 from deconvnet.training import meter
-from deconvnet.training.distributed import data_parallel, gradient_sync
 from deconvnet.training.job import log_step_seconds
 from deconvnet.training.meter import PHASES, StepTimes
 from deconvnet.training.trainer import Trainer
-from tests.deconvnet.training.test_trainer import stage
+from tests.deconvnet.training_runs import stage
 from tests.deconvnet.training_tables import Small
-from tests.processes import run_ranks
 
 
 class FakeTime:
@@ -141,6 +137,22 @@ def test_every_second_of_a_training_is_counted_in_its_phase(clock: FakeTime, mic
     assert 1100 + sum(found.values()) == pytest.approx(clock.now - 0.5)  # without the report of the final result
 
 
+def test_the_speed_is_that_of_the_global_batch_without_the_time_of_reports(clock: FakeTime):
+    """On this rank, which has half of each batch."""
+    settings = stage(batch=16, epochs=2, log_every=2, checkpoint_every=100)
+    trainer = Trainer(Slow(clock), settings, Batches(clock), seed=0)
+    step = trainer.optimiser.step
+    trainer.optimiser.step = lambda: [clock.sleep(5), step()]
+    speeds: list[float] = []
+
+    def report(metrics: dict[str, float], state: Any) -> None:
+        speeds.append(metrics["samples_per_s"])
+        clock.sleep(20)
+
+    trainer.fit(report=report)
+    assert speeds == pytest.approx([2 * 16 / (2 * (2 + 7 + 5))] * 2)
+
+
 class FakeEvent:
     """An event of a GPU that does each piece of work in 2 s, and only when something waits for it."""
 
@@ -172,37 +184,6 @@ def test_a_gpu_is_waited_for_only_when_times_are_read(monkeypatch: pytest.Monkey
     assert FakeEvent.log.count("wait") == 12
     found.lap("optimiser")
     assert found.read() == times(optimiser=2)
-
-
-def _two_ranks(rank: int, folder: str) -> None:
-    """Two ranks, of which only the second waits for data. Each writes the laps of a step in two pieces, and the mean times."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    try:
-        clock = FakeTime()
-        meter.time = clock  # type: ignore[assignment]
-        found = StepTimes(torch.device("cpu"))
-        network = data_parallel(Small(), torch.device("cpu"), lambda: found.lap("forward_and_backward"))
-        clock.sleep(6.0 * rank)
-        found.lap("waiting_for_data")
-        laps = []
-        for last in (False, True):
-            with gradient_sync(network, last):
-                network(torch.rand(2, 3, 8, 8)).sum().backward()
-            laps.append([phase for phase, _ in found._laps])
-        found.lap("optimiser")
-        same = [parameter.grad.double().sum().item() for parameter in network.parameters()]
-        Path(folder, f"{rank}.json").write_text(json.dumps([laps, found.read(), same]))
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def test_times_are_means_over_the_workers_and_the_exchange_begins_when_all_gradients_are_computed(tmp_path: Path):
-    run_ranks(_two_ranks, (str(tmp_path),), 2)
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
-    assert first[0] == second[0] == [["waiting_for_data"], ["waiting_for_data", "forward_and_backward"]]
-    assert first[1] == second[1] == times(waiting_for_data=3)
-    assert first[2] == second[2]  # averaged gradients
 
 
 @pytest.mark.parametrize(

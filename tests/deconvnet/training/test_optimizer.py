@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -29,8 +30,11 @@ def test_biases_are_treated_as_in_the_paper_or_the_released_solver():
     assert (released["layers.0.bias"]["weight_decay"], released["layers.0.bias"]["lr_factor"]) == (0.0, 2.0)
 
 
-@pytest.mark.parametrize("network", [DeconvNet(3, 0.05, 32), FCN8s(3, 0.05, batch_norm=True)], ids=["deconvnet", "fcn8s"])
-def test_the_encoders_parameters_of_every_kind_have_a_factor_of_their_own(network: nn.Module):
+@pytest.mark.parametrize(
+    "make", [lambda: DeconvNet(3, 0.05, 32), lambda: FCN8s(3, 0.05, batch_norm=True)], ids=["deconvnet", "fcn8s"]
+)
+def test_the_encoders_parameters_of_every_kind_have_a_factor_of_their_own(make: Callable[[], nn.Module]):
+    network = make()
     plain, groups = (by_name(network, bias_lr_factor=2.0, encoder_lr_factor=factor) for factor in (1.0, 0.25))
     assert set(plain) == set(groups) == {n for n, _ in network.named_parameters()}
     assert {group["lr_factor"] for group in parameter_groups(network, 0.1)} == {1.0}

@@ -1,6 +1,5 @@
 """What a worker of a training on Ray does: it saves checkpoints beside the training, and in time before a node is taken away."""
 
-import json
 import math
 import threading
 from collections.abc import Callable
@@ -13,12 +12,18 @@ import ray.train
 import torch
 
 from deconvnet.models import checkpoint
-from deconvnet.training.distributed import broadcast_state
-from deconvnet.training.interfaces import State
-from deconvnet.training.ray_worker import Preemption, RayCheckpoints
-from infra.errors import UserError
+from deconvnet.settings import ComputeSettings
+from deconvnet.training import ray_worker
+from deconvnet.training.data.dataloader import BatchLoader, BatchPlan
+from deconvnet.training.data.dev_set import DevSet
+from deconvnet.training.data.examples import Examples
+from deconvnet.training.interfaces import Outcome, State
+from deconvnet.training.job import TrainingJob
+from deconvnet.training.ray_worker import Preemption, RayCheckpoints, train_worker
+from deconvnet.training.trainer import Diverged
+from infra.errors import Interrupted, UserError
 from infra.runtime.ray_compat import PREEMPTION_SECONDS
-from tests.processes import run_ranks
+from tests.deconvnet.ray_trainings import job
 
 MODES = ray.train.CheckpointUploadMode
 
@@ -196,25 +201,64 @@ def test_after_a_notice_training_waits_until_the_checkpoint_is_written(tmp_path:
     assert checkpoint.newest_state(str(tmp_path))[1]["step"] == 5
 
 
-def _ranks(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    try:
-        weights = torch.arange(24.0).view(1, 4, 2, 3).contiguous(memory_format=torch.channels_last)
-        saved = State({"model.w": weights, "model.n": torch.tensor(7)}, {"step": 3, "schedule": {"best": None}})
-        found = broadcast_state(saved if rank == 0 else None)
-        assert found is not None and list(found.tensors) == ["model.w", "model.n"] and found.values == saved.values
-        assert torch.equal(found.tensors["model.w"], weights) and found.tensors["model.n"].item() == 7
-        assert found.tensors["model.n"].dtype == torch.int64
-        assert broadcast_state(None) is None
-        Path(folder, f"{rank}.json").write_text(json.dumps(True))
-    finally:
-        torch.distributed.destroy_process_group()
+class Worker:
+    """A worker of the given rank, one of two where four were planned. `run_job` notes what it is given, and `ends` says how."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+        self.given: dict[str, Any] = {}
+        self.threads: list[int] = []
+        self.sent: list[Any] = []
+        self.reported: list[Any] = []
+        self.ends: Callable[[], Outcome] = lambda: Outcome(7, 1.0, 0.5, 0.5, {})
+        monkeypatch.setattr(ray_worker, "rank_and_world_size", lambda: (rank, 2))
+        monkeypatch.setattr(ray_worker, "broadcast_state", self.broadcast)
+        monkeypatch.setattr(ray_worker, "run_job", self.run_job)
+        monkeypatch.setattr(ray_worker, "_quieten_ray", lambda: None)
+        monkeypatch.setattr(ray_worker, "StopFlag", lambda queue: lambda: True)
+        monkeypatch.setattr(ray_worker, "preemption_deadline", lambda: 1e12)
+        monkeypatch.setattr(torch, "set_num_threads", self.threads.append)
+        monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
+        monkeypatch.setattr(ray.train, "report", lambda metrics, **options: self.reported.append((metrics, options)))
+
+    def broadcast(self, state: State | None) -> State | None:
+        self.sent.append(state)
+        return state
+
+    def run_job(self, job: TrainingJob, loader: BatchLoader, dev: DevSet | None, device: torch.device, **options: Any) -> Outcome:
+        self.given = {"job": job, "loader": loader, "dev": dev, "device": device} | options
+        return self.ends()
 
 
-def test_only_the_first_worker_needs_the_state_from_which_all_continue(tmp_path: Path):
-    run_ranks(_ranks, (str(tmp_path),), 2)
-    assert {path.name for path in tmp_path.glob("*.json")} == {"0.json", "1.json"}
-    assert broadcast_state(None) is None
-    alone = state(1)
-    assert broadcast_state(alone) is alone
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_worker_takes_its_share_and_only_the_first_reads_and_writes_checkpoints(
+    rank: int, crops: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of fewer workers than were planned. Every worker reports, as Ray waits for all."""
+    worker, plan = Worker(monkeypatch, rank), BatchPlan.of(crops, 8, 4, 0)
+    this = job(tmp_path, compute=ComputeSettings(threads=5, cpus_per_worker=3))
+    checkpoint.save_state(f"{this.run_uri}/checkpoint_1", {"model.w": torch.ones(2)}, {"step": 4})
+    assert train_worker({"job": this, "plan": plan, "dev": crops, "queue": None})["steps"] == 7
+    given = worker.given
+    assert (given["loader"].plan.workers, given["loader"].rank, given["loader"].own_process) == (2, rank, False)
+    assert worker.threads == [5] and given["loader"].threads == 2
+    assert [batch.shape for batch in next(given["loader"].batches(0, 1))] == [(4, 3, 32, 32), (4, 32, 32)]
+    assert len(given["dev"]) == 30 and given["job"] is this
+    first = rank == 0
+    assert [state and state.values["step"] for state in worker.sent] == [4 if first else None]
+    assert given["should_stop"]() == given["should_save"]() == first
+    assert (getattr(given["report"], "__func__", None) is RayCheckpoints.report) == first
+    given["report"]({"step": 5}, None)
+    assert [metrics for metrics, _ in worker.reported] == [{"step": 5}]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"), [(Interrupted("at step 7"), {"interrupted": "at step 7"}), (Diverged("nan"), {"diverged": "nan"})]
+)
+def test_a_worker_returns_why_it_stopped_as_an_error_would_restart_it(error, expected, crops, tmp_path: Path, monkeypatch):
+    def fail() -> Outcome:
+        raise error
+
+    worker = Worker(monkeypatch, 1)
+    worker.ends = fail
+    assert train_worker({"job": job(tmp_path), "plan": BatchPlan.of(crops, 8, 2, 0), "dev": None, "queue": None}) == expected
+    assert worker.given["dev"] is None

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,13 @@ class Made(Examples):
     def footer(self, file: int) -> None:
         return None
 
+    @cached_property
+    def numbers(self) -> list[int]:
+        """The row groups that were read."""
+        return []
+
     def read(self, number: int, footer: Any = None) -> Any:
+        self.numbers.append(number)
         weights = self.weights(number)
         names = [f"{number}:{i}".encode() for i in range(len(weights))]
         return Table(image=Column(names), mask=pa.array([b""] * len(names)), weight=pa.array(weights))
@@ -80,36 +88,62 @@ def made(examples: np.ndarray, nbytes: np.ndarray) -> Made:
     return Made("table", 32, RowGroups(("file",), np.zeros(count, np.int32), np.arange(count), examples, examples, nbytes))
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_rows_are_those_of_the_order_and_workers_read_a_row_group_once(seed):
-    rng = np.random.default_rng(seed)
-    groups, batch = int(rng.integers(1, 80)), int(rng.integers(1, 30))
-    table = made(rng.integers(1, 40, groups), rng.integers(100, 1000, groups))
-    total = int(table.groups.nbytes.sum())
-    order = Order.of(
-        table.groups.examples, table.groups.nbytes, batch, seed, int(rng.choice([total, total // 2, total // 9, 1])) or 1
-    )
-    workers = int(rng.integers(1, batch + 1))
-    readers = [RowReader(table, order, places) for places in even_ranges(batch, workers)]
-    steps = order.steps_per_epoch
-    rows = [list(reader.steps(steps, 2 * steps)) for reader in readers]  # the second epoch
-    expected = np.empty((steps, batch), object)
-    for window in order.windows(range(batch), steps, 2 * steps):
-        for step, positions in zip(window.steps, order.drawn(window).tolist(), strict=True):
-            for place, position in zip(window.slot.places, positions, strict=True):
-                (entry,) = window.layout.entries(range(position, position + 1))
-                number = int(window.layout.groups[entry])
-                row = np.repeat(np.arange(len(table.weights(number))), table.weights(number))[
-                    position - window.layout.start(entry)
-                ]
-                expected[step - steps, place] = f"{number}:{row}".encode()
-    assert [[image for part in parts for image, _ in part] for parts in zip(*rows, strict=True)] == expected.tolist()
-    assert sum(reader.bytes_read for reader in readers) >= total
-    if len(order.slots) == batch and order.examples.sum() >= batch:
-        assert sum(reader.groups_read for reader in readers) <= groups + workers - 1
-        assert max(reader.groups_read for reader in readers) <= -(-groups * 40 // workers)
-    if workers == 1 and order.examples.sum() >= batch:
-        assert readers[0].bytes_read == total
+@dataclass(frozen=True)
+class Case:
+    """A random table, the order of its examples, and a number of workers that its batches are divided among."""
+
+    table: Made
+    order: Order
+    workers: int
+
+    @classmethod
+    def of(cls, seed: int) -> "Case":
+        rng = np.random.default_rng(seed)
+        groups, batch = int(rng.integers(1, 80)), int(rng.integers(1, 30))
+        table = made(rng.integers(1, 40, groups), rng.integers(100, 1000, groups))
+        total = int(table.groups.nbytes.sum())
+        held = int(rng.choice([total, total // 2, total // 9, 1])) or 1
+        order = Order.of(table.groups.examples, table.groups.nbytes, batch, seed, held)
+        return cls(table, order, int(rng.integers(1, batch + 1)))
+
+    def expected(self) -> list[list[bytes]]:
+        """The images of the batches of the second epoch."""
+        order, steps = self.order, self.order.steps_per_epoch
+        found = np.empty((steps, order.batch), object)
+        for window in order.windows(range(order.batch), steps, 2 * steps):
+            for step, positions in zip(window.steps, order.drawn(window).tolist(), strict=True):
+                for place, position in zip(window.slot.places, positions, strict=True):
+                    (entry,) = window.layout.entries(range(position, position + 1))
+                    number = int(window.layout.groups[entry])
+                    weights = self.table.weights(number)
+                    row = np.repeat(np.arange(len(weights)), weights)[position - window.layout.start(entry)]
+                    found[step - steps, place] = f"{number}:{row}".encode()
+        return found.tolist()
+
+
+def test_rows_are_those_of_the_order_and_workers_read_a_row_group_once():
+    once = alone = 0
+    for seed in range(40):
+        case = Case.of(seed)
+        table, order = case.table, case.order
+        groups, total = len(order.examples), int(table.groups.nbytes.sum())
+        shares = even_ranges(order.batch, case.workers)
+        tables = [replace(table) for _ in shares]
+        readers = [RowReader(each, order, places) for each, places in zip(tables, shares, strict=True)]
+        steps = order.steps_per_epoch
+        rows = [list(reader.steps(steps, 2 * steps)) for reader in readers]  # the second epoch
+        assert [[image for part in parts for image, _ in part] for parts in zip(*rows, strict=True)] == case.expected(), seed
+        assert sum(reader.bytes_read for reader in readers) >= total, seed
+        if len(order.slots) == order.batch and order.examples.sum() >= order.batch:
+            assert sum(reader.groups_read for reader in readers) <= groups + case.workers - 1, seed
+            for each, places in zip(tables, shares, strict=True):  # its share, and the row groups that are cut at its two ends
+                most = len(places) / order.batch * order.examples.sum() + 2 * order.examples.max()
+                assert order.examples[each.numbers].sum() <= most, seed
+            once += 1
+        if case.workers == 1 and order.examples.sum() >= order.batch:
+            assert readers[0].bytes_read == total, seed
+            alone += 1
+    assert once > 10 and alone > 2
 
 
 @pytest.mark.parametrize("workers", [2, 4, 8])

@@ -1,18 +1,15 @@
-"""The networks are the papers', and unpooling does what its definition says."""
+"""DeconvNet is the paper's, in other sizes as well; and it puts pixels back where they came from."""
 
 import re
 
-import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
 from torch import nn
 
-from deconvnet import DeconvNet, FCN8s
-from deconvnet.models.fcn8s import Upsample
+from deconvnet import DeconvNet
 from deconvnet.models.fusion import for_inference
-from deconvnet.models.layers import Unpool, channels
+from deconvnet.models.layers import channels
 
 # Channels and side after each layer of DeconvNet() on 224×224: the paper's table.
 TABLE = """
@@ -95,10 +92,17 @@ def test_deconvnet_works_at_other_input_sizes(size):
 
 
 @pytest.mark.parametrize(
-    "options", [{"input_size": 225}, {"input_size": 0}, {"num_classes": 0}, {"width": 0}, {"convention": "keras"}]
+    ("options", "message"),
+    [
+        ({"input_size": 225}, "input_size is 225"),
+        ({"input_size": 0}, "input_size is 0"),
+        ({"num_classes": 0}, "num_classes is 0"),
+        ({"width": 0}, "width is 0"),
+        ({"convention": "keras"}, "convention.*keras"),
+    ],
 )
-def test_bad_arguments_are_refused(options):
-    with pytest.raises(ValueError, match=str(next(iter(options.values())))):
+def test_bad_arguments_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
         small(**options)
 
 
@@ -152,30 +156,6 @@ def test_channels_last_gives_the_same_scores_and_is_kept():
     assert kept == [True]
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 5), st.integers(1, 5)),
-    seed=st.integers(0, 2**31),
-    values=st.sampled_from([2, 5, 10_000]),  # few values: many ties
-    last=st.booleans(),
-)
-def test_unpooling_puts_every_maximum_where_it_was(shape, seed, values, last):
-    n, c, h, w = shape
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randint(1, values + 1, (n, c, 2 * h, 2 * w), generator=generator).float()
-    if last:
-        x = x.contiguous(memory_format=torch.channels_last)
-    pooled, switches = nn.MaxPool2d(2, 2, return_indices=True)(x)
-    out = Unpool()(pooled.contiguous(), switches)
-    assert out.shape == x.shape
-    windows = F.unfold(out.reshape(-1, 1, 2 * h, 2 * w), 2, stride=2)
-    originals = F.unfold(x.reshape(-1, 1, 2 * h, 2 * w), 2, stride=2)
-    assert ((windows != 0).sum(1) == 1).all()  # one pixel in each window of 2×2
-    kept = windows != 0
-    assert torch.equal(windows[kept], originals[kept])  # which has the original value
-    assert torch.equal(windows.amax(1), originals.amax(1))  # and that was the maximum
-
-
 def passing_network(side):
     """A DeconvNet that passes the first channel on unchanged; fc6 has a channel for each of the pixels of pool5."""
     net = DeconvNet(2, width=0.01, input_size=side).eval()
@@ -209,112 +189,3 @@ def test_marked_pixels_return_to_where_they_came_from_through_the_whole_network(
                 images[0, 0, y + dy, x + dx] = 1 + torch.rand((), generator=generator)
         with torch.no_grad():
             torch.testing.assert_close(net(images)[:, 0], images[:, 0])
-
-
-def test_unpooling_takes_gradients_from_where_the_switches_point():
-    x = torch.randn(1, 2, 4, 4)
-    pooled, switches = F.max_pool2d(x, 2, return_indices=True)
-    pooled.requires_grad_()
-    weights = torch.randn(1, 2, 4, 4)
-    (Unpool()(pooled, switches) * weights).sum().backward()
-    assert torch.equal(pooled.grad, weights.flatten(2).gather(2, switches.flatten(2)).view_as(pooled))
-
-
-@pytest.mark.parametrize("size", [(1, 1), (31, 33), (64, 96), (50, 37)])
-@pytest.mark.parametrize("batch_norm", [False, True])
-def test_fcn_takes_any_size(size, batch_norm):
-    net = FCN8s(4, width=0.125, batch_norm=batch_norm).eval()
-    assert net(torch.randn(2, 3, *size)).shape == (2, 4, *size)
-
-
-@pytest.mark.parametrize("factor", [1, 2, 3, 4, 5, 7, 8])
-def test_upsampling_by_any_factor_starts_as_bilinear_interpolation(factor):
-    scores = torch.randn(2, 3, 5, 4)
-    expected = F.interpolate(scores, scale_factor=factor, mode="bilinear", align_corners=False)
-    torch.testing.assert_close(Upsample(3, factor)(scores), expected)
-
-
-@pytest.mark.parametrize("factor", [0, -2])
-def test_upsampling_by_less_than_1_is_refused(factor):
-    with pytest.raises(ValueError, match=f"factor is {factor}"):
-        Upsample(3, factor)
-
-
-def test_fcn_starts_from_zero_scores_and_bilinear_upsampling():
-    net = FCN8s(3, width=0.125)
-    assert net(torch.randn(1, 3, 40, 40)).count_nonzero() == 0
-    scores = torch.randn(1, 3, 5, 7)
-    for layer, factor in ((net.up_score, 2), (net.up_pool4, 2), (net.up_pool3, 8)):
-        assert layer.weight.requires_grad
-        expected = F.interpolate(scores, scale_factor=factor, mode="bilinear", align_corners=False)
-        torch.testing.assert_close(layer(scores), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_fcn_adds_the_scores_of_pool3_and_pool4():
-    net = FCN8s(3, width=0.125).eval()
-    images = torch.randn(1, 3, 64, 64)
-    outputs = []
-    for layer in (net.score, net.score_pool4, net.score_pool3):
-        for each in (net.score, net.score_pool4, net.score_pool3):
-            nn.init.zeros_(each.weight)
-        nn.init.normal_(layer.weight)
-        outputs.append(net(images))
-    assert all(out.abs().sum() > 0 for out in outputs)
-    for layer in (net.score, net.score_pool4, net.score_pool3):
-        nn.init.zeros_(layer.weight)
-        layer.bias.data.fill_(1.0)
-    torch.testing.assert_close(net(images), torch.full((1, 3, 64, 64), 3.0))
-
-
-def test_fcn_padding_is_the_mean_colour_at_bottom_and_right():
-    net = FCN8s(3, width=0.125).eval()
-    nn.init.normal_(net.score_pool3.weight)
-    images = torch.randn(1, 3, 40, 50)
-    padded = torch.zeros(1, 3, 64, 64)
-    padded[..., :40, :50] = images
-    seen = []
-    net.conv1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
-    torch.testing.assert_close(net(images), net(padded)[..., :40, :50])
-    assert [torch.equal(each, padded) for each in seen] == [True, True]
-
-
-def test_fcn_dropout_is_on_in_training_only():
-    net = FCN8s(3, width=0.125)
-    nn.init.normal_(net.score.weight)
-    images = torch.randn(1, 3, 32, 32)
-    assert not torch.equal(net(images), net(images))
-    net.eval()
-    assert torch.equal(net(images), net(images))
-
-
-@pytest.mark.parametrize(("before", "after"), [("fc6", "fc7"), ("fc7", "score")])
-def test_fcn_drops_half_of_fc6_s_and_of_fc7_s_outputs(before, after):
-    net, seen = FCN8s(3, width=0.125), {}
-    net.get_submodule(before).register_forward_hook(lambda _m, _i, out: seen.update(out=out.detach().clone()))
-    net.get_submodule(after).register_forward_pre_hook(lambda _m, inputs: seen.update(given=inputs[0].detach().clone()))
-    net(torch.randn(1, 3, 64, 64))
-    kept = seen["given"] != 0
-    torch.testing.assert_close(seen["given"][kept], 2 * seen["out"][kept])
-    assert 0.4 < kept.sum() / (seen["out"] != 0).sum() < 0.6
-
-
-def test_fcn_upsamples_scores_in_float32_within_autocast():
-    layer, scores = Upsample(3, 8), torch.randn(2, 3, 5, 4)
-    nn.init.normal_(layer.weight)
-    expected = layer(scores)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = layer(scores)
-        coarse = layer(scores.bfloat16())
-    assert found.dtype == coarse.dtype == torch.float32 and torch.equal(found, expected)
-    assert torch.equal(coarse, layer(scores.bfloat16().float()))
-
-
-@pytest.mark.parametrize(
-    "net", [small(convention="torchvision", encoder_width=0.25, fc_channels=8), FCN8s(3, 0.25, True, "torchvision")]
-)
-def test_config_builds_the_network_again(net):
-    again = type(net)(**net.config())
-    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in net.state_dict().items()}
-    assert again.config() == net.config()
-    images = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
-    assert again.prepare(images).abs().max() < 3  # torchvision's convention, not 0–255

@@ -1,0 +1,169 @@
+"""The driver of a training on Ray: runs that are refused, that wait, that are stopped, and that fail. All without Ray."""
+
+import errno
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+import pytest
+import ray
+
+from deconvnet.settings import ComputeSettings
+from deconvnet.training import ray_trainer
+from deconvnet.training.job import TrainingJob
+from deconvnet.training.ray_trainer import check_resources, train_on_ray
+from deconvnet.training.trainer import Diverged
+from infra.errors import Interrupted, UserError
+from infra.settings import ClusterSettings
+from tests.deconvnet.ray_trainings import job, stage
+
+NONE_YET = "  stopping: no workers run yet (again to stop at once)"
+THEY_FINISH = "  stopping: the workers finish their step and leave a checkpoint (again to stop at once)"
+
+
+def test_a_batch_that_can_t_be_shared_is_refused_before_ray_is_used(tmp_path: Path):
+    with pytest.raises(UserError, match=r"train\.stage1\.batch 16 leaves some of 17 workers"):
+        train_on_ray(job(tmp_path, compute=ComputeSettings(workers=17)))
+    with pytest.raises(UserError, match=r"train\.stage1\.micro_batch 17 is more"):
+        train_on_ray(job(tmp_path, settings=stage(micro_batch=17)))
+    with pytest.raises(UserError, match=r"compute\.min_workers 3 is more"):
+        train_on_ray(job(tmp_path, compute=ComputeSettings(workers=2, min_workers=3)))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "grows", "waits"), [(1, False, False), (1, True, True), (2, False, True)], ids=["alone", "autoscaler", "two nodes"]
+)
+def test_a_cluster_that_is_too_small_is_waited_for_if_it_may_grow(nodes, grows, waits, logged, monkeypatch: pytest.MonkeyPatch):
+    """It may grow by its autoscaler, or as nodes come back: a Ray of a single node has none to come back."""
+    replaced = {"actor_slots": 1, "check_nodes": None, "live_nodes": [{}] * nodes, "can_autoscale": grows}
+    for name, value in replaced.items():
+        monkeypatch.setattr(ray_trainer, name, lambda *_, value=value: value)
+    with (
+        nullcontext()
+        if waits
+        else pytest.raises(UserError, match=r"room for 3 training workers of 1 CPU each \(Ray has it for 1\)")
+    ):
+        check_resources(ComputeSettings(workers=3), ClusterSettings())
+    assert logged.messages == ["  waiting for room for 3 training workers of 1 CPU each (Ray has it for 1)"] * waits
+
+
+def run_of(job: TrainingJob, fit: Callable[[], Any], messages: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """Run a training whose `fit` is given, after the queue has had messages for the driver."""
+    looks = iter([list(messages)])
+    queue = SimpleNamespace(take=SimpleNamespace(remote=lambda: next(looks, [])))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray, "get", lambda found: found)
+        return ray_trainer._Run(job, SimpleNamespace(fit=fit), queue, 30).wait(lambda: False)
+
+
+class Failed(Exception):
+    """Stands for the errors of Ray Train, which hold the errors of the workers or that of the controller."""
+
+    def __init__(self, **held: Any) -> None:
+        super().__init__("a long traceback of Ray")
+        self.__dict__ |= held
+
+
+class Wrapped(Exception):
+    """Stands for Ray's wrapper around the error of a worker."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__("another traceback")
+        self._base_exc = error
+
+
+FULL, OTHER = OSError(errno.ENOSPC, "No space left on device"), ValueError("a fault of the program")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (Failed(worker_failures={0: Wrapped(OTHER), 1: Wrapped(UserError("x is damaged"))}), UserError, "^x is damaged$"),
+        (Failed(controller_failure=Wrapped(UserError("no bucket"))), UserError, "^no bucket$"),
+        (Failed(controller_failure=Interrupted("stopped")), Interrupted, "while waiting for room for the workers"),
+        (Failed(worker_failures={0: Wrapped(FULL)}), UserError, r"the disk of .*/runs is full"),
+        (Failed(worker_failures={0: Wrapped(OTHER)}), Failed, "a long traceback of Ray"),
+        (FULL, UserError, r"the disk of .*/runs is full"),
+        (OTHER, ValueError, "a fault of the program"),
+    ],
+)
+def test_a_failed_run_ends_with_what_the_user_can_change_or_with_ray_s_own_error(tmp_path: Path, error, kind, message):
+    def fit() -> NoReturn:
+        raise error
+
+    with pytest.raises(kind, match=message) as raised:
+        run_of(job(tmp_path), fit)
+    assert (raised.value is error) == (kind in (Failed, ValueError)) and type(raised.value) is kind
+
+
+@pytest.mark.parametrize("least", [None, 1])
+def test_the_number_of_workers_is_logged_when_it_changes(tmp_path: Path, least, logged):
+    """Where it is fixed, only after a wait."""
+    counts = [{"workers": number} for number in (2, 2, 1, 0, 0, 2)]
+    compute = ComputeSettings(workers=2, min_workers=least)
+    run_of(job(tmp_path, compute=compute), lambda: SimpleNamespace(return_value={"steps": 8}), counts)
+    waits = f"none yet; waiting for room for {'a training worker of 1 CPU' if least else '2 training workers of 1 CPU each'}"
+    expected = [*(["2"] if least else []), "1", f"{waits} that no other work takes", "2"]
+    assert logged.messages == [f"  workers: {each}" for each in expected]
+
+
+def test_failures_and_nodes_that_leave_are_logged_between_the_progress(tmp_path: Path, logged):
+    messages = [{"failed": {1: "killed", 0: "lost a connection"}}, {"leaving": 12.4}, {"step": 3, "epoch": 0.5}]
+    run_of(job(tmp_path), lambda: SimpleNamespace(return_value={"steps": 8}), messages)
+    assert logged.messages == [
+        "  workers failed (worker 1: killed; worker 0: lost a connection); "
+        "Ray Train restarts them from the last checkpoint, or gives up",
+        "  a node will be taken away in 12 s: a checkpoint was saved",
+        "  step 3/30, epoch 0.50",
+    ]
+
+
+@pytest.mark.parametrize(("first", "then", "said"), [([], [], NONE_YET), ([0], [2], THEY_FINISH), ([2], [], THEY_FINISH)])
+def test_a_stop_says_what_the_workers_do_by_the_newest_message(tmp_path: Path, first, then, said, logged, monkeypatch):
+    """The second look for messages comes with the stop request."""
+    stopped, looks = threading.Event(), iter([first, then])
+    queue = SimpleNamespace(
+        take=SimpleNamespace(remote=lambda: [{"workers": number} for number in next(looks, [])]),
+        request_stop=SimpleNamespace(remote=stopped.set),
+    )
+    trainer = SimpleNamespace(fit=lambda: stopped.wait(60) and SimpleNamespace(return_value={"interrupted": "at step 7"}))
+    monkeypatch.setattr(ray, "get", lambda found: found)
+    asked = iter([False])
+    with pytest.raises(Interrupted, match="at step 7"):
+        ray_trainer._Run(job(tmp_path), trainer, queue, 30).wait(lambda: next(asked, True))
+    assert [message for message in logged.messages if "stopping" in message] == [said]
+
+
+class Received(Exception):
+    """Stands for the KeyboardInterrupt with which a command reacts to a signal. pytest itself would end at that."""
+
+
+@pytest.mark.parametrize(
+    ("returned", "error"),
+    [({"steps": 8}, Received), ({"interrupted": "at step 7"}, Interrupted), ({"diverged": "the loss is nan"}, Diverged)],
+)
+def test_ctrl_c_that_comes_too_late_to_stop_the_workers_interrupts_the_driver(tmp_path: Path, returned, error, monkeypatch):
+    """If they have stopped, the signal has done its work."""
+
+    def receive(*_: Any) -> NoReturn:
+        raise Received
+
+    stopped, signals = threading.Event(), iter([signal.SIGINT])
+    queue = SimpleNamespace(
+        take=SimpleNamespace(remote=lambda: [signal.raise_signal(number) for number in signals] and []),
+        request_stop=SimpleNamespace(remote=stopped.set),
+    )
+    trainer = SimpleNamespace(fit=lambda: stopped.wait(60) and SimpleNamespace(return_value=returned))
+    monkeypatch.setattr(ray, "get", lambda found: found)
+    monkeypatch.setattr(ray_trainer, "POLL_SECONDS", 0.01)
+    before = signal.signal(signal.SIGINT, receive)
+    try:
+        with pytest.raises(error):
+            ray_trainer._Run(job(tmp_path), trainer, queue, 30).wait(lambda: False)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert stopped.is_set()
