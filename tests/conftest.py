@@ -39,12 +39,19 @@ if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+# The files of tests are kept in memory where there is room: on a disk, each commit of SQLite and each `fsync` takes milliseconds.
+MEMORY = Path("/dev/shm")
+if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= 8 * 2**30 and not os.statvfs(MEMORY).f_flag & os.ST_NOEXEC:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Divide the tests among the processes of pytest-xdist: one process runs all tests on the session's Ray.
 
     The other tests of a file stay together, so that what they share is made once, and so do the tests of clusters, whose nodes have
-    fixed addresses. Files whose tests start a Ray of their own take longest, so they are begun first.
+    fixed addresses, and of storage, which share servers. What takes longest is begun first: files whose tests start a Ray of their
+    own, then storage.
     """
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
@@ -54,9 +61,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("ray"))
         elif item.get_closest_marker("xdist_group") is None:
             place = item.path.relative_to(ROOT / "tests")
-            item.add_marker(pytest.mark.xdist_group("cluster" if place.parts[0] == "cluster" else str(place)))
+            group = "storage" if "storage" in place.parts or place.name == "test_prepare.py" else str(place)
+            item.add_marker(pytest.mark.xdist_group("cluster" if place.parts[0] == "cluster" else group))
     groups = {item: item.get_closest_marker("xdist_group").args[0] for item in items}
-    items.sort(key=lambda item: (groups[item] != "ray", item.path not in starts_ray))
+    items.sort(key=lambda item: (groups[item] != "ray", item.path not in starts_ray, groups[item] != "storage"))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -113,6 +121,7 @@ def ray_session() -> Iterator[None]:
         include_dashboard=False,
         log_to_driver=False,
         logging_level="warning",
+        _system_config={"metrics_report_interval_ms": 1000},  # for the test of metrics; otherwise ten seconds
     )
     make_record = logging.getLogRecordFactory()
     logging.setLogRecordFactory(partial(_record_without_frames, make_record))

@@ -9,8 +9,6 @@ import subprocess
 import sys
 from collections import Counter
 
-import pytest
-
 from tests.architecture import PACKAGES, Source, sources
 from tests.conftest import ROOT
 from workflows.cli.main import COMMANDS
@@ -94,9 +92,26 @@ def test_pure_functions_import_no_ray_mlflow_or_pydantic() -> None:
     assert checked > len(PURE)
 
 
-@pytest.mark.parametrize("module", sorted(name for name in KNOWN if name.endswith("settings")))
-def test_importing_settings_imports_nothing_heavy(module: str) -> None:
-    assert _imported(f"import {module}") == set()
+def test_only_one_module_imports_private_modules_of_ray() -> None:
+    private = set()
+    for source in SOURCES:
+        for node in ast.walk(source.tree):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if any(name.startswith("ray.") and ("._" in name or ".v2" in name) for name in names):
+                private.add(source.name)
+    assert private == {"infra.runtime.ray_compat"}
+
+
+def test_importing_settings_imports_nothing_heavy() -> None:
+    modules = sorted(name for name in KNOWN if name.endswith("settings"))
+    code = f"""
+import importlib, sys
+for name in {modules}:
+    importlib.import_module(name)
+    assert not {set(HEAVY)} & set(sys.modules), name
+"""
+    assert len(modules) > 4 and _imported(code) == set()
 
 
 def test_help_of_no_command_imports_anything_heavy() -> None:

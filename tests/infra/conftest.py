@@ -87,16 +87,19 @@ def any_folder(request: pytest.FixtureRequest) -> str:
     return new_folder(request, request.param)
 
 
-@pytest.fixture(params=["gs", "abfs"])
-def cloud_folder(request: pytest.FixtureRequest) -> str:
-    """URI of an empty folder on Google's and on Azure's store."""
+@pytest.fixture(params=["s3", "gs", "abfs"])
+def store_folder(request: pytest.FixtureRequest) -> str:
+    """URI of an empty folder on each store."""
     return new_folder(request, request.param)
 
 
 @pytest.fixture
-def cloud_proxy(cloud_folder: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[FlakyProxy]:
-    """A proxy in front of the server of `cloud_folder`, which this process uses instead. Only for requests of the SDKs."""
-    kind = cloud_folder.partition("://")[0]
+def store_proxy(store_folder: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[FlakyProxy]:
+    """A proxy in front of the server of `store_folder`, which this process uses instead. Only for requests of the SDKs."""
+    kind = store_folder.partition("://")[0]
+    if kind == "s3":
+        yield request.getfixturevalue("proxy")
+        return
     server = request.getfixturevalue({"gs": "google_session", "abfs": "azure_session"}[kind])
     with type(server)(server.url) as flaky:
         use_cloud(monkeypatch, flaky)

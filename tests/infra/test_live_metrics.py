@@ -1,6 +1,5 @@
 """Metrics of running commands: what is counted where parts are made, few labels for reasons, and what a node of a real Ray exports."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from infra.runtime.parts import REJECTS, ROWS, make_parts
 from infra.runtime.ray_executor import RayExecutor
 from infra.settings import ClusterSettings
 from infra.storage import tables
+from tests.waiting import wait_until
 
 SCHEMA = pa.schema([("image_id", pa.string()), ("split", pa.string())])
 
@@ -89,19 +89,16 @@ def test_a_node_of_ray_exports_the_metrics_for_prometheus(tmp_path: Path) -> Non
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     here = {"examples/counted", "Gr??en", "counted"}  # other tests on this Ray make tables, too
     found: dict[tuple[str, ...], float] = {}
-    until = time.monotonic() + 120  # Ray collects them every ten seconds
-    while "deconvnet_train_step_seconds" not in {name for name, *_ in found} and time.monotonic() < until:
-        families = text_string_to_metric_families(requests.get(url, timeout=60).text)
-        found = {
-            (
-                sample.name.removeprefix("ray_"),
-                *(sample.labels[key] for key in ("stage", "table", "part", "reason") if key in sample.labels),
-            ): sample.value
-            for family in families
-            for sample in family.samples
-            if sample.name.startswith("ray_deconvnet_") and here & set(sample.labels.values())
-        }
-        time.sleep(0.5)
+
+    def exported() -> bool:
+        for family in text_string_to_metric_families(requests.get(url, timeout=60).text):
+            for sample in family.samples:
+                if sample.name.startswith("ray_deconvnet_") and here & set(sample.labels.values()):
+                    labels = [sample.labels[key] for key in ("stage", "table", "part", "reason") if key in sample.labels]
+                    found[sample.name.removeprefix("ray_"), *labels] = sample.value
+        return "deconvnet_train_step_seconds" in {name for name, *_ in found}
+
+    wait_until(exported, seconds=120, description="the node exports the time of a step")
     assert found == COUNTED | {
         (ROWS.name, "Gr??en"): 1,
         ("deconvnet_train_step", "counted"): 3,

@@ -54,3 +54,10 @@ def test_values_of_secret_keys_are_hidden_and_the_structure_stays():
         "n": 2,
     }
     assert redacted(["x"], "auth_token") == "***"
+
+
+@pytest.mark.parametrize(
+    "key", ["password", "db_passwd", "client_secret", "auth_token", "credentials", "api_key", "apikey", "AWS_ACCESS_KEY_ID"]
+)
+def test_the_value_of_each_kind_of_secret_is_hidden(key):
+    assert redacted({key: "hush", "keys": 3}) == {key: "***", "keys": 3}

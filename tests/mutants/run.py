@@ -81,6 +81,11 @@ PACKAGES = {
         "tests/deconvnet/datasets/validation",
     ),
     "stages": ("infra/runtime/stages.py", "tests/infra/runtime/test_stages.py"),
+    "locks": (
+        "infra/storage/lock.py infra/storage/conditional.py infra/storage/guarded.py",
+        "tests/infra/storage/test_lock.py tests/infra/storage/test_lock_renewal.py tests/infra/storage/test_lock_of_the_dead.py "
+        "tests/infra/storage/test_conditional.py tests/infra/storage/test_guarded.py",
+    ),
     "tables": (
         "infra/storage/tables/parts.py infra/storage/tables/versions.py",
         "tests/infra/storage/test_tables.py tests/infra/storage/test_versions.py tests/infra/storage/test_delta.py",

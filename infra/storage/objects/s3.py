@@ -119,8 +119,10 @@ def _delete_page(bucket: str, keys: list[str]) -> None:
         if not (errors := reply.get("Errors")):
             return
         keys, attempt = [error["Key"] for error in errors], attempt + 1
-        if attempt > 5 or not all(error.get("Code") in TRANSIENT_CODES for error in errors):
-            raise UserError(f"S3 at {endpoint()} won't delete s3://{bucket}/{keys[0]} ({errors[0].get('Code')})")
+        lasting = [error for error in errors if error.get("Code") not in TRANSIENT_CODES]
+        if lasting or attempt > 5:
+            error = (lasting or errors)[0]
+            raise UserError(f"S3 at {endpoint()} won't delete s3://{bucket}/{error['Key']} ({error.get('Code')})")
         time.sleep(backoff_seconds(attempt))
 
 

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from tests.infra.deploy import crds
-from tests.infra.deploy.rendering import COMPONENTS, FOLDERS, KUBERAY, RAY, built, cluster_with, needs_kubectl, pods
+from tests.infra.deploy.files import KUBERAY
+from tests.infra.deploy.rendering import COMPONENTS, FOLDERS, RAY, built, cluster_with, needs_kubectl, pods
 
 
 @pytest.fixture(scope="module")
@@ -28,18 +29,18 @@ def test_ray_objects_have_only_fields_of_their_definitions(kind: str, definition
 
 @needs_kubectl
 @pytest.mark.parametrize("component", sorted({*COMPONENTS} - {"images", "settings"}))
-def test_components_of_the_cluster_have_only_fields_of_its_definition(component: str, definitions: Path, tmp_path: Path) -> None:
-    (found,) = (doc for doc in cluster_with(component, tmp_path) if doc["kind"] == "RayCluster")
+def test_components_of_the_cluster_have_only_fields_of_its_definition(component: str, definitions: Path) -> None:
+    (found,) = (doc for doc in cluster_with(component) if doc["kind"] == "RayCluster")
     assert found != built(KUBERAY / "cluster")[0]
     assert list(crds.errors(crds.schema(definitions, "RayCluster"), found)) == []
 
 
 @needs_kubectl
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_pods_and_network_rules_have_only_fields_that_kubernetes_has(folder: str, definitions: Path, tmp_path: Path) -> None:
+def test_pods_and_network_rules_have_only_fields_that_kubernetes_has(folder: str, definitions: Path) -> None:
     """The definition of a RayCluster contains Kubernetes' own of pods and of network rules."""
     cluster = crds.schema(definitions, "RayCluster")
-    objects = (*built(KUBERAY / folder), *(cluster_with("gcs-fault-tolerance", tmp_path) if folder == "cluster" else ()))
+    objects = (*built(KUBERAY / folder), *(cluster_with("gcs-fault-tolerance") if folder == "cluster" else ()))
     for doc in objects:
         for pod in pods(doc):
             assert list(crds.errors(crds.at(cluster, "spec.headGroupSpec.template"), pod)) == [], doc["metadata"]["name"]

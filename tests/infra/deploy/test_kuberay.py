@@ -3,7 +3,6 @@
 import importlib
 import inspect
 import re
-from pathlib import Path
 
 import pytest
 import yaml
@@ -11,11 +10,10 @@ from ray._private import ray_constants
 from ray._private.node import Node
 from ray.scripts import scripts
 
-from tests.infra.deploy.rendering import FOLDERS, KUBERAY, RAY, built, cluster_with, needs_kubectl, pods, selects
-from tests.infra.runtime.test_ray_compat import NodeTypeConfig, launched
+from tests.infra.deploy.files import DOCKERFILE, KUBERAY
+from tests.infra.deploy.rendering import FOLDERS, RAY, built, cluster_with, needs_kubectl, pods, selects
+from tests.infra.runtime.scheduler import NodeTypeConfig, launched
 from workflows.cli.exit_codes import INTERRUPTED, USER_ERROR
-
-DOCKERFILE = (KUBERAY.parent / "docker" / "Dockerfile").read_text()
 
 
 @needs_kubectl
@@ -40,9 +38,9 @@ def test_jobs_have_the_specification_of_the_permanent_cluster() -> None:
 
 
 @needs_kubectl
-def test_spot_nodes_are_started_beside_enough_nodes_on_demand(tmp_path: Path) -> None:
+def test_spot_nodes_are_started_beside_enough_nodes_on_demand() -> None:
     """By Ray's own scheduler: however many workers there are, as many as compute.min_workers are on demand."""
-    (cluster,) = cluster_with("spot", tmp_path)
+    (cluster,) = cluster_with("spot")
     groups, on_demand = {}, {}
     for group in cluster["spec"]["workerGroupSpecs"]:
         name, spec = group["groupName"], group["template"]["spec"]

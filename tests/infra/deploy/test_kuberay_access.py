@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.infra.deploy.rendering import FOLDERS, KUBERAY, built, cluster_with, needs_kubectl, selects
+from tests.infra.deploy.files import KUBERAY
+from tests.infra.deploy.rendering import FOLDERS, built, cluster_with, needs_kubectl, selects
 
 PODS = {
     "head": ("deconvnet", {"ray.io/is-ray-node": "yes", "ray.io/node-type": "head"}),
@@ -62,9 +63,9 @@ def admits(policies: list[dict[str, Any]], to: str, port: int, source: str) -> b
         ("backup", 80, set()),
     ],
 )
-def test_network_rules_admit_those_who_need_it(to: str, port: int, sources: set[str], tmp_path: Path) -> None:
+def test_network_rules_admit_those_who_need_it(to: str, port: int, sources: set[str]) -> None:
     folders = ("jobs", "platform", "serve")
-    objects = [doc for folder in folders for doc in built(KUBERAY / folder)] + [*cluster_with("gcs-fault-tolerance", tmp_path)]
+    objects = [doc for folder in folders for doc in built(KUBERAY / folder)] + [*cluster_with("gcs-fault-tolerance")]
     policies = [doc for doc in objects if doc["kind"] == "NetworkPolicy"]
     assert {source for source in PODS if admits(policies, to, port, source)} == sources
 
@@ -129,7 +130,7 @@ def test_a_password_that_one_namespace_has_is_copied_to_the_other(namespace: str
 def test_pods_get_secrets_of_their_own_namespace_and_no_others_are_made(tmp_path: Path) -> None:
     made = made_secrets(tmp_path, AWS_ACCESS_KEY_ID="id", AWS_SECRET_ACCESS_KEY="key")
     used = set()
-    for doc in [doc for folder in FOLDERS for doc in built(KUBERAY / folder)] + [*cluster_with("gcs-fault-tolerance", tmp_path)]:
+    for doc in [doc for folder in FOLDERS for doc in built(KUBERAY / folder)] + [*cluster_with("gcs-fault-tolerance")]:
         namespace, text = doc["metadata"]["namespace"], yaml.safe_dump(doc, default_flow_style=True, width=10**6)
         used |= {(namespace, name) for name in re.findall(r"secretRef: \{name: ([\w-]+)", text)}
         used |= {(namespace, name) for name in re.findall(r"secretName: ([\w-]+)", text)}

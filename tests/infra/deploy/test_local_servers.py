@@ -7,7 +7,7 @@ import sys
 import time
 import urllib.request
 from argparse import Namespace
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -110,7 +110,7 @@ def test_postgres_accepts_only_its_password():
         pytest.skip("PostgreSQL is not installed here")
     with postgres_server() as uri:
         address = uri.replace("+psycopg2", "")
-        with psycopg2.connect(address) as connection, connection.cursor() as cursor:
+        with closing(psycopg2.connect(address)) as connection, connection.cursor() as cursor:  # the server waits for its clients
             cursor.execute("select 1 + 1")
             assert cursor.fetchone() == (2,)
         secret = address.split(":")[2].split("@")[0]

@@ -16,7 +16,8 @@ from deconvnet.serving.metrics import Metrics
 from deconvnet.training import ray_callbacks
 from infra.live_metrics import Metric
 from infra.runtime import parts
-from tests.infra.deploy.rendering import KUBERAY, built, needs_kubectl, pods, selects
+from tests.infra.deploy.files import KUBERAY
+from tests.infra.deploy.rendering import built, needs_kubectl, pods, selects
 from workflows.operations import run_metrics
 
 FOLDER = KUBERAY / "monitoring"

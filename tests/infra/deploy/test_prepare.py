@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -70,6 +71,48 @@ def test_the_pipelines_user_is_created_once_and_gets_a_changed_password(mlflow: 
     assert users["pipeline"] == "second"
     with pytest.raises(SystemExit, match="refuses the administrator"):
         prepare.create_user(url, "other", "x", "admin", "wrong")
+
+
+@pytest.mark.parametrize("bucket", ["", "runs"])
+def test_the_variables_of_the_environment_name_the_bucket_and_the_user(
+    bucket: str, mlflow: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, users = mlflow
+    buckets: list[str] = []
+    monkeypatch.setattr(prepare, "create_bucket", lambda name: buckets.append(name) or "created")
+    given = {"BUCKET": bucket, "MLFLOW_TRACKING_URI": f"{url}/"}
+    given |= {"MLFLOW_TRACKING_USERNAME": "pipeline", "MLFLOW_TRACKING_PASSWORD": "first"}
+    given |= {"MLFLOW_AUTH_ADMIN_USERNAME": "admin", "MLFLOW_AUTH_ADMIN_PASSWORD": "right"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert prepare.main() == 0
+    assert users == {"admin": "right", "pipeline": "first"} and buckets == [name for name in [bucket] if name]
+
+
+@pytest.mark.parametrize(
+    ("region", "expected"),
+    [
+        ("us-east-1", {"Bucket": "runs"}),
+        ("eu-west-1", {"Bucket": "runs", "CreateBucketConfiguration": {"LocationConstraint": "eu-west-1"}}),
+    ],
+)
+def test_a_bucket_is_created_in_the_region_of_the_credentials(
+    region: str, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AWS refuses the name of its default region. A server that only fails for the moment is asked again."""
+    status, created = 500, []
+
+    def head_bucket(Bucket: str) -> None:
+        raise prepare.ClientError({"Error": {}, "ResponseMetadata": {"HTTPStatusCode": status}}, "HeadBucket")
+
+    s3 = SimpleNamespace(head_bucket=head_bucket, meta=SimpleNamespace(region_name=region))
+    s3.create_bucket = lambda **given: created.append(given)
+    monkeypatch.setattr(boto3, "client", lambda name: s3)
+    with pytest.raises(ConnectionError, match="S3 answers 500"):
+        prepare.create_bucket("runs")
+    assert created == []
+    status = 404
+    assert prepare.create_bucket("runs") == "created the bucket runs" and created == [expected]
 
 
 def test_servers_that_are_still_starting_are_waited_for(

@@ -3,9 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,14 +88,42 @@ def test_an_interrupted_submission_stops_its_job() -> None:
     assert client.stopped == list(client.submitted)
 
 
+@pytest.fixture
+def sigterm() -> Iterator[None]:
+    """Lets a test change how SIGTERM is handled."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_sigterm_stops_the_job_and_waits_until_it_has_ended(sigterm: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As at the deadline of a CronJob. The job writes its checkpoint meanwhile."""
+    states = [JobStatus.RUNNING, JobStatus.RUNNING, JobStatus.STOPPED]
+
+    class Stopping(Client):
+        async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+            yield "epoch 1\n"
+            signal.raise_signal(signal.SIGTERM)
+            yield "epoch 2\n"
+
+        def get_job_info(self, job: str) -> Any:
+            assert self.stopped == [job]
+            return SimpleNamespace(status=states.pop(0), driver_exit_code=None)
+
+    client = Stopping(JobStatus.RUNNING)
+    monkeypatch.setattr(submit, "JobSubmissionClient", lambda address: client)
+    monkeypatch.setattr(submit, "POLL_SECONDS", 0.0)
+    assert submit.main(["--address", "http://head:8265", "--", "python", "train.py"]) == 75
+    assert client.stopped == list(client.submitted) and states == []
+
+
 @pytest.mark.parametrize("error", [ConnectionError("no head"), RuntimeError("closed with code 1006"), TimeoutError("slow")])
 def test_a_cluster_that_can_t_be_reached_or_is_lost_may_be_tried_again(
-    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception, sigterm: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(submit, "JobSubmissionClient", lambda address: Client(error=error, away=repeat(error)))
     monkeypatch.setattr(submit, "POLL_SECONDS", 0.0)
     monkeypatch.setattr(submit, "AWAY_SECONDS", 0.01)
-    monkeypatch.setattr(submit.signal, "signal", lambda number, handler: None)
     assert submit.main(["--address", "http://anne:pa55@head:8265", "--", "python", "train.py"]) == 75
     assert "the Ray cluster at http://head:8265 has not" in capsys.readouterr().err
 
@@ -165,13 +194,9 @@ def test_the_child_processes_of_a_command_are_left_to_it() -> None:
 def test_a_command_that_does_not_stop_is_reported(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     stubborn = SimpleNamespace(pid=7)
     monkeypatch.setattr(stop_drivers, "drivers", lambda processes: [stubborn])
-    monkeypatch.setattr(stop_drivers, "stop", lambda processes, seconds: processes)
+    monkeypatch.setattr(stop_drivers, "stop", lambda processes, seconds: processes if seconds == 3 else [])
     assert stop_drivers.main(["--seconds", "3"]) == 0
     assert "process 7 has not stopped within 3 s" in capsys.readouterr().err
-
-
-def test_ray_names_the_variable_as_stop_drivers_does() -> None:
-    assert stop_drivers.VARIABLE == RAY_JOB_CONFIG_JSON_ENV_VAR
 
 
 def test_ray_accepts_the_runtime_environments_of_the_documentation() -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from deconvnet.serving.listener import listening
 from tests.deconvnet.serving.asgi import ask, made
-from tests.infra.deploy.rendering import KUBERAY, built, needs_kubectl, pods, selects
+from tests.infra.deploy.files import KUBERAY
+from tests.infra.deploy.rendering import built, needs_kubectl, pods, selects
 from workflows import cli
 from workflows.settings import CONFIGS, ServeSettings
 

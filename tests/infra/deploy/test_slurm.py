@@ -57,7 +57,7 @@ def ready(process: "subprocess.Popen[str]") -> "subprocess.Popen[str]":
 
 @pytest.mark.parametrize("code", [0, 2, 75])
 def test_the_script_starts_ray_on_all_nodes_and_ends_with_the_exit_code_of_the_command(code: int, tmp_path: Path) -> None:
-    assert ready(started(tmp_path, "train", str(code))).wait(20) == code
+    assert ready(started(tmp_path, "train", str(code))).wait(120) == code
     *nodes, command = [line for line in (tmp_path / "log").read_text().splitlines() if "health-check" not in line]
     assert sorted(nodes) == ["ray start --block --address=node1:6379", "ray start --head --block --port=6379"]
     assert command == f"command node1:6379 48 {code}"  # with a token, and not put into the queue again
@@ -66,7 +66,7 @@ def test_the_script_starts_ray_on_all_nodes_and_ends_with_the_exit_code_of_the_c
 def test_before_the_time_limit_the_command_writes_a_checkpoint_and_the_job_is_put_into_the_queue_again(tmp_path: Path) -> None:
     process = ready(started(tmp_path, "train", "wait"))
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 75
+    assert process.wait(120) == 75
     assert (tmp_path / "log").read_text().splitlines()[-2:] == ["checkpoint", "scontrol requeue 42"]
 
 

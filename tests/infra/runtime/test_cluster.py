@@ -22,15 +22,15 @@ from infra.settings import ClusterSettings
 
 @pytest.fixture
 def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """The port of a gRPC server, which stands for a Ray head. `ray.init` and `ray.shutdown` do nothing."""
+    """The port of a gRPC server at 127.0.0.2, which stands for the Ray head of this machine. `ray.init` and `ray.shutdown` do nothing."""
     monkeypatch.setattr(cluster, "HEAD_SECONDS", 5.0)
     monkeypatch.setattr(ray, "init", lambda **_: None)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(cluster, "_watchable", lambda address: (None, None))
-    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "127.0.0.1")
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "127.0.0.2")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     server = grpc.server(ThreadPoolExecutor(1))
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port("127.0.0.2:0")
     server.start()
     yield port
     server.stop(None)
@@ -41,10 +41,10 @@ def dead(head: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]
     """Addresses at which no Ray head answers, by kind: a closed port, a silent one, a web server's, an unknown host's."""
     monkeypatch.setattr(cluster, "HEAD_SECONDS", 0.2)
     monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray would try to join for two minutes"))
-    web = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    web = HTTPServer(("127.0.0.2", 0), BaseHTTPRequestHandler)
     thread = threading.Thread(target=web.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
-    with socket.create_server(("127.0.0.1", 0)) as silent, socket.create_server(("127.0.0.1", 0)) as closed:
+    with socket.create_server(("127.0.0.2", 0)) as silent, socket.create_server(("127.0.0.2", 0)) as closed:
         ports = {"silent": silent.getsockname()[1], "closed": closed.getsockname()[1], "web": web.server_port}
         closed.close()
         yield {**{name: f"127.0.0.1:{port}" for name, port in ports.items()}, "unknown": "no.such.host.invalid:6379"}
@@ -53,8 +53,10 @@ def dead(head: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]
     web.server_close()
 
 
-@pytest.mark.parametrize("kind", ["silent", "closed", "web", "unknown"])
-@pytest.mark.parametrize("way", ["setting", "variable", "client"])
+@pytest.mark.parametrize(
+    ("kind", "way"),
+    [*((kind, "setting") for kind in ("silent", "closed", "web", "unknown")), ("closed", "variable"), ("closed", "client")],
+)
 def test_a_head_that_does_not_answer_is_refused(
     kind: str, way: str, dead: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,9 +72,24 @@ def test_a_head_that_does_not_answer_is_refused(
 
 
 def test_a_head_that_answers_is_joined(head: int) -> None:
-    for host in ("127.0.0.1", "localhost"):
+    """That of this machine listens at the machine's address alone."""
+    for host in ("127.0.0.1", "127.0.0.2", "localhost"):
         with cluster.connected(ClusterSettings(address=f"{host}:{head}")):
             pass
+
+
+def test_a_ray_of_this_machine_gets_the_resources_of_the_settings_and_a_cluster_does_not(
+    head: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray refuses resources for a cluster that is there."""
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(ray, "init", lambda **options: given.append(options))
+    for address in (None, f"127.0.0.2:{head}"):
+        with cluster.connected(ClusterSettings(address=address, num_cpus=3, object_store_mb=200)):
+            pass
+    here, there = given
+    assert (here["address"], here["num_cpus"], here["object_store_memory"]) == ("local", 3, 200 * 2**20)
+    assert there["address"] == f"127.0.0.2:{head}" and not {"num_cpus", "object_store_memory"} & set(there)
 
 
 def test_addresses_in_other_forms_and_with_tls_are_left_to_ray(head: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,3 +162,14 @@ def test_a_cluster_that_adds_nodes_is_waited_for(
     monkeypatch.delenv("KUBERAY_GEN_RAY_START_CMD")
     (tmp_path / "ray_bootstrap_config.yaml").touch()
     assert cluster.can_autoscale(ClusterSettings())
+
+
+@pytest.mark.parametrize("text", ["pool", "pool=", "=cpu", "a=b,,c=d", "pool=cpu;zone=a"])
+def test_what_is_not_labels_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="must be labels, key=value, separated by commas"):
+        ClusterSettings(data_nodes=text)
+
+
+def test_labels_are_read_with_and_without_blanks() -> None:
+    settings = ClusterSettings(data_nodes=" pool = cpu ,ray.io/zone=a ", training_nodes="")
+    assert settings.selector("data_nodes") == {"pool": "cpu", "ray.io/zone": "a"} and settings.selector("training_nodes") == {}

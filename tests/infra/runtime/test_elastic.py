@@ -9,7 +9,7 @@ from ray.train.v2._internal.execution.controller.state import ReschedulingState,
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision
 
 from infra.runtime import ray_compat
-from infra.runtime.cluster import live_nodes
+from infra.runtime.cluster import actor_slots, live_nodes
 from infra.runtime.ray_compat import GROW_SECONDS, Elastic
 
 
@@ -56,6 +56,24 @@ def test_live_nodes_are_alive_and_have_all_labels(cluster):
     assert [n["NodeID"] for n in live_nodes({"pool": "gpu"})] == ["a", "b"]
     assert [n["NodeID"] for n in live_nodes({"pool": "gpu", "zone": "x"})] == ["a"]
     assert live_nodes({"pool": "tpu"}) == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "cpus", "gpus", "expected"),
+    [
+        ({}, 2, 0, 6),
+        ({"pool": "gpu"}, 1, 0, 4),
+        ({"pool": "gpu"}, 1.5, 0, 2),
+        ({"pool": "gpu"}, 1, 0.5, 2),
+        ({"pool": "gpu"}, 2, 0.5, 1),
+        ({"pool": "head"}, 1, 1, 0),
+        ({"pool": "tpu"}, 1, 0, 0),
+    ],
+)
+def test_actors_have_room_on_each_living_labelled_node_as_whole_ones(cluster, labels, cpus, gpus, expected):
+    cluster.nodes.append(node("c", 2, alive=False, pool="gpu"))
+    cluster.nodes[1]["Resources"]["GPU"] = 1
+    assert actor_slots(labels, cpus, gpus) == expected
 
 
 def test_as_many_workers_start_as_the_labelled_nodes_have_room_for(cluster):

@@ -1,12 +1,15 @@
-"""Signals that arrive while long work is done: the work stops by itself, and no signal is lost."""
+"""Signals that arrive while long work is done: the work stops by itself, and no signal is lost. And a limit of minutes."""
 
 import signal
+import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
 from infra.errors import Interrupted
-from infra.runtime.interrupts import caught_signals
+from infra.runtime import interrupts
+from infra.runtime.interrupts import caught_signals, time_limit
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
@@ -50,3 +53,29 @@ def test_afterwards_signals_are_handled_as_before(received: list[int]) -> None:
         pass
     signal.raise_signal(signal.SIGINT)
     assert received == [signal.SIGINT] and not caught
+
+
+def test_in_another_thread_signals_are_handled_as_before(received: list[int]) -> None:
+    """Python can't handle them there."""
+    handled = []
+
+    def work() -> None:
+        with caught_signals() as caught:
+            handled.append((caught, signal.getsignal(signal.SIGINT)))
+
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert handled == [([], before)]
+
+
+def test_a_time_limit_is_in_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(interrupts, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    limits = [time_limit(minutes) for minutes in (2, 0.5, None)]
+    found = []
+    for seconds in (0, 29, 30, 119, 120, 10**9):
+        clock.now = 1000.0 + seconds
+        found.append([reached() for reached in limits])
+    assert [sum(each) for each in zip(*found, strict=True)] == [2, 4, 0] and found[-1] == [True, True, False]

@@ -1,5 +1,6 @@
 """Progress passes items on, and prints a line now and then in a log."""
 
+import io
 from types import SimpleNamespace
 
 import pytest
@@ -29,3 +30,11 @@ def test_the_work_goes_on_if_the_reader_of_the_log_has_gone(monkeypatch: pytest.
 def test_short_work_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(module.progress([1, 2], 2, "t", "x")) == [1, 2]
     assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(module.sys, "stderr", terminal)
+    assert list(module.progress(iter("abcd"), 4, "letters", "pieces")) == ["a", "b", "c", "d"]
+    assert "letters: " in terminal.getvalue() and "0/4" in terminal.getvalue() and " pieces/s" in terminal.getvalue()

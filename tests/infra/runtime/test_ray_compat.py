@@ -1,8 +1,8 @@
 """Ray still has the private parts that `ray_compat` uses, as it uses them; a failure here names what another Ray has changed."""
 
-import ast
 import inspect
 import math
+import stat
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,11 +13,6 @@ import pytest
 import ray
 import ray.data
 import ray.train
-from ray.autoscaler.v2.instance_manager.config import NodeTypeConfig
-from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
-from ray.autoscaler.v2.utils import ResourceRequestUtil
-from ray.core.generated.autoscaler_pb2 import ClusterResourceConstraint
-from ray.core.generated.common_pb2 import LabelSelectorOperator
 from ray.data._internal.cluster_autoscaler.default_cluster_autoscaler_v2 import DefaultClusterAutoscalerV2
 from ray.data._internal.cluster_autoscaler.default_cluster_autoscaler_v2 import _NodeResourceSpec as Spec
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
@@ -32,25 +27,12 @@ from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
 from ray.train.v2.api import data_parallel_trainer
 
 from infra.errors import Interrupted
-from infra.runtime import ray_compat
-from tests.conftest import ROOT
-
-PACKAGES = ("infra", "proposals", "deconvnet", "workflows")
+from infra.runtime import cluster, ray_compat
+from tests.infra.runtime.scheduler import NodeTypeConfig, launched
 
 
 def parameters(function: Any) -> list[str]:
     return list(inspect.signature(function).parameters)
-
-
-def test_only_this_file_imports_private_modules_of_ray() -> None:
-    private = {}
-    for path in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if any(name.startswith("ray.") and ("._" in name or ".v2" in name) for name in names):
-                private[path.relative_to(ROOT)] = names
-    assert set(private) == {Path("infra/runtime/ray_compat.py")}
 
 
 def test_ray_is_of_the_release_that_was_read() -> None:
@@ -63,9 +45,11 @@ def test_a_map_s_tasks_and_actors_take_the_number_of_retries() -> None:
         "Ray has an argument for it now: use that"
     )
     for limit in ({"max_retries": 1}, {"max_task_retries": 2}):
-        with warnings.catch_warnings(), ray_compat.map_retries(**limit) as keywords:
-            assert keywords["ray_remote_args_fn"]() == limit
-            warnings.warn("silent here", DeprecationWarning, stacklevel=1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with ray_compat.map_retries(**limit) as keywords:
+                assert keywords["ray_remote_args_fn"]() == limit
+                warnings.warn("silent here", DeprecationWarning, stacklevel=1)
 
 
 def test_the_data_executor_has_an_autoscaler_before_its_callbacks_are_called() -> None:
@@ -88,17 +72,6 @@ def groups(monkeypatch: pytest.MonkeyPatch) -> dict[str, NodeTypeConfig]:
     alive.append({"Alive": True, "Labels": {"pool": "cpu"}, "Resources": {"CPU": 4, "memory": 1e9, "node:__internal_head__": 1}})
     monkeypatch.setattr(ray, "nodes", lambda: alive)
     return found
-
-
-def launched(groups: dict[str, NodeTypeConfig], bundles: list[dict[str, float]], labels: dict[str, str]) -> dict[str, int]:
-    """Return how many nodes of each group Ray's scheduler launches for a request of Ray Data's autoscaler."""
-    selector = [[(key, LabelSelectorOperator.LABEL_OPERATOR_IN, [value]) for key, value in labels.items()]]
-    requests = [ResourceRequestUtil.make(bundle, label_selectors=selector) for bundle in bundles]
-    constraint = ClusterResourceConstraint(resource_requests=ResourceRequestUtil.group_by_count(requests))
-    request = SchedulingRequest(
-        disable_launch_config_check=True, node_type_configs=groups, max_num_nodes=50, cluster_resource_constraints=[constraint]
-    )
-    return {each.instance_type: each.count for each in ResourceDemandScheduler(None).schedule(request).to_launch}
 
 
 def data_executor(groups: dict[str, NodeTypeConfig], labels: dict[str, str] | None) -> SimpleNamespace:
@@ -217,4 +190,11 @@ def test_the_free_resources_of_each_node_are_known(ray_session: None) -> None:
     free = ray_compat.available_resources_per_node()[node["NodeID"]]
     # A resource that is in use to the last unit is left out, as CPUs are while workers of an earlier test end.
     assert free and all(free[name] <= node["Resources"][name] for name in free)
-    assert ray_compat.time_monotonic() > 0
+
+
+@pytest.mark.ray
+def test_of_a_ray_that_was_joined_its_head_and_the_socket_of_its_object_store_are_watched(ray_session: None) -> None:
+    address = ray.get_runtime_context().gcs_address
+    socket, head = cluster._watchable(address)
+    assert socket and stat.S_ISSOCK(Path(socket).stat().st_mode) and head == address
+    assert cluster._watchable(None) == (socket, None) and cluster._watchable(f"ray://{address}") == (None, None)

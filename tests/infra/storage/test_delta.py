@@ -10,7 +10,7 @@ import polars
 import pyarrow as pa
 import pytest
 import ray
-from deltalake import DeltaTable, write_deltalake
+from deltalake import write_deltalake
 
 from deconvnet.inference.predictions_table import PREDICTIONS
 from infra import storage
@@ -18,10 +18,10 @@ from infra.errors import Interrupted, UserError
 from infra.storage import tables
 from infra.storage.tables import delta_log
 from proposals import schemas
-from tests.infra.conftest import use_s3
+from tests.infra.conftest import new_folder, use_s3
+from tests.infra.storage.helpers import SCHEMA, names, opened
 from tests.servers import FlakyProxy
 
-SCHEMA = pa.schema([pa.field("image_id", pa.string(), nullable=False)])
 SCHEMAS = {
     "images": schemas.IMAGES,
     "proposals": schemas.PROPOSALS,
@@ -40,21 +40,16 @@ def make(table: str, name: str, rows: str, **more: Any) -> tables.Commit:
     return tables.commit(table, fingerprint, parts, **more)
 
 
-def names(table: str) -> str:
-    """The image_ids of all rows of a table."""
-    return "".join(row["image_id"] for row in tables.iter_rows(table))
-
-
-def opened(table: str) -> DeltaTable:
-    """The table, opened by the library of Delta Lake."""
-    uri, found = delta_log.location_for_deltalake(table)
-    return DeltaTable(uri, storage_options=found)
-
-
 def options(table: str) -> dict[str, str]:
     """What other programs need to reach the test's server."""
     found = delta_log.location_for_deltalake(table)[1]
     return {name: value for name, value in found.items() if name.startswith(("aws", "google", "azure", "allow"))}
+
+
+@pytest.fixture
+def table_on_disk(tmp_path: Path) -> str:
+    """The folder of a table in which no store takes part."""
+    return str(tmp_path / "table")
 
 
 def example(kind: pa.DataType, number: int) -> Any:
@@ -64,9 +59,16 @@ def example(kind: pa.DataType, number: int) -> Any:
     return {"string": str(number), "binary": bytes([number])}.get(str(kind), number)
 
 
-@pytest.mark.parametrize("name", SCHEMAS)
-def test_every_table_is_read_by_deltalake_and_polars(folder: str, name: str) -> None:
-    schema = SCHEMAS[name]
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *(("disk", name) for name in SCHEMAS),
+        ("s3", "images"),
+        *(pytest.param(kind, "images", marks=pytest.mark.slow) for kind in ("gs", "abfs")),
+    ],
+)
+def test_every_table_is_read_by_deltalake_and_polars(kind: str, name: str, request: pytest.FixtureRequest) -> None:
+    folder, schema = new_folder(request, kind), SCHEMAS[name]
     rows = [{field.name: example(field.type, n) for field in schema} for n in range(6)]
     parts = [tables.write_part(folder, "f" * 64, i, rows[2 * i : 2 * i + 2], schema) for i in range(3)]
     empty = tables.write_part(folder, "f" * 64, 3, [], schema)
@@ -80,19 +82,21 @@ def test_every_table_is_read_by_deltalake_and_polars(folder: str, name: str) -> 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("name", ["images", "proposals", "examples", "predictions"])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("disk", "images"), ("disk", "proposals"), pytest.param("s3", "images", marks=pytest.mark.slow)]
+)
 def test_ray_data_reads_the_tables_and_an_older_version_as_long_as_its_files_exist(
-    folder: str, name: str, monkeypatch: pytest.MonkeyPatch
+    kind: str, name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    schema = SCHEMAS[name]
+    folder, schema = new_folder(request, kind), SCHEMAS[name]
     rows = [{field.name: example(field.type, n) for field in schema} for n in range(6)]
     monkeypatch.setattr(storage, "remove_files", lambda uri, names: None)
-    for version, size in enumerate((4, 6)):
+    for size in (4, 6):
         parts = [tables.write_part(folder, f"{size}" * 64, i, rows[2 * i : 2 * i + 2], schema) for i in range(size // 2)]
         tables.commit(folder, f"{size}" * 64, parts)
         found = ray.data.read_delta(folder, storage_options=options(folder)).take_all()
         assert sorted(found, key=lambda row: row["image_id"]) == rows[:size]
-        assert ray.data.read_delta(folder, version=0, storage_options=options(folder)).count() == 4, version
+    assert ray.data.read_delta(folder, version=0, storage_options=options(folder)).count() == 4
 
 
 def test_the_log_has_the_size_rows_and_ids_of_every_part(folder: str) -> None:
@@ -198,25 +202,25 @@ def test_the_holder_of_a_lock_replaces_what_a_run_added_that_had_lost_it(folder:
     assert names(folder) == "xyz" and opened(folder).version() == 1
 
 
-def test_a_run_that_lost_its_lock_adds_nothing(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_lost_its_lock_adds_nothing(table_on_disk: str, monkeypatch: pytest.MonkeyPatch) -> None:
     took: list[str] = []
 
     def check() -> None:
         if took:
             raise Interrupted("the other took the lock")
 
-    at_the_first(monkeypatch, "latest_version", lambda: took.append(make(folder, "two", "cd").fingerprint))
+    at_the_first(monkeypatch, "latest_version", lambda: took.append(make(table_on_disk, "two", "cd").fingerprint))
     with pytest.raises(Interrupted):
-        make(folder, "one", "xyz", check=check)
-    assert names(folder) == "cd" and opened(folder).version() == 0
+        make(table_on_disk, "one", "xyz", check=check)
+    assert names(table_on_disk) == "cd" and opened(table_on_disk).version() == 0
 
 
-def test_no_version_names_parts_that_another_run_deleted(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_version_names_parts_that_another_run_deleted(table_on_disk: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other run has no lock, and takes the parts of this one for remains of an earlier run."""
-    at_the_first(monkeypatch, "latest_version", lambda: make(folder, "two", "cd"))
+    at_the_first(monkeypatch, "latest_version", lambda: make(table_on_disk, "two", "cd"))
     with pytest.raises(UserError, match=r"another run deleted .*/part-0000\d\.parquet of the table"):
-        make(folder, "one", "xyz", check=lambda: None)
-    assert names(folder) == "cd"
+        make(table_on_disk, "one", "xyz", check=lambda: None)
+    assert names(table_on_disk) == "cd"
 
 
 def test_a_run_that_wakes_after_its_commit_deletes_nothing_of_its_successor(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,10 +230,10 @@ def test_a_run_that_wakes_after_its_commit_deletes_nothing_of_its_successor(fold
     assert names(folder) == "cd"
 
 
-def test_a_table_is_read_while_another_run_replaces_it(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    make(folder, "old", "ab")
-    at_the_first(monkeypatch, "latest_version", lambda: make(folder, "two", "cd"))
-    assert tables.require_commit(folder).fingerprint == 20 * "two"
+def test_a_table_is_read_while_another_run_replaces_it(table_on_disk: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(table_on_disk, "old", "ab")
+    at_the_first(monkeypatch, "latest_version", lambda: make(table_on_disk, "two", "cd"))
+    assert tables.require_commit(table_on_disk).fingerprint == 20 * "two"
 
 
 def test_delta_lakes_own_clean_up_keeps_the_table(folder: str) -> None:
@@ -279,22 +283,22 @@ def test_a_commit_whose_answer_is_lost_is_recognised(s3: Any, bucket: str, monke
 
 
 def test_a_log_that_cant_be_written_gives_a_message_and_leaves_the_old_table(
-    folder: str, monkeypatch: pytest.MonkeyPatch
+    table_on_disk: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make(folder, "old", "ab")
+    make(table_on_disk, "old", "ab")
 
     def fail(*_: object) -> None:
         raise OSError("Generic \x1b[31m↳\x1b[0m store error\n at http://me:secret@server/x: no")
 
     monkeypatch.setattr(delta_log, "_add", fail)
     with pytest.raises(UserError, match=r"can't add a version to the table .*: Generic ↳ store error at http://server/x: no$"):
-        make(folder, "new", "xyz")
-    assert names(folder) == "ab"
+        make(table_on_disk, "new", "xyz")
+    assert names(table_on_disk) == "ab"
 
 
-def test_a_version_says_which_table_it_is(folder: str) -> None:
-    made = make(folder, "one", "ab")
-    entry = opened(folder).history(1)[0]["deconvnet"]
+def test_a_version_says_which_table_it_is(table_on_disk: str) -> None:
+    made = make(table_on_disk, "one", "ab")
+    entry = opened(table_on_disk).history(1)[0]["deconvnet"]
     facts = json.loads(entry) if isinstance(entry, str) else entry
     assert facts["fingerprint"] == made.fingerprint and facts["schema_version"] == tables.SCHEMA_VERSION
-    assert storage.read_json(storage.join(folder, facts["record"]))["rows"] == 2
+    assert storage.read_json(storage.join(table_on_disk, facts["record"]))["rows"] == 2

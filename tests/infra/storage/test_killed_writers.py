@@ -7,16 +7,16 @@ import signal
 import threading
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
 from infra import storage
 from infra.storage import tables
 from infra.storage.tables import delta_log
+from tests.infra.storage.helpers import SCHEMA
 
-SCHEMA = pa.schema([pa.field("image_id", pa.string(), nullable=False)])
-MOMENTS = 30
+MOMENTS = {"disk": 30, "s3": 30, "gs": 10, "abfs": 10}
+"""How often a writer is killed, by the kind of storage."""
 
 
 def make(table: str, number: int) -> None:
@@ -89,6 +89,11 @@ def write(table: str, kind: str, number: int, seconds: float, finished: Any) -> 
         finished.value = number
 
 
+def kind_of(folder: str) -> str:
+    """The kind of storage of a folder, as in `MOMENTS`."""
+    return folder.partition("://")[0] if storage.in_bucket(folder) else "disk"
+
+
 def fork_writers(table: str, kind: str, moments: list[float], numbers: Any, finished: Any) -> None:
     """Let one writer after the other write and be killed, each in a fork of this process, which has loaded the libraries.
 
@@ -107,7 +112,7 @@ def fork_writers(table: str, kind: str, moments: list[float], numbers: Any, fini
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_table_is_the_old_or_the_new_version_whenever_its_writer_is_killed(folder: str, kind: str) -> None:
     chance, number, between = random.Random(0), 0, 0
-    moments = [chance.uniform(0, 1.0 if storage.in_bucket(folder) else 0.3) for _ in range(MOMENTS)]
+    moments = [chance.uniform(0, 1.0 if storage.in_bucket(folder) else 0.3) for _ in range(MOMENTS[kind_of(folder)])]
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     finished = context.RawValue("i", -1)

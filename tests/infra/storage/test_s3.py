@@ -1,13 +1,16 @@
-"""A real S3 server with failing requests, outages and wrong configuration."""
+"""A real S3 server: outages, wrong credentials, conditions; and which failures are retried, for how long, by boto3 and others."""
 
 import os
 import pickle
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow.fs as pafs
 import pytest
 from botocore.awsrequest import AWSResponse
+from botocore.exceptions import ClientError
 
 from infra import storage
 from infra.deploy.local.process import free_ports
@@ -15,9 +18,10 @@ from infra.deploy.local.servers import S3
 from infra.errors import UserError
 from infra.storage.objects import s3 as s3_store
 from infra.storage.objects import s3_client, store
+from infra.storage.objects.s3_errors import s3_errors_for_user
 from tests.infra.conftest import use_s3
 from tests.infra.storage.helpers import make_table, message_of, message_of_check
-from tests.servers import SECRET_KEY, FlakyProxy
+from tests.servers import ACCESS_KEY, SECRET_KEY, FlakyProxy
 
 
 def test_listing_and_removing_work_beyond_one_page(bucket, monkeypatch):
@@ -27,14 +31,6 @@ def test_listing_and_removing_work_beyond_one_page(bucket, monkeypatch):
     assert storage.list_files(bucket) == [f"many/{i:02d}" for i in range(50)]
     storage.remove(bucket)
     assert storage.list_files(bucket) == [] and not storage.exists(bucket)
-
-
-def test_folder_markers_are_not_listed_as_files(bucket):
-    fs, path = storage.filesystem(bucket)
-    fs.create_dir(f"{path}/empty", recursive=True)
-    assert storage.exists(f"{bucket}/empty") and storage.list_files(bucket) == []
-    storage.remove(bucket)
-    assert not storage.exists(bucket)
 
 
 def test_occasional_failures_are_retried(proxy, bucket, monkeypatch, tmp_path):
@@ -84,9 +80,9 @@ def use_during_outage(proxy: FlakyProxy, bucket: str, seconds: float) -> None:
     assert storage.read_bytes(f"{bucket}/new") == b"new" and storage.read_bytes(f"{bucket}/arrow") == b"arrow"
 
 
-def test_an_outage_of_5_seconds_is_waited_for(proxy, bucket, monkeypatch):
+def test_an_outage_of_2_seconds_is_waited_for(proxy, bucket, monkeypatch):
     use_s3(monkeypatch, proxy)
-    use_during_outage(proxy, bucket, 5)
+    use_during_outage(proxy, bucket, 2)
 
 
 @pytest.mark.slow
@@ -107,26 +103,6 @@ def test_retries_do_not_run_out_over_many_failing_requests(proxy, bucket, monkey
     assert proxy.refused > 200
 
 
-def test_retries_end_after_retry_seconds(proxy, bucket, monkeypatch):
-    use_s3(monkeypatch, proxy)
-    monkeypatch.setattr(store, "RETRY_SECONDS", 1)
-    proxy.away()
-    with pytest.raises(UserError, match=f"does not answer at {proxy.url}"):
-        storage.read_bytes(f"{bucket}/x")
-    proxy.back()
-    proxy.fail_one_in = 1
-    with pytest.raises(UserError, match="SlowDown"):
-        storage.read_bytes(f"{bucket}/x")
-
-
-def test_a_truncated_answer_is_read_again(proxy, bucket, monkeypatch):
-    content = os.urandom(2**20)
-    storage.write_bytes(f"{bucket}/x", content)
-    use_s3(monkeypatch, proxy)
-    proxy.cut_answers = 2
-    assert storage.read_bytes(f"{bucket}/x") == content and proxy.cut_answers == 0
-
-
 def test_wrong_credentials_give_a_message(s3, bucket, monkeypatch):
     for name in ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"):
         monkeypatch.setenv(name, "wrong-and-secret")
@@ -139,16 +115,9 @@ def test_wrong_credentials_give_a_message(s3, bucket, monkeypatch):
         use_s3(monkeypatch, s3)
 
 
-def test_a_missing_bucket_gives_a_message(s3, bucket, monkeypatch):
-    uri = "s3://no-such-bucket/runs"
-    assert message_of_check(uri).startswith(f"there is no bucket no-such-bucket at {s3.url}")
-    for act in (storage.read_bytes, storage.exists, storage.list_files, storage.remove, lambda u: storage.write_bytes(u, b"")):
-        assert "there is no bucket no-such-bucket" in message_of(lambda act=act: act(uri))
-    assert "names no bucket" in message_of_check("s3://")
-
-
 def test_missing_credentials_and_unreachable_servers_give_messages(s3, bucket, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "CHECK_SECONDS", 1)
+    monkeypatch.setattr(store, "CHECK_SECONDS", 0.3)
+    monkeypatch.setattr(store, "timeouts", lambda: (0.3, 6))
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:{SECRET_KEY}@127.0.0.1:{free_ports(1)[0]}")
     assert "does not answer at http://127.0.0.1:" in message_of_check(bucket)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://192.0.2.255:9")  # a reserved address that never answers
@@ -164,13 +133,6 @@ def test_missing_credentials_and_unreachable_servers_give_messages(s3, bucket, t
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert "set AWS_ACCESS_KEY_ID" in message_of_check(bucket)
-
-
-def test_a_pickled_filesystem_contains_no_key(bucket):
-    fs, _ = storage.filesystem(bucket)
-    sent = pickle.dumps(fs)
-    assert SECRET_KEY.encode() not in sent
-    assert pickle.loads(sent).get_file_info("bucket").type == pafs.FileType.Directory
 
 
 def test_the_filesystem_uses_the_clients_endpoint_and_region(s3, bucket, monkeypatch):
@@ -219,3 +181,94 @@ def test_a_server_without_conditional_writes_is_refused_for_locks(bucket, ignore
     assert f"the server of {bucket}/" in message and "ignores the conditions of writes" in message
     assert "SeaweedFS from 4.18" in message
     assert storage.list_files(bucket) == []
+
+
+def test_only_the_check_at_the_start_of_a_run_gives_up_soon(bucket):
+    with store.checking():
+        soon, short = store.retry_seconds(), s3_client.client().meta.config
+    assert (soon, store.retry_seconds()) == (4, 60)
+    long = s3_client.client().meta.config
+    assert [(each.connect_timeout, each.read_timeout) for each in (short, long)] == [(3, 6), (10, 60)]
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "again"),
+    [
+        *((status, "", True) for status in (408, 429, 500, 502, 503, 504)),
+        (409, "OperationAborted", True),
+        (409, "ConditionalRequestConflict", True),
+        (400, "RequestTimeout", True),
+        (400, "IncompleteBody", True),
+        (200, "InternalError", True),
+        (200, "SlowDown", True),
+        (200, "", False),
+        (403, "AccessDenied", False),
+        (404, "NoSuchKey", False),
+        (412, "PreconditionFailed", False),
+    ],
+)
+def test_failures_that_may_pass_are_retried_for_a_minute(status, code, again, monkeypatch):
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(s3_client, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    request = {"context": {}}
+
+    def is_retried(seconds: float) -> bool:
+        clock.now = 1000.0 + seconds
+        response = (SimpleNamespace(status_code=status), {"Error": {"Code": code}} if code else {})
+        given = {"response": response, "attempts": 3, "caught_exception": None, "request_dict": request}
+        return s3_client._retry_delay(60, **given) is not None
+
+    assert [is_retried(seconds) for seconds in (0, 59.9, 60.1)] == [again, again, False]
+
+
+def test_objects_that_a_server_does_not_delete_are_tried_again_or_named(monkeypatch):
+    sent = []
+    replies = [
+        [("a", "SlowDown"), ("b", "InternalError")],
+        [("b", "SlowDown")],
+        [],
+        [("a", "SlowDown"), ("b", "AccessDenied")],
+        *([("a", "SlowDown")] for _ in range(6)),
+    ]
+
+    def delete_objects(Bucket: str, Delete: dict[str, Any]) -> dict[str, Any]:
+        sent.append("".join(each["Key"] for each in Delete["Objects"]))
+        return {"Errors": [{"Key": key, "Code": code} for key, code in replies.pop(0)]}
+
+    monkeypatch.setattr(s3_store, "client", lambda: SimpleNamespace(delete_objects=delete_objects))
+    s3_store.delete("runs", "abc")
+    assert sent == ["abc", "ab", "b"]
+    with pytest.raises(UserError, match=r"won't delete s3://runs/b \(AccessDenied\)$"):
+        s3_store.delete("runs", "ab")
+    with pytest.raises(UserError, match=r"won't delete s3://runs/a \(SlowDown\)$"):
+        s3_store.delete("runs", "a")
+    assert replies == []
+
+
+def test_delta_lakes_library_gets_the_server_and_all_credentials(bucket, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://127.0.0.1:1")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "of-a-role")
+    uri, options = s3_client.delta_location("runs", "a b/t")
+    assert uri == "s3://runs/a%20b/t"
+    assert (options["aws_endpoint_url"], options["allow_http"]) == ("https://127.0.0.1:1", "false")
+    assert (options["aws_access_key_id"], options["aws_secret_access_key"]) == (ACCESS_KEY, SECRET_KEY)
+    assert options["aws_session_token"] == "of-a-role"
+    assert options["aws_conditional_put"] == "etag", "of two writers one succeeds"
+    assert (options["max_retries"], options["retry_timeout"]) == ("1000", "60s")
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("AccessDenied", "forbids PutObject on s3://b/x (AccessDenied)"),
+        ("SignatureDoesNotMatch", "refuses the credentials (SignatureDoesNotMatch)"),
+        ("XMinioStorageFull", "has no room left for s3://b/x"),
+        ("RequestTimeTooSkewed", "rejects this machine's clock"),
+        ("NoSuchBucket", "there is no bucket b at "),
+        ("Curious", "refuses PutObject on s3://b/x: Curious"),
+    ],
+)
+def test_what_a_server_refuses_becomes_a_message(bucket, code, message):
+    with pytest.raises(UserError) as caught, s3_errors_for_user("s3://b/x"):
+        raise ClientError({"Error": {"Code": code}}, "PutObject")
+    assert message in str(caught.value)

@@ -238,3 +238,40 @@ def test_make_parts_makes_only_the_missing_parts(tmp_path: Path, executor: Local
     parts = make_parts(table, "f", SCHEMA, ["a", "b", "c"], lambda name: [row(name)], executor, title="test")
     tables.commit(table, "f", parts)
     assert [r["image_id"] for r in tables.iter_rows(table)] == ["a", "kept", "c"]
+
+
+def test_parts_of_one_job_have_different_keys_and_row_groups_of_the_given_length(tmp_path: Path, executor: LocalExecutor) -> None:
+    def made(**more: Any) -> list[tables.Part]:
+        return make_parts(str(tmp_path), "f", SCHEMA, ["ab", "cd"], lambda names: map(row, names), executor, title="test", **more)
+
+    with pytest.raises(ValueError, match="two parts have the same key"):
+        made(keys=["same", "same"])
+    assert [[group.rows for group in part.row_groups] for part in made(rows_per_group=1)] == [[1, 1], [1, 1]]
+
+
+def test_only_the_columns_that_are_asked_for_are_read(tmp_path: Path) -> None:
+    """Most jobs would read all images otherwise."""
+    table = str(tmp_path)
+    (part,) = make(table, "new", "a").parts
+    for rows in (
+        list(tables.iter_rows(table, ["image_id"])),
+        list(tables.iter_rows(table, ["image_id"], part)),
+        tables.read_row_group(table, part.name, 0, ["image_id"]).to_pylist(),
+        tables.read_row_group(table, part.name, 0, ["image_id"], tables.read_footer(table, part.name)).to_pylist(),
+    ):
+        assert rows == [{"image_id": "a"}]
+
+
+def test_images_are_not_compressed_again_and_binary_columns_have_no_statistics(tmp_path: Path) -> None:
+    """The lowest and highest image of each row group would be in the footer."""
+
+    def columns(*names: str) -> dict[str, tuple[str, bool]]:
+        schema = pa.schema({"image_id": pa.string()} | {name: pa.binary() for name in names})
+        content = {"image_id": "a"} | dict.fromkeys(names, b"12345678" * 100)
+        part = tables.write_part(str(tmp_path), "f" if "image" in names else "g", 0, [content], schema)
+        group = tables.read_footer(str(tmp_path), part.name).row_group(0)
+        found = (group.column(i) for i in range(group.num_columns))
+        return {each.path_in_schema: (each.compression, each.is_stats_set) for each in found}
+
+    assert columns("image") == {"image_id": ("UNCOMPRESSED", True), "image": ("UNCOMPRESSED", False)}
+    assert columns("mask") == {"image_id": ("ZSTD", True), "mask": ("ZSTD", False)}

@@ -13,7 +13,7 @@ from infra.runtime.parts import make_parts
 from infra.runtime.stages import digest
 from infra.storage import tables
 from infra.storage.tables import delta_log
-from tests.infra.storage.test_delta import SCHEMA, names, opened
+from tests.infra.storage.helpers import SCHEMA, names, opened
 
 RECIPE = "c0de" * 16
 

@@ -2,13 +2,13 @@
 
 import re
 import shutil
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
 from tests.ray_head import Head
+from tests.waiting import wait_until
 from tests.workflows.commands import TINY
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -33,19 +33,18 @@ def test_a_stopped_job_leaves_a_checkpoint_and_is_resumed(ray_head: Head, tmp_pa
     pipeline += ["--train.fcn8s.epochs", "300", "--train.fcn8s.log_every", "1"]
     output = ray_head.ray("job", "submit", "--no-wait", "--submission-id", "to-stop", "--", *pipeline)
     assert "to-stop" in output
-    for _ in range(120):
-        if re.search(r"step [5-9]\d*/", ray_head.ray("job", "logs", "to-stop")):
-            break
-        time.sleep(1)
+    wait_until(lambda: bool(re.search(r"step [5-9]\d*/", ray_head.ray("job", "logs", "to-stop"))), description="step 5")
     ray_head.ray("job", "stop", "to-stop")
     logs = ray_head.ray("job", "logs", "to-stop")
     assert "has left a checkpoint" in logs, logs[-3000:]
     stopped = max(int(n) for n in re.findall(r"step (\d+)/", logs))
     ray_head.ray("job", "submit", "--no-wait", "--submission-id", "again", "--", *pipeline)
-    for _ in range(120):
-        steps = [int(n) for n in re.findall(r"step (\d+)/", ray_head.ray("job", "logs", "again"))]
-        if steps:
-            break
-        time.sleep(1)
+    steps: list[int] = []
+
+    def logged() -> bool:
+        steps[:] = [int(n) for n in re.findall(r"step (\d+)/", ray_head.ray("job", "logs", "again"))]
+        return bool(steps)
+
+    wait_until(logged, description="a step")
     ray_head.ray("job", "stop", "again")
     assert steps[0] >= stopped
