@@ -182,7 +182,7 @@ def serve_and_soak(folder: Path, seconds: float) -> tuple[Soak, float, str]:
     from deconvnet.tracking.mlflow_runs import MlflowTracker
     from infra.deploy.local.process import free_port
     from tests.deconvnet.ensembles import register_ensemble, save_networks
-    from tests.workflows.test_serve import started, wait_for
+    from tests.workflows.serving import started, wait_for
     from workflows import promote, serve
 
     (workspace := folder / "work").joinpath("mlflow").mkdir(parents=True)

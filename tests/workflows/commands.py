@@ -1,4 +1,4 @@
-"""Run a command in a process of its own or in the tests' process, and the settings of a tiny pipeline."""
+"""Run a command in a process of its own or in the tests' process, and the settings of tiny pipelines."""
 
 import io
 import os
@@ -10,6 +10,7 @@ from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 
+from deconvnet.datasets.palette import GENERATED_CLASSES
 from tests.conftest import ROOT
 from workflows import cli
 
@@ -22,6 +23,16 @@ TINY = shlex.split(
 )
 LOCAL = ["--executor", "local", "--cluster.num_cpus", "1"]
 """Options that run everything in the process of the command."""
+STEPS = 3
+SMALL = [
+    *("--executor", "local", "--tracking.enabled", "false", "--model.width", "0.05", "--model.fcn_width", "0.05"),
+    *("--model.input_size", "32", "--model.fcn_input_size", "64", "--segment.proposals", "4", "--proposals.max_boxes", "50"),
+    *("--cluster.num_cpus", "1", "--data.classes", ",".join(GENERATED_CLASSES), "--data.dev_fraction", "0.2"),
+]
+"""A tiny pipeline without Ray and MLflow on images that `synthetic.write_dataset` has written; each training has `STEPS` steps."""
+for _stage in ("fcn8s", "stage1", "stage2"):
+    SMALL += [f"--train.{_stage}.max_steps", str(STEPS), f"--train.{_stage}.batch", "4", f"--train.{_stage}.bn_batches", "1"]
+    SMALL += [f"--train.{_stage}.log_every", "1"]
 _ELSEWHERE = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "DECONVNET_NOTIFY_URL")
 
 Done = subprocess.CompletedProcess[str]

@@ -27,8 +27,8 @@ from deconvnet.datasets import synthetic
 from deconvnet.tracking.registry import REJECTED
 from infra.storage import lock as lock_module
 from tests.conftest import ROOT
+from tests.workflows.commands import SMALL
 from tests.workflows.forked import fork, read_registry
-from tests.workflows.test_local_executor import SMALL
 from workflows import predict, retrain, train_pipeline
 
 for _module in ("inference.predictor", "tracking.mlflow_runs", "tracking.register", "training.local_trainer"):

@@ -1,11 +1,9 @@
-"""Each setting of predict.py, serve.py, import_data.py, export.py and train_edges.py reaches the code that does the work."""
+"""Each setting of predict.py, serve.py, import_data.py and export.py reaches the code that does the work."""
 
 import re
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import is_dataclass
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,55 +11,25 @@ from typing import Any
 import pytest
 import torch
 
-from deconvnet.datasets import exporting, images_table
+from deconvnet.datasets import exporting
 from deconvnet.datasets.exporting.export_writer import ExportSummary
 from deconvnet.datasets.importing.dataset import AnnotatedDataset
-from deconvnet.datasets.palette import GENERATED_CLASSES
 from deconvnet.datasets.writing.voc_writer import ImportSummary
 from deconvnet.inference import batch, predictions_table
-from deconvnet.reporting import edge_report
 from deconvnet.serving import ray_serve, server
 from deconvnet.tracking import registry, store
 from infra import storage
 from infra.errors import UserError
 from infra.runtime import cluster
-from infra.settings import Section
-from proposals.edges.training import job as forest_job
-from tests.workflows.test_setting_effects import NEEDS as DATA_NEEDS
-from tests.workflows.test_setting_effects import Called, candidates, changed, expected_stages, nested, write_files
+from tests.workflows.setting_changes import Called, Record, candidates, recording, write_files
 from workflows import export, import_data, predict, serve
 from workflows.cli import CommandSettings, setting_fields
 from workflows.operations import data_addition, data_import, fiftyone_export, label_export, network_export, prediction
-from workflows.pipelines import base, edges
-from workflows.pipelines.edges import EdgeTraining
-from workflows.settings import EdgeSettings, PredictSettings, ServeSettings
+from workflows.settings import PredictSettings, ServeSettings
 from workflows.settings.export import ExportSettings
 from workflows.settings.import_data import ImportSettings
 
 VERSION = registry.Version("net", "3", "id", "file:///net")
-Record = Callable[..., Callable[..., Any]]
-
-
-def plain(value: Any) -> bool:
-    """Whether an argument is made of values, so that its text tells it from others."""
-    return isinstance(value, str | int | float | tuple | list | dict | Path | Section | None) or is_dataclass(value)
-
-
-def recording() -> tuple[list[str], Record]:
-    """A list of calls as text, and a maker of functions that record their calls there, by a name, and return a result or end all."""
-    calls: list[str] = []
-
-    def record(name: str, result: Any = None, ends: bool = False) -> Callable[..., Any]:
-        def recorded(*given: Any, **named: Any) -> Any:
-            kept = [*map(repr, filter(plain, given)), *(f"{key}={value!r}" for key, value in named.items() if plain(value))]
-            calls.append(re.sub("[0-9a-f]{32}", "TOKEN", f"{name}({', '.join(kept)})"))
-            if ends:
-                raise Called
-            return result
-
-        return recorded
-
-    return calls, record
 
 
 def serve_calls(options: list[str], patch: pytest.MonkeyPatch, record: Record) -> None:
@@ -310,79 +278,3 @@ def test_a_setting_of_a_command_reaches_the_code_that_does_the_work(
         assert named <= set(CALLED_THERE.get(name, name.rpartition(".")[2]).split()), "it reaches the place of another setting"
         return
     raise AssertionError(f"no other value of {name} is allowed: add one to ANOTHER")
-
-
-EDGE_DEFAULTS = {"workspace": "FOLDER/w", "executor": "local", "data.classes": GENERATED_CLASSES}
-EDGE_NEEDS = DATA_NEEDS | {"bsds": {"data.root": "FOLDER/voc"}}
-EDGE_REPEATED = {
-    "seed": "prepare segments forest",
-    "data": "prepare",
-    "bsds": "segments measure",
-    "forest.photographs": "segments",
-    "forest": "forest",
-    "proposals": "measure",
-}
-"""Stages of train_edges.py in whose recipe a setting, or any other setting of a section, is."""
-EDGE_WITHOUT_EFFECT = {
-    "workspace": "where the outputs are",
-    "executor": "both executors make the same outputs",
-    "tracking": "what is logged, and where",
-    "cluster": "where the work runs",
-    "proposals.kind": "EdgeBox is measured whatever it is",
-    "proposals.window_sizes": "windows don't depend on edges, so they are not measured",
-    "proposals.window_overlap": "as above",
-}
-"""Settings of train_edges.py that repeat no stage, and why."""
-
-
-def edge_settings(folder: Path, changes: dict[str, Any]) -> EdgeSettings:
-    return EdgeSettings.model_validate(nested(folder, {**EDGE_DEFAULTS, **changes}))
-
-
-EDGE_FIELDS = [pytest.param(name, field.annotation, id=name) for name, field in setting_fields(EdgeSettings)]
-
-
-@pytest.fixture
-def _bsds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any folder is BSDS500."""
-    monkeypatch.setattr(edges, "_bsds_version", lambda bsds, split: [bsds, split])
-
-
-@pytest.mark.usefixtures("_bsds")
-@pytest.mark.parametrize(("name", "annotation"), EDGE_FIELDS)
-def test_a_setting_of_train_edges_repeats_exactly_the_stages_of_the_table(folder: Path, name: str, annotation: Any) -> None:
-    before, after = (
-        {stage.name: stage.recipe for stage in EdgeTraining(settings).stages.stages}
-        for settings in changed(folder, name, annotation, edge_settings, EDGE_NEEDS)
-    )
-    repeated = {stage for stage in before.keys() | after.keys() if before.get(stage) != after.get(stage)}
-    assert repeated == expected_stages(name, EDGE_REPEATED, EDGE_WITHOUT_EFFECT)
-
-
-def edge_calls(settings: EdgeSettings) -> str:
-    """What each stage of train_edges.py gives to the function that does its work, and the run itself to others, as text."""
-    calls, record = recording()
-    made = SimpleNamespace(rows=1, rejects=(), files={}, metrics={}, version=0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(images_table, "data_folder", record("data", settings.workspace))
-        patch.setattr(images_table, "data_fingerprint", lambda *_: "data")
-        patch.setattr(images_table, "prepare_images", record("prepare", ends=True))
-        patch.setattr(forest_job, "collect_samples", record("collect", made))
-        patch.setattr(forest_job, "train_forest", record("forest", ends=True))
-        patch.setattr(edge_report, "compare_edges", record("compare", ends=True))
-        patch.setattr(base, "open_tracker", record("tracker", ends=True))
-        patch.setattr(base, "open_executor", record("executor", nullcontext()))
-        patch.setattr(base, "hold_workspace", record("hold", nullcontext()))
-        training = EdgeTraining(settings)
-        for run in (lambda: training.run("config"), *(partial(stage.run, "f" * 16) for stage in training.stages.stages)):
-            with suppress(Called):
-                run()
-    return "\n".join(calls)
-
-
-@pytest.mark.usefixtures("_bsds")
-@pytest.mark.parametrize(("name", "annotation"), EDGE_FIELDS)
-def test_a_setting_of_train_edges_reaches_the_code_that_does_the_work(folder: Path, name: str, annotation: Any) -> None:
-    before, after = changed(folder, name, annotation, edge_settings, EDGE_NEEDS)
-    assert edge_calls(before) != edge_calls(after)
-    assert edge_calls(before) == edge_calls(before), "otherwise every setting would seem to reach the code"

@@ -10,7 +10,7 @@ import tarfile
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -27,8 +27,7 @@ from deconvnet.settings import VOC_CLASSES
 from infra.errors import UserError
 from infra.runtime.local_executor import LocalExecutor
 from tests.deconvnet.ensembles import random_image, save_networks
-from tests.workflows.commands import call
-from tests.workflows.test_local_executor import SMALL
+from tests.workflows.commands import SMALL, call
 from workflows import evaluate, train_pipeline
 from workflows.operations import submission
 from workflows.pipelines.run_log import RUN_FILE
@@ -117,6 +116,21 @@ def test_masks_that_break_a_rule_are_not_written(
     assert not (tmp_path / "out.tar.gz").exists()
 
 
+def test_a_submission_holds_the_lock_for_the_minutes_of_the_settings(
+    workspace: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[object, ...]] = []
+
+    def hold(*arguments: object) -> NoReturn:
+        given.append(arguments)
+        raise UserError("held")
+
+    monkeypatch.setattr(submission, "hold_workspace", hold)
+    with pytest.raises(UserError, match="held"):
+        submit(workspace, root, tmp_path / "out.tar.gz", "--retrain.lock_minutes", "7")
+    assert given == [(str(workspace), "evaluate.py", 7)]
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -195,12 +209,12 @@ def prepared(folder: Path, *then: str, now: Sequence[str] = ()) -> Pipeline:
     return Pipeline(settings[1])
 
 
-@pytest.mark.parametrize("name", ["examples.context", "examples.window"])
-def test_windows_are_cut_as_they_were_for_training(name: str, tmp_path: Path) -> None:
-    value = {"examples.context": "1.5", "examples.window": "stretched"}[name]
-    for then, now in (((), (f"--{name}", value)), ((f"--{name}", value), ())):
-        with pytest.raises(UserError, match=rf"were trained with other windows: {name} .* \(was .*\): set the same value"):
-            prepared(tmp_path, *then, now=now).use_as_prepared()
+def test_windows_are_cut_as_they_were_for_training(tmp_path: Path) -> None:
+    """Not as the settings' defaults are either, if the training had others."""
+    with pytest.raises(
+        UserError, match=r"were trained with other windows: examples\.context .* \(was 1\.5\): set the same value"
+    ):
+        prepared(tmp_path, "--examples.context", "1.5").use_as_prepared()
 
 
 @pytest.mark.parametrize(("setting", "value"), [("data.limit", "3"), ("proposals.max_boxes", "900"), ("data.root", "/other/voc")])

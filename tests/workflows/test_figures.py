@@ -8,15 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from deconvnet.evaluation.evaluator import EvaluationInputs, evaluate
-from deconvnet.inference.predictor import PredictorOptions
+from deconvnet.evaluation.image_measures import IMAGES_FILE, mean_iou_by_result, read_images
+from deconvnet.inference.predictor import RESULTS, PredictorOptions
+from deconvnet.reporting import gallery
 from deconvnet.reporting.evaluation_report import report_files
 from deconvnet.tracking.mlflow_runs import MlflowTracker
 from infra import storage
 from infra.errors import UserError
 from infra.runtime.local_executor import LocalExecutor
+from infra.storage.lock import hold_lock
 from proposals.mining.job import mine_examples
 from proposals.settings import ExampleSettings
 from tests.deconvnet.ensembles import save_networks
@@ -143,9 +147,18 @@ def test_what_an_earlier_version_did_not_measure_is_a_user_error(
     ],
 )
 def test_a_stage_that_is_not_finished(
-    finished: Path, tmp_path: Path, gone: str, needs: set[str], stage: str, capsys: pytest.CaptureFixture[str]
+    finished: Path,
+    tmp_path: Path,
+    gone: str,
+    needs: set[str],
+    stage: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A figure that needs it is refused; `all` draws the others, and names those it does not draw."""
+    """A figure that needs it is refused; `all` makes the others, and names those it does not make. How they look costs time here."""
+    monkeypatch.setattr(Figure, "savefig", lambda figure, sink, **_: sink.write(b"\x89PNG"))
+    for name in ("draw_unpooling", "draw_instances", "draw_comparison", "draw_examples"):
+        monkeypatch.setattr(gallery, name, lambda *_, **__: b"\x89PNG")
     workspace = shutil.copytree(finished, tmp_path / "w")
     shutil.rmtree(workspace / gone)
     for name in sorted(needs):
@@ -168,6 +181,35 @@ def test_report_writes_the_page_again(finished: Path, tmp_path: Path, capsys: py
     (workspace / "report" / "results.json").unlink()
     assert call("report", "--workspace", str(workspace)) == 2
     assert f"{workspace} has no report/results.json, which the stage evaluate writes" in capsys.readouterr().err
+
+
+def test_the_images_of_the_comparison_are_typical_and_those_of_the_wins_lead(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[list[tuple[str, str]]] = []
+
+    def draw(predictor: object, rows: list[tuple[str, gallery.Sample]], *_: object) -> bytes:
+        drawn.append([(word, sample.image_id) for word, sample in rows])
+        return b""
+
+    monkeypatch.setattr(gallery, "draw_comparison", draw)
+    for name in ("wins", "comparison"):
+        assert call(name, "--workspace", str(finished), "--out", str(tmp_path)) == 0
+    scores = mean_iou_by_result(read_images(str(finished / "report" / IMAGES_FILE)), RESULTS)
+    assert drawn == [gallery.largest_leads(scores), gallery.best_median_worst(scores)] and drawn[0] and drawn[0] != drawn[1]
+
+
+def test_figures_are_not_written_into_a_workspace_at_work(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Elsewhere they may be."""
+    workspace = shutil.copytree(finished, tmp_path / "w")
+    (workspace / "stages").mkdir()
+    with hold_lock(str(workspace / "workspace.lock"), "train_pipeline.py"):
+        assert call("iou_by_class", "--workspace", str(workspace)) == 3
+        assert "train_pipeline.py" in capsys.readouterr().err and not (workspace / "figures").exists()
+        assert call("iou_by_class", "--workspace", str(workspace), "--out", str(tmp_path / "out")) == 0
+    assert (tmp_path / "out/iou_by_class.png").exists()
 
 
 @pytest.mark.parametrize("options", [["--out", "figures"], ["--out", ""]])

@@ -9,7 +9,7 @@ import random
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -100,7 +100,6 @@ def scheduled(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, bool],
             return real(*args)
 
         monkeypatch.setattr(storage, name, patched)
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
     monkeypatch.setattr("workflows.pipelines.workspace.WAIT_SECONDS", 0)
     monkeypatch.setattr(lock_module, "time", SimpleNamespace(time=lambda: current[-1].now))
 
@@ -238,8 +237,22 @@ PAIRS: dict[str, Callable[[Path], dict[str, Callable[[], None]]]] = {
 @pytest.mark.parametrize("freezes", [False, True], ids=["awake", "frozen"])
 @pytest.mark.parametrize("pair", list(PAIRS))
 def test_two_commands_never_mix_their_results(scheduled, tmp_path: Path, pair: str, freezes: bool) -> None:
+    check_schedules(scheduled, tmp_path, pair, freezes, range(8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("freezes", [False, True], ids=["awake", "frozen"])
+@pytest.mark.parametrize("pair", list(PAIRS))
+def test_two_commands_never_mix_their_results_in_more_schedules(scheduled, tmp_path: Path, pair: str, freezes: bool) -> None:
+    check_schedules(scheduled, tmp_path, pair, freezes, range(8, 120))
+
+
+def check_schedules(
+    scheduled: Callable[[int, bool], Scheduler], tmp_path: Path, pair: str, freezes: bool, seeds: Iterable[int]
+) -> None:
+    """Run two commands once for each seed, and check what they leave behind; then run each of them alone, which must work."""
     outcomes = set()
-    for seed in range(20):
+    for seed in seeds:
         folder = tmp_path / str(seed)
         scheduler = scheduled(seed, freezes)
         codes = scheduler.run(PAIRS[pair](folder))

@@ -6,33 +6,27 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from deconvnet.datasets import synthetic
-from deconvnet.datasets.palette import GENERATED_CLASSES
 from deconvnet.models.checkpoint import load_model
 from deconvnet.tracking.interface import Run
 from infra.errors import Interrupted, UserError
 from infra.storage import tables
 from tests.conftest import ROOT
-from tests.workflows.commands import call
+from tests.waiting import wait_until
+from tests.workflows.commands import SMALL, STEPS, call
 from workflows import train_pipeline
 from workflows.pipelines.training import Pipeline
 from workflows.settings import load
 
 MISSING = ("ray", "mlflow", "boto3")
-STEPS = 3
-SMALL = [
-    *("--executor", "local", "--tracking.enabled", "false", "--model.width", "0.05", "--model.fcn_width", "0.05"),
-    *("--model.input_size", "32", "--model.fcn_input_size", "64", "--segment.proposals", "4", "--proposals.max_boxes", "50"),
-    *("--cluster.num_cpus", "1", "--data.classes", ",".join(GENERATED_CLASSES), "--data.dev_fraction", "0.2"),
-]
-for _stage in ("fcn8s", "stage1", "stage2"):
-    SMALL += [f"--train.{_stage}.max_steps", str(STEPS), f"--train.{_stage}.batch", "4", f"--train.{_stage}.bn_batches", "1"]
-    SMALL += [f"--train.{_stage}.log_every", "1"]
 
 
 def arguments(workspace: Path, root: Path, *more: str) -> list[str]:
@@ -98,7 +92,7 @@ def test_a_copied_workspace_is_trained_and_evaluated_without_ray_mlflow_and_its_
     while process.poll() is None and not json.loads((workspace / "workspace.lock").read_text())["expires"]:
         time.sleep(0.1)
     # Other settings, of which the results would be a mixture.
-    beside = subprocess.run(command(workspace, root, "--segment.proposals", "3"), check=False, **pipes)
+    beside = call(train_pipeline.main, *arguments(workspace, root, "--segment.proposals", "3"))
     said, errors = process.communicate()
     assert beside.returncode == 3 and "train_pipeline.py" in beside.stderr and f"process {process.pid} on" in beside.stderr
     assert process.returncode == 0, said + errors
@@ -120,19 +114,21 @@ def test_a_copied_workspace_is_trained_and_evaluated_without_ray_mlflow_and_its_
     assert again.returncode == 0 and "every stage is complete" in again.stdout
 
 
-def test_ctrl_c_leaves_a_checkpoint_and_exit_code_75(copied: tuple[Path, Path], bare_environment: dict[str, str]) -> None:
+def test_ctrl_c_leaves_a_checkpoint_and_exit_code_75(copied: tuple[Path, Path]) -> None:
     workspace, root = copied
-    more = ("--train.fcn8s.max_steps", "10000", "--train.fcn8s.epochs", "10000", "--max-minutes", "5")
-    process = subprocess.Popen(
-        command(workspace, root, *more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=bare_environment
-    )
+    more = ("--train.fcn8s.max_steps", "10000", "--train.fcn8s.epochs", "10000")
     curve = workspace / "curves/fcn8s.jsonl"
-    while not (curve.exists() and '"loss"' in curve.read_text()) and process.poll() is None:
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=200)  # before it would end by itself
-    assert process.returncode == 75, errors
-    assert "left a checkpoint" in errors and len(list(workspace.glob("train/fcn8s-*/step_*"))) == 1
+
+    def interrupt() -> None:
+        wait_until(lambda: curve.exists() and '"loss"' in curve.read_text(), 200, description="a step was reported")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    done = call(train_pipeline.main, *arguments(workspace, root, *more))
+    thread.join()
+    assert done.returncode == 75, done.stderr
+    assert "left a checkpoint" in done.stderr and len(list(workspace.glob("train/fcn8s-*/step_*"))) == 1
 
 
 def test_a_workspace_without_its_data_is_refused_where_a_setting_of_the_data_differs(
@@ -145,22 +141,10 @@ def test_a_workspace_without_its_data_is_refused_where_a_setting_of_the_data_dif
     assert "does not exist: the images of" in caplog.text
 
 
-def test_copies_of_vgg16_are_the_same_file(prepared: tuple[Path, Path], tmp_path: Path) -> None:
-    def recipes(name: str, content: bytes) -> dict[str, str]:
-        (tmp_path / name).write_bytes(content)
-        made = pipeline(*prepared, "--model.vgg16", str(tmp_path / name))
-        return {stage.name: stage.recipe for stage in made.stages.stages}
-
-    one, copy, other = recipes("one.npz", b"weights"), recipes("copy.npz", b"weights"), recipes("other.npz", b"other")
-    assert "fcn8s_start" in one and one == copy
-    assert [name for name in one if one[name] != other[name]] == ["fcn8s_start", "fcn8s", "stage1_start", "stage1", "stage2"]
-
-
 @pytest.mark.ray
-def test_both_executors_make_the_same_tables_and_continue_each_others_workspace(
-    prepared: tuple[Path, Path], tmp_path: Path, on_session_ray: None, monkeypatch: pytest.MonkeyPatch
+def test_both_executors_make_the_same_tables_and_continue_each_others_workspace_and_ray_trains(
+    prepared: tuple[Path, Path], tmp_path: Path, on_session_ray: None, make_store: Callable[[Path], str]
 ) -> None:
-    monkeypatch.setattr("deconvnet.training.ray_trainer.check_resources", lambda *_: None)
     workspaces = {name: tmp_path / name for name in ("ray", "local")}
     for name, workspace in workspaces.items():
         made = pipeline(workspace, prepared[1], "--executor", name)
@@ -171,3 +155,13 @@ def test_both_executors_make_the_same_tables_and_continue_each_others_workspace(
     for name, workspace in workspaces.items():
         other = pipeline(workspace, prepared[1], "--executor", "ray" if name == "local" else "local")
         assert [status.complete for status in other.stages.plan()[:3]] == [True] * 3
+
+    ray, store = workspaces["ray"], make_store(workspaces["ray"])
+    tracked = ("--tracking.enabled", "true", "--tracking.system_metrics", "false")
+    pipeline(ray, prepared[1], "--executor", "ray", *tracked).run("small", lambda stage: stage.name != "fcn8s")
+    client = MlflowClient(store, store)
+    experiment = client.get_experiment_by_name("deconvnet")
+    (run,) = client.search_runs([experiment.experiment_id], "tags.stage = 'fcn8s'")
+    losses = client.get_metric_history(run.info.run_id, "loss")
+    assert [point.step for point in losses] == [1, 2, 3], "Ray Train's controller reports them"
+    assert pipeline(ray, prepared[1], "--executor", "local", *tracked).stages.plan()[3].complete

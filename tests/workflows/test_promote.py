@@ -51,10 +51,18 @@ def test_a_move_is_reported_to_the_webhook_of_the_environment(workspace: Path, m
     assert back.startswith("champion net version 1: version 2 before; taken back by ")
 
 
-@pytest.mark.parametrize("options", [[], ["--to", "2", "--back"], ["--to"]])
-def test_one_of_to_and_back_is_needed(options: list[str]) -> None:
-    with pytest.raises(SystemExit):
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "one of the arguments --to --back --moves is required"),
+        (["--to", "2", "--back"], "argument --back: not allowed with argument --to"),
+        (["--to"], "argument --to: expected one argument"),
+    ],
+)
+def test_one_of_to_and_back_is_needed(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
         promote.main(options)
+    assert end.value.code == 2 and said in capsys.readouterr().err
 
 
 def test_a_model_without_versions_is_a_user_error(workspace: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from deconvnet.datasets import synthetic
 from tests.conftest import ROOT
-from tests.workflows.test_local_executor import SMALL
+from tests.workflows.commands import SMALL
 
 NEAR_THE_REGISTRY = """
 import json, sys

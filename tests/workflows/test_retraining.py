@@ -9,21 +9,22 @@ import numpy as np
 import pytest
 from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
 
-from deconvnet.evaluation.comparison import IMAGE_CONFUSIONS, image_confusions_file
+from deconvnet.evaluation.comparison import IMAGE_CONFUSIONS, image_confusions_file, mean_iou_rise
 from deconvnet.evaluation.hold_out import HoldOut
 from deconvnet.evaluation.metrics import ConfusionMatrix
 from deconvnet.inference.predictor import PredictorOptions
+from deconvnet.tracking.starting_model import Start
 from infra import storage
 from infra.errors import Interrupted, UserError
 from infra.runtime.stages import Record, digest, record_uri
 from infra.storage import tables
-from infra.storage.lock import hold_lock
+from infra.webhook import Webhook
 from proposals import schemas
 from proposals.image_notes import note_of_reject, note_of_row
 from tests.image_tables import image_row
-from workflows import cli, retrain, train_pipeline
 from workflows.operations import retraining as operation
-from workflows.pipelines import base, generations, retraining
+from workflows.operations.run_metrics import RunMetrics
+from workflows.pipelines import generations, retraining, training
 from workflows.pipelines.generations import Generation
 from workflows.pipelines.retraining import CHAMPION_RESULTS, HOLD_OUT, Retraining
 from workflows.pipelines.workspace import Workspace
@@ -152,6 +153,46 @@ def test_the_verdict_is_made_by_the_margin_and_the_class_drop_of_the_settings(
     assert found["lower"] == pytest.approx(found["rise"]) and "7 images)" in found["why"]
     assert (found["version"], found["rise"]) == (2, pytest.approx(0.26, abs=0.01))
     assert (found["images"], found["new_images"], found["gone_images"]) == (7, 2, 1)
+
+
+def test_the_rise_and_its_interval_are_those_of_the_images_of_both_models(settings, champion) -> None:
+    pipeline = Retraining(settings, Generation("20261101-000000", None, None), object())
+    old = {str(i): np.array([[60 + 5 * i, 20], [30 - 3 * i, 40]]) for i in range(7)}
+    new = {str(i): np.array([[70 + 2 * i, 10], [20 - 2 * i, 50 + i]]) for i in range(7)}
+    left_out = {"7": np.array([[0, 9], [9, 0]])}
+    for found, folders in ((old, CHAMPION_RESULTS[:1]), (new, ())):
+        storage.write_bytes(pipeline.report(*folders, IMAGE_CONFUSIONS), image_confusions_file(found | left_out))
+    _, compared = pipeline._compare(HoldOut(list(old), 1, 0), ["a", "b"])
+    expected = mean_iou_rise(old, new)
+    assert 0 < expected.lower < expected.rise < expected.upper
+    assert [compared[name] for name in ("rise", "lower", "upper")] == [expected.rise, expected.lower, expected.upper]
+
+
+def test_a_retraining_that_has_lost_its_lock_does_not_finish_its_generation(settings, champion, monkeypatch) -> None:
+    def taken() -> NoReturn:
+        raise Interrupted("another run took the lock")
+
+    verdict = SimpleNamespace(summary={"version": 2, "champion": 2, "promoted": True, "why": "it is better"})
+    monkeypatch.setattr(Retraining, "run", lambda *_: {"verdict": verdict})
+    pipeline = Retraining(settings, Generation("20261101-000000", None, None, forced=True), SimpleNamespace(check=taken))
+    with pytest.raises(Interrupted):
+        operation._run(pipeline, "config", Webhook(None), RunMetrics("net", None))
+    (left,) = generations.read_all(settings.workspace)
+    assert not left.finished and left.outcome is None
+
+
+def test_a_retraining_starts_from_the_champion_and_the_first_one_from_the_model_of_the_settings(
+    settings, champion, monkeypatch
+) -> None:
+    started: list[str] = []
+    monkeypatch.setattr(
+        training, "find_start", lambda source, store: started.append(source) or Start(source, None, {"fcn8s": "sum"})
+    )
+    named = settings.model_copy(update={"init": settings.init.model_copy(update={"from_": "models:/theirs/2"})})
+    for version in (None, 3):
+        pipeline = Retraining(named, Generation("20261101-000000", None, version))
+        assert pipeline.settings.init.from_ == started[-1]
+    assert started == ["models:/theirs/2", "models:/edeconvnet/3"]
 
 
 def test_the_champion_predicts_with_the_options_with_which_it_was_registered(settings, champion, tmp_path) -> None:
@@ -295,39 +336,3 @@ def test_files_that_held_nothing_new_once_are_read_again_after_another_generatio
     assert retraining.files_unchanged(pipeline)
     pipeline.previous = second
     assert not retraining.files_unchanged(pipeline)
-
-
-@pytest.mark.parametrize("main", [retrain.main, train_pipeline.main])
-def test_the_option_to_replace_a_lost_run_reaches_the_lock(main, tmp_path, monkeypatch) -> None:
-    given: list[object] = []
-
-    def hold(workspace: str, *more: object, **named: object) -> NoReturn:
-        given.append(named["replace_lost_run"] if named else more[-1])
-        raise UserError("held")
-
-    for module in (operation, base):
-        monkeypatch.setattr(module, "hold_workspace", hold)
-    for options in ([], ["--replace-lost-run"]):
-        with pytest.raises(UserError, match="held"):
-            main(["--workspace", str(tmp_path), "--executor", "local", *options])
-    assert given == [False, True]
-
-
-@pytest.mark.parametrize(("options", "code"), [([], 3), (["--exit-zero-if-locked"], 0)])
-def test_a_workspace_at_work_is_no_error_on_a_schedule(
-    options: list[str], code: int, tmp_path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with hold_lock(str(tmp_path / "workspace.lock"), "train_pipeline.py"):
-        assert cli.run(lambda: retrain.main(["--workspace", str(tmp_path), *options])) == code
-    out, err = capsys.readouterr()
-    assert ("left to the next run: " in out) is (code == 0) and "train_pipeline.py" in out + err
-    assert [path.name for path in tmp_path.iterdir()] == ["workspace.lock"]
-
-
-@pytest.mark.parametrize(("error", "code"), [(UserError("no such folder"), 2), (Interrupted("stopped"), 75)])
-def test_other_errors_keep_their_exit_codes_on_a_schedule(error: Exception, code: int, tmp_path, monkeypatch) -> None:
-    def fail(*_: object) -> None:
-        raise error
-
-    monkeypatch.setattr(operation, "retrain", fail)
-    assert cli.run(lambda: retrain.main(["--workspace", str(tmp_path), "--exit-zero-if-locked"])) == code

@@ -23,17 +23,21 @@ from workflows.pipelines.workspace import Workspace
 from workflows.settings import Settings
 
 
-def test_a_training_on_ray_exports_its_metrics_by_the_name_of_its_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_on_ray_runs_where_the_settings_say_and_exports_its_metrics_by_the_name_of_its_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from deconvnet.training import ray_trainer
-    from deconvnet.training.ray_callbacks import LiveMetricsCallback
+    from deconvnet.training.ray_callbacks import LiveMetricsCallback, ReportCallback
 
-    given: list[Any] = []
-    monkeypatch.setattr(ray_trainer, "train_on_ray", lambda job, callbacks, **_: given.extend(callbacks) or {})
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(ray_trainer, "train_on_ray", lambda job, **options: given.update(options) or {})
     monkeypatch.setattr("deconvnet.reporting.plots.draw_training_curves", lambda *_: {})
     pipeline = Pipeline(Settings(workspace=str(tmp_path), data={"classes": GENERATED_CLASSES}, tracking={"enabled": False}))
     storage.write_json(str(tmp_path / "models/stage1/model.json"), {"sha256": "0123"})
     assert pipeline._train("stage1", "f" * 16) == {"key": "0123"}
-    (callback,) = (each for each in given if isinstance(each, LiveMetricsCallback))
+    assert given["cluster"] is pipeline.settings.cluster and given["should_stop"] == pipeline.should_stop
+    report, callback = given["callbacks"]
+    assert isinstance(report, ReportCallback) and isinstance(callback, LiveMetricsCallback)
     recorded: list[Any] = []
     callback._metrics = SimpleNamespace(update=lambda *values, **labels: recorded.append((*values, labels)))  # type: ignore[assignment]
     callback.after_report(None, [{"loss": 2.0}], None)

@@ -13,7 +13,8 @@ from infra.storage import tables
 from proposals.image_codec import decode_mask, encode_jpeg, encode_mask
 from tests.conftest import ROOT
 from tests.deconvnet.datasets.exporting.fiftyone_reader import read_dataset
-from tests.workflows.test_local_executor import SMALL
+from tests.workflows.commands import SMALL
+from tests.workflows.doubles import untrained
 from workflows import export
 from workflows.evaluate import main
 from workflows.pipelines.training import Pipeline
@@ -61,9 +62,11 @@ def pipeline(folder: Path, *more: str) -> Pipeline:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the data and a finished run, whose networks have random weights."""
     folder = tmp_path_factory.mktemp("scenes")
     write_scenes(folder / "data")
-    pipeline(folder).run("scenes")
+    with untrained():
+        pipeline(folder).run("scenes")
     return folder
 
 

@@ -12,9 +12,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from PIL import Image
 
 from deconvnet.inference.saved_ensemble import SavedEnsemble
 from deconvnet.serving import server
+from deconvnet.serving.limits import Limits
 from deconvnet.serving.ray_serve import serving
 from deconvnet.serving.replica import ServedModel
 from deconvnet.tracking import registry
@@ -29,13 +32,10 @@ from deconvnet.tracking.mlflow_runs import MlflowTracker
 from infra.deploy.local.process import free_port
 from infra.errors import UserError
 from infra.settings import ClusterSettings
-from proposals.image_codec import encode_jpeg
 from tests.conftest import ROOT
-from tests.deconvnet.ensembles import random_image, register_ensemble, save_networks
+from tests.deconvnet.ensembles import register_ensemble, save_networks
+from tests.workflows.serving import PHOTO, started, wait_for
 from workflows import serve
-
-PHOTO = encode_jpeg(random_image(0, 90, 120))
-START_SECONDS = 200
 
 CURLS = [
     "curl --data-binary @photo.jpg http://127.0.0.1:8000 -o mask.png",
@@ -68,31 +68,6 @@ def expected(workspace: Path, tmp_path: Path) -> np.ndarray:
     mask = SavedEnsemble(str(tmp_path / "ensemble")).predict(PHOTO).mask
     assert len(np.unique(mask)) > 1, "a mask of one class would prove little"
     return mask
-
-
-@contextmanager
-def started(log: Path, *command: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A server in a session of its own, with its output in `log`; killed with its session at the end."""
-    clean = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")} | environment
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, env=clean, cwd=log.parent, start_new_session=True)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def wait_for(process: subprocess.Popen[bytes], log: Path, url: str) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while True:
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-        try:
-            urllib.request.urlopen(url, timeout=10).read()
-            return
-        except OSError:
-            time.sleep(0.3)
 
 
 def shell(text: str, folder: Path) -> str:
@@ -271,6 +246,34 @@ def test_a_challenger_with_which_nothing_is_done_is_said_to_have_no_effect(
 def test_the_memory_for_all_bodies_must_hold_the_largest_one() -> None:
     with pytest.raises(UserError, match="max_total_megabytes 8 is less than max_megabytes 9"):
         serve.main(["--max_megabytes", "9", "--max_total_megabytes", "8"])
+
+
+@pytest.mark.parametrize(("gpus", "pool"), [(0, "cpu"), (1, "gpu")])
+def test_the_gate_is_told_what_is_tried_out_and_replicas_with_gpus_are_on_training_nodes(
+    gpus: int, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = registry.Version("shapes", "1", "id", "nowhere")
+    nodes: list[object] = []
+    named: list[dict[str, object]] = []
+
+    def gate(*_: object, **options: object) -> NoReturn:
+        named.append(options)
+        raise KeyboardInterrupt
+
+    @contextmanager
+    def start(model: ServedModel, selected: object, shared_ray: bool) -> Iterator[SimpleNamespace]:
+        nodes.append(selected)
+        yield SimpleNamespace(loaded={version: None})
+
+    monkeypatch.setattr(server, "connected", lambda _: nullcontext())
+    monkeypatch.setattr(server, "check_room", lambda model, cluster, selected: nodes.append(selected))
+    monkeypatch.setattr(server, "serving", start)
+    monkeypatch.setattr(server, "Gate", gate)
+    cluster = ClusterSettings(data_nodes="pool=cpu", training_nodes="pool=gpu")
+    served = ServedModel(version, "store", replicas=2, cpus=1, gpus=gpus)
+    with pytest.raises(KeyboardInterrupt):
+        server.serve(served, server.Following("m", canary=0.25, shadow=True), Limits(), "127.0.0.1", 1, cluster)
+    assert nodes == [{"pool": pool}] * 2 and named == [{"replicas": 2, "canary": 0.25, "shadow": True}]
 
 
 class Failing(BaseHTTPRequestHandler):

@@ -1,18 +1,19 @@
 """Every setting reaches the code that it names, and repeats exactly the stages whose outputs it may change."""
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from deconvnet.datasets import images_table
 from deconvnet.datasets.palette import GENERATED_CLASSES
 from deconvnet.evaluation.evaluator import EvaluationInputs
 from deconvnet.inference.int8 import ranges_job
-from deconvnet.reporting import evaluation_report, plots
+from deconvnet.reporting import evaluation_report, gallery, plots
 from deconvnet.tracking import interface, register
 from deconvnet.tracking.champion.own_model import OwnModel
 from deconvnet.tracking.register import Ensemble
@@ -21,10 +22,10 @@ from deconvnet.training.channel_pruning_job import PruningJob
 from deconvnet.training.job import TrainingJob
 from infra import storage
 from infra.settings import Section
-from infra.storage import tables
 from proposals import job as proposals_job
 from proposals.mining import job as mining_job
 from tests.deconvnet.example_run import example_results
+from tests.workflows.setting_changes import Called, changed, expected_stages, nested, value_of, write_files
 from workflows.cli import setting_fields
 from workflows.pipelines import base
 from workflows.pipelines.training import Pipeline
@@ -41,39 +42,6 @@ DEFAULTS = {
     "init.from": None,
 }
 """The settings that are changed one by one: VGG-16 is pruned, there is an edge model, and there are windows and boxes."""
-
-ANOTHER = {
-    "data.root": "FOLDER/voc",
-    "data.classes": ("background", "hoop", "square", "triangle", "star", "disc"),
-    "init.from": "FOLDER/trained",
-    "proposals.edge_model": "FOLDER/other forest.yml.gz",
-    "model.vgg16": "FOLDER/other vgg.npz",
-    "model.input_size": 256,
-    "model.fcn_input_size": 544,
-    "segment.proposals": 51,
-    "notify.url": "https://host/secret",
-    "notify.metrics_to": "http://host:9091",
-    "cluster.data_nodes": "pool=cpu",
-    "cluster.training_nodes": "pool=gpu",
-    "proposals.window_sizes": (1.0, 0.25),
-    "compute.min_workers": 1,
-    "train.stage1.micro_batch": 2,
-    "train.stage2.micro_batch": 2,
-    "train.fcn8s.freeze": ("conv1",),
-    "train.stage1.freeze": ("conv1",),
-    "train.stage2.freeze": ("conv1",),
-}
-"""Other values of settings for which `another` has none."""
-
-NEEDS = {
-    "data.classes": {"data.root": "FOLDER/voc"},
-    "data.background": {"data.root": "FOLDER/voc"},
-    "data.train_split": {"data.root": "FOLDER/voc"},
-    "data.val_split": {"data.root": "FOLDER/voc"},
-    "data.test_split": {"data.root": "FOLDER/voc"},
-    "proposals.edges": {"proposals.edge_model": None},
-}
-"""Settings that are allowed, or have an effect, only beside others."""
 
 TRAININGS = "fcn8s stage1 stage2"
 PRUNINGS = "fcn8s_start stage1_start"
@@ -134,109 +102,16 @@ WITHOUT_EFFECT_ON_RESULTS = {
 """Settings that repeat no stage, and why. A section stands for its other settings, "*." for a field of every section."""
 
 
-def expected_stages(
-    name: str, repeated: dict[str, str] = REPEATED, without_effect: dict[str, str] = WITHOUT_EFFECT_ON_RESULTS
-) -> set[str]:
-    """The stages of the table's entry of a setting, of its field alone, or of the nearest section; none without effect."""
-    for key in (name, f"*.{name.rpartition('.')[2]}", *(name.rsplit(".", n)[0] for n in range(1, name.count(".") + 1))):
-        if key in repeated or key in without_effect:
-            return set(repeated.get(key, "").split())
-    raise AssertionError(f"{name} is in no table")
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_files(tmp_path_factory.mktemp("settings"))
-
-
-def write_files(made: Path) -> Path:
-    """Write the files that settings name, of different contents, and return their folder."""
-    for name in ("vgg.npz", "other vgg.npz", "forest.yml.gz", "other forest.yml.gz"):
-        (made / name).write_text(name)
-    for name, architecture in (("stage2", "deconvnet"), ("fcn8s", "fcn8s")):
-        for start in ("trained", "w"):
-            meta = {"classes": GENERATED_CLASSES, "architecture": architecture, "fingerprint": start, "sha256": start}
-            storage.write_json(f"{made}/{start}/models/{name}/model.json", meta)
-    for workspace in ("w", "wx"):
-        for each in "ab":  # versions 0 and 1 of the table `images`
-            extra = {"classes": list(GENERATED_CLASSES), "background": "first", "digest": each, "counts": {}}
-            tables.commit(f"{made}/{workspace}/images", 64 * each, [], extra, keep_earlier=True)
-    for split in ("train", "trainx", "val", "valx", "x"):
-        (made / "voc" / "ImageSets/Segmentation").mkdir(parents=True, exist_ok=True)
-        (made / "voc" / f"ImageSets/Segmentation/{split}.txt").write_text(f"{split}\n")
-        for kind in ("JPEGImages", "SegmentationClass"):
-            (made / "voc" / kind).mkdir(exist_ok=True)
-            (made / "voc" / kind / f"{split}.{'jpg' if kind == 'JPEGImages' else 'png'}").write_text("no image, but none is read")
-    return made
-
-
-Kind = TypeVar("Kind", bound=Section)
-
-
-def nested(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """Values by dotted name as nested dicts, with the folder's path in place of FOLDER."""
-    out: dict[str, Any] = {}
-    for name, value in values.items():
-        *sections, key = name.split(".")
-        into = out
-        for section in sections:
-            into = into.setdefault(section, {})
-        into[key] = value.replace("FOLDER", str(folder)) if isinstance(value, str) else value
-    return out
 
 
 def settings_with(folder: Path, changes: dict[str, Any]) -> Settings:
     return Settings.model_validate(nested(folder, {**DEFAULTS, "workspace": "FOLDER/w", **changes}))
 
 
-def value_of(settings: Section, name: str) -> Any:
-    found: Any = settings
-    for part in name.replace("init.from", "init.from_").split("."):
-        found = getattr(found, part)
-    return found
-
-
-def candidates(value: Any, annotation: Any) -> Iterator[Any]:
-    """Other values of the kind of a setting; which are allowed is tried."""
-    options = [each for each in get_args(annotation) if isinstance(each, str)]
-    if options:
-        yield from (each for each in options if each != value)
-    elif isinstance(value, bool):
-        yield not value
-    elif isinstance(value, int | float):
-        yield from (value + 1, value - 1, value * 0.75, value + 0.25)
-    elif isinstance(value, str):
-        yield f"{value}x"
-    else:
-        yield from (1, 0.5, True, "x")
-
-
-def changed(
-    folder: Path,
-    name: str,
-    annotation: Any,
-    make: Callable[[Path, dict[str, Any]], Kind] = settings_with,
-    needed: dict[str, dict[str, Any]] = NEEDS,
-) -> tuple[Kind, Kind]:
-    """Settings that `make` makes of those that are needed, and the same with another value of one setting."""
-    needs = needed.get(name, {})
-    before = make(folder, needs)
-    values = [ANOTHER[name]] if name in ANOTHER else candidates(value_of(before, name), annotation)
-    for value in values:
-        try:
-            after = make(folder, {**needs, name: value})
-        except ValidationError:
-            continue
-        if value_of(after, name) != value_of(before, name):
-            return before, after
-    raise AssertionError(f"no other value of {name} is allowed: add one to ANOTHER")
-
-
 FIELDS = [pytest.param(name, field.annotation, id=name) for name, field in setting_fields(Settings)]
-
-
-class Called(Exception):
-    """Ends a stage at the call of the function that does its work."""
 
 
 def plain(value: Any) -> bool:
@@ -257,10 +132,13 @@ def arguments(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
 
         return record
 
+    made = SimpleNamespace(rows=1, rejects=(), version=0, extra={"examples_by_class": {}})
+    mine = recorder("mine_examples", ends=False)
+    monkeypatch.setattr(mining_job, "mine_examples", lambda *given, **named: mine(*given, **named) and made)  # for four tables
     for module, name in (
         (images_table, "prepare_images"),
         (proposals_job, "make_proposals"),
-        (mining_job, "mine_examples"),
+        (gallery, "draw_examples"),
         (channel_pruning_job, "prune_on"),
         (local_trainer, "train_locally"),
         (evaluation_report, "evaluate_and_report"),
@@ -293,6 +171,13 @@ def arguments(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     return found
 
 
+REACHES = {
+    "compute.gpu": f"{TRAININGS} evaluate",
+    "compute.threads": f"{TRAININGS} {PRUNINGS}",
+    "retrain.lock_minutes": "run",
+    "cluster.num_cpus": "run",
+}
+"""Stages, and the run itself, that a setting reaches although it repeats no stage."""
 REACHED_OTHERWISE = {
     "data.version": "test_table_versions.py",
     "retrain.margin": "the verdict of retrain.py: test_retraining.py",
@@ -317,11 +202,24 @@ def test_a_setting_reaches_the_code_of_each_stage_that_it_repeats(
 ) -> None:
     if name in REACHED_OTHERWISE:
         return
-    settings, other = changed(folder, name, annotation)
+    settings, other = changed(folder, name, annotation, settings_with)
     before, after = unchanged("arguments", settings, lambda each: arguments(each, monkeypatch)), arguments(other, monkeypatch)
     reached = {stage for stage in before.keys() | after.keys() if before.get(stage) != after.get(stage)}
-    assert reached
-    assert reached >= {stage for stage in expected_stages(name) if (stage, name) not in NOT_GIVEN}
+    assert reached and reached >= set(REACHES.get(name, "").split())
+    assert reached >= {
+        stage for stage in expected_stages(name, REPEATED, WITHOUT_EFFECT_ON_RESULTS) if (stage, name) not in NOT_GIVEN
+    }
+
+
+def test_each_training_has_its_table_and_that_of_its_dev_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = arguments(settings_with(folder, {}), monkeypatch)
+    stages = {
+        "fcn8s": ("images", "images"),
+        **{name: (f"examples/{name}", f"examples/{name}_dev") for name in ("stage1", "stage2")},
+    }
+    for stage, (table, dev) in stages.items():
+        found = dict(re.findall(r"(examples_uri|dev_uri)=\W*(/[\w/-]*)", given[stage]))
+        assert found == {"examples_uri": f"{folder}/w/{table}", "dev_uri": f"{folder}/w/{dev}"}
 
 
 @pytest.fixture(scope="module")
@@ -350,10 +248,10 @@ def test_the_same_settings_give_the_same_arguments(folder: Path, monkeypatch: py
 
 @pytest.mark.parametrize(("name", "annotation"), FIELDS)
 def test_a_setting_repeats_exactly_the_stages_of_the_table(folder: Path, name: str, annotation: Any, unchanged: Any) -> None:
-    settings, other = changed(folder, name, annotation)
+    settings, other = changed(folder, name, annotation, settings_with)
     before, after = unchanged("recipes", settings, recipes), recipes(other)
     repeated = {stage for stage in before.keys() | after.keys() if before.get(stage) != after.get(stage)}
-    assert repeated == expected_stages(name)
+    assert repeated == expected_stages(name, REPEATED, WITHOUT_EFFECT_ON_RESULTS)
 
 
 @pytest.mark.parametrize(

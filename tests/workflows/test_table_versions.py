@@ -83,6 +83,16 @@ def test_only_new_images_are_read_searched_and_cut(runs: Runs, monkeypatch: pyte
         assert tables.kept_versions(str(runs.workspace / name)) == [1], "nothing uses the version before"
 
 
+def test_in_a_part_with_a_changed_image_only_this_image_is_searched_again(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, *_ = voc.read_split(str(runs.data), "train")
+    shutil.copy(runs.data / f"JPEGImages/{first}.jpg", runs.data / f"JPEGImages/{second}.jpg")
+    searched, boxes = [], proposals_job.find_boxes
+    monkeypatch.setattr(proposals_job, "find_boxes", lambda image, options: searched.append(image) or boxes(image, options))
+    done = runs()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(searched) == 1
+
+
 class Measuring(DataPipeline):
     """A pipeline that remembers which parts of the table `proposals` it leaves out of its measurements."""
 

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,15 +19,17 @@ from workflows.pipelines import edges
 from workflows.settings import EdgeSettings
 
 TINY = shlex.split(
-    "--data.generated.train 24 --data.generated.val 2 --data.dev_fraction 0.3 --proposals.min_box_area 200 --proposals.max_boxes 60 "
+    "--data.generated.train 14 --data.generated.val 2 --data.dev_fraction 0.3 --data.generated.height 64 --data.generated.width 80 "
+    "--proposals.min_box_area 200 --proposals.max_boxes 60 "
     "--forest.trees 2 --forest.patches 2000 --forest.feature_share 0.05"
 )
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
+def workspace(tmp_path_factory: pytest.TempPathFactory, make_store: Callable[[Path], str]) -> tuple[Path, Done]:
     """A workspace that a run by the local executor has finished, in one process, and what it printed."""
     folder = tmp_path_factory.mktemp("edges") / "one"
+    make_store(folder)
     done = call(train_edges.main, "--workspace", str(folder), *LOCAL, *TINY)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done
@@ -95,7 +98,7 @@ def test_bsds_is_enough_to_train_on(tmp_path):
             for j in range(2):
                 cells[0, j] = {"Segmentation": segments, "Boundaries": cv2.Canny((segments * 100).astype(np.uint8), 10, 20) > 0}
             scipy.io.savemat(tmp_path / f"bsds/groundTruth/{split}/{i}.mat", {"groundTruth": cells})
-    done = call(train_edges.main, "--workspace", str(tmp_path / "w"), "--bsds", str(tmp_path / "bsds"), *LOCAL, *TINY[6:])
+    done = call(train_edges.main, "--workspace", str(tmp_path / "w"), "--bsds", str(tmp_path / "bsds"), *LOCAL, *TINY[10:])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 images to learn from" in done.stdout and "| this forest | 0." in done.stdout
     assert "bsds.ods" in json.loads((tmp_path / "w/report/edges.json").read_text())

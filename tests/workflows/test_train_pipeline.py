@@ -1,33 +1,38 @@
-"""train_pipeline.py and evaluate.py as commands: a whole run as a Ray job, again, with changes, killed, and with user errors."""
+"""train_pipeline.py and evaluate.py as commands: a whole run, again, as a Ray job, with changes, and with user errors.
+
+The whole run is in this process, without Ray. A whole run as a Ray job, and jobs that are killed, are in tests/cluster/test_jobs.py.
+"""
 
 import json
 import re
-import shlex
-import signal
-import subprocess
-import time
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from deconvnet.models.checkpoint import load_model
 from deconvnet.tracking.mlflow_runs import code_tags
 from deconvnet.version import code_version
+from infra.runtime.stages import read_record
 from infra.storage import tables
 from tests.ray_head import Head
-from tests.workflows.commands import LOCAL, TINY, Done, call, command, run
+from tests.workflows.commands import LOCAL, TINY, Done, call
+from tests.workflows.doubles import training_gives
 from workflows import evaluate, train_pipeline
 
 
 @pytest.fixture(scope="module")
-def workspace(ray_head: Head, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A workspace that a tiny pipeline, submitted as a job, has run in to the end, and what it printed."""
+def workspace(tmp_path_factory: pytest.TempPathFactory, make_store: Callable[[Path], str]) -> tuple[Path, str]:
+    """A workspace in which a tiny pipeline has run to its end, and what it printed."""
     folder = tmp_path_factory.mktemp("pipeline") / "w"
-    said = ray_head.submit("workflows/train_pipeline.py", "--workspace", str(folder), *TINY)
-    assert "succeeded" in said
-    return folder, said
+    make_store(folder)
+    done = call(train_pipeline.main, "--workspace", str(folder), *TINY, *LOCAL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done.stdout
 
 
-@pytest.mark.ray
 def test_a_run_leaves_the_five_results_and_the_tables(workspace) -> None:
     folder, said = workspace
     results = json.loads((folder / "report" / "results.json").read_text())
@@ -52,10 +57,9 @@ def test_a_run_leaves_the_five_results_and_the_tables(workspace) -> None:
     assert [line.split()[-1] for line in found_lines] == ["(dev)", "(val)"]
     assert f"{found['recall_50_iou50']:.0%} of {found['objects']} objects" in found_lines[1]
     assert "EDeconvNet+CRF" in said and "edeconvnet version 1, alias challenger" in said
-    assert not (folder / "train").exists(), "Ray Train's checkpoints, which are not needed any more"
+    assert not (folder / "train").exists(), "checkpoints, which are not needed any more"
 
 
-@pytest.mark.ray
 def test_a_second_run_does_nothing(workspace) -> None:
     folder, _ = workspace
 
@@ -69,7 +73,6 @@ def test_a_second_run_does_nothing(workspace) -> None:
     assert times() == before
 
 
-@pytest.mark.ray
 def test_the_plan_shows_which_stages_a_changed_setting_runs_again(workspace) -> None:
     folder, _ = workspace
 
@@ -90,7 +93,6 @@ def test_the_plan_shows_which_stages_a_changed_setting_runs_again(workspace) -> 
     assert "would run" not in more_logging.stdout
 
 
-@pytest.mark.ray
 def test_the_runs_in_mlflow(workspace) -> None:
     from mlflow import MlflowClient
 
@@ -106,9 +108,9 @@ def test_the_runs_in_mlflow(workspace) -> None:
     assert children == {f"{number} {stage}" for number, stage in enumerate(stages, 1)}
     runs = {r.data.tags.get("stage"): r for r in runs.values()}
     assert all(r.info.status == "FINISHED" for r in runs.values())
-    assert parent.data.params["train.stage2.lr"] and "val.mean_iou.edeconvnet_crf" in parent.data.metrics
+    assert float(parent.data.params["train.stage2.lr"]) == 0.1 and "val.mean_iou.edeconvnet_crf" in parent.data.metrics
     losses = client.get_metric_history(runs["stage2"].info.run_id, "loss")
-    assert [point.step for point in losses] == [2, 4, 6, 8]  # Ray Train's controller reports them
+    assert [point.step for point in losses] == [2, 4, 6, 8]
     for stage, split in (("proposals", "dev"), ("evaluate", "val")):
         kept = runs[stage].data.metrics
         assert {f"proposals.{split}.{name}" for name in ("recall_50_iou50", "recall_50_iou70", "average_best_overlap_50")} <= {
@@ -116,12 +118,12 @@ def test_the_runs_in_mlflow(workspace) -> None:
         }
         assert [a.path for a in client.list_artifacts(runs[stage].info.run_id, "proposals")] == [f"proposals/{split}.png"]
     assert not any(name.startswith("proposals.val") for name in runs["proposals"].data.metrics), "val is for the final table"
-    assert runs["prepare"].inputs.dataset_inputs[0].dataset.digest
+    prepared, digest = read_record(str(folder), "prepare"), runs["prepare"].inputs.dataset_inputs[0].dataset.digest
+    assert prepared and prepared.key.startswith(digest) and len(digest) >= 8
     assert experiment.artifact_location.startswith(f"file://{folder}")
     assert int(client.get_model_version_by_alias("edeconvnet", "challenger").version) == 1
 
 
-@pytest.mark.ray
 def test_mlflow_and_the_report_describe_the_run(workspace) -> None:
     from mlflow import MlflowClient
 
@@ -162,7 +164,6 @@ def test_mlflow_and_the_report_describe_the_run(workspace) -> None:
     assert row.rpartition("|")[0].rpartition("|")[0] in described and "models:/edeconvnet@challenger" in described
 
 
-@pytest.mark.ray
 def test_evaluate_writes_a_report_of_the_dev_images_beside_that_of_the_val_images(workspace) -> None:
     folder, _ = workspace
     before = (folder / "report/results.json").read_bytes()
@@ -175,43 +176,48 @@ def test_evaluate_writes_a_report_of_the_dev_images_beside_that_of_the_val_image
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+def test_a_submitted_job_makes_what_is_lost_on_the_ray_that_runs_it(workspace, ray_head: Head, tmp_path: Path) -> None:
+    """It joins the head with the token and address of the job's environment, and finds the rest complete, which no Ray has made."""
+    copy = shutil.copytree(workspace[0], tmp_path / "w")
+    shutil.rmtree(copy / "examples")
+    (copy / "stages/examples.json").unlink()
+    pipeline = ["workflows/train_pipeline.py", "--workspace", str(copy), *TINY, "--tracking.enabled", "false"]
+    said = ray_head.submit(*pipeline)
+    assert "succeeded" in said and "proposals: complete, not run again" in said and "evaluate: complete, not run again" in said
+    for name in ("stage1", "stage2_dev"):
+        lost, made = (list(tables.iter_rows(str(folder / "examples" / name))) for folder in (workspace[0], copy))
+        assert lost == made
+    (joined,) = (job["entrypoint"] for job in ray_head.cluster._request("/api/jobs/") if job["job_id"])
+    assert "train_pipeline.py" in joined, "it has started a Ray of its own"
+
+
 @pytest.mark.parametrize("source", ["workspace", "registry"])
 def test_fine_tuning_with_other_classes(workspace, tmp_path: Path, source: str) -> None:
+    """The networks of other classes begin with the weights of the run, but for their last layers."""
     folder, _ = workspace
     start = ["--init.from", str(folder)]
     if source == "registry":
         store = f"sqlite:///{folder}/mlflow/mlflow.db"
         start = ["--init.from", "models:/edeconvnet@challenger", "--tracking.uri", store, "--tracking.register_model", "false"]
-    classes = ["--data.root", str(folder / "data"), "--data.classes", "background,hoop,square,triangle,star,disc"]
-    tuned = run("--workspace", str(tmp_path / "w"), *TINY, *classes, *start)
+    else:
+        start += ["--tracking.enabled", "false"]
+    names = ["background", "hoop", "square", "triangle", "star", "disc"]
+    classes = ["--data.root", str(folder / "data"), "--data.classes", ",".join(names)]
+    with training_gives(0.5):
+        tuned = call(train_pipeline.main, "--workspace", str(tmp_path / "w"), *TINY, *LOCAL, *classes, *start)
     assert tuned.returncode == 0, tuned.stderr
     results = json.loads((tmp_path / "w" / "report" / "results.json").read_text())
-    assert set(results["rows"]["deconvnet"]["iou"]) == {"background", "hoop", "square", "triangle", "star", "disc"}
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-def test_a_driver_killed_in_stage_2_resumes_from_its_checkpoint(tmp_path: Path) -> None:
-    few = "--train.stage2.epochs 12 --train.stage2.checkpoint_every 2 --train.stage2.log_every 1"
-    arguments = ["--workspace", str(tmp_path / "w"), *TINY, *shlex.split(few)]
-    driver = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, text=True, cwd="/")
-    assert driver.stdout
-    step = 0
-    for line in driver.stdout:
-        if "stage2:" in line:
-            step = -1
-        if step < 0 and line.strip().startswith("step 9/"):
-            driver.send_signal(signal.SIGKILL)
-            break
-    driver.wait()
-    again = run(*arguments)
-    assert again.returncode == 0, again.stderr
-    for stage in ("prepare", "proposals", "examples", "fcn8s", "stage1"):
-        assert f"{stage}: complete, not run again" in again.stdout
-    stage2 = again.stdout[again.stdout.index("stage2:") :]
-    first = next(int(line.split("/")[0].split()[1]) for line in stage2.splitlines() if line.strip().startswith("step "))
-    assert first >= 7, f"resumed at step {first}: more than a checkpoint interval (2) was redone"
+    assert set(results["rows"]["deconvnet"]["iou"]) == set(names)
+    for stage, start_of in (("fcn8s", "fcn8s"), ("stage1", "stage2")):
+        network, meta = load_model(str(tmp_path / "w/models" / stage))
+        assert meta["classes"] == names
+        before = load_model(str(folder / "models" / start_of))[0].state_dict()
+        for name, weights in network.state_dict().items():
+            if name.startswith("score"):  # a row for each class: "hoop" is new, "disc" was the second, and the others stay
+                assert torch.equal(weights[[0, 2, 3, 4, 5]], before[name][[0, 2, 3, 4, 1]]), name
+                assert name.endswith("bias") or not torch.equal(weights[1], before[name][1]), name
+            elif not name.startswith("up_"):
+                assert torch.equal(weights, before[name]), name
 
 
 @pytest.mark.parametrize(
@@ -241,34 +247,11 @@ def test_a_user_error_is_a_sentence(tmp_path: Path, arguments: list[str], messag
     assert not (tmp_path / "w").exists()
 
 
-@pytest.mark.ray
 def test_evaluate_refuses_other_classes_than_the_models(workspace) -> None:
     folder, _ = workspace
     other = ["--data.root", str(folder / "data"), "--data.classes", "background,a,b", *LOCAL]
     done = call(evaluate.main, "--workspace", str(folder), *TINY, *other)
     assert done.returncode == 2 and "not those that the models" in done.stderr and "Traceback" not in done.stderr
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_relative_workspace_is_refused_if_the_jobs_folder_is_temporary(ray_head: Head) -> None:
-    uploaded = ["job", "submit", "--working-dir", ".", "--"]
-    said = ray_head.ray(*uploaded, "python", "workflows/train_pipeline.py", "--workspace", "runs/x", check=False)
-    assert "absolute path" in said and "Traceback" not in said
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_sigterm_in_the_middle_of_a_stage_is_an_interruption(ray_head: Head, tmp_path: Path) -> None:
-    arguments = ["--workspace", str(tmp_path / "w"), *TINY, "--data.generated.train", "1000"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    driver = subprocess.Popen(command(*arguments), cwd="/", env=ray_head.environment, **pipes)
-    while driver.poll() is None and not any((tmp_path / "w" / "images").rglob("part-*.parquet")):
-        time.sleep(0.1)
-    driver.send_signal(signal.SIGTERM)
-    _, said = driver.communicate()
-    assert driver.returncode == 75 and "interrupted" in said and "Traceback" not in said
-    assert tables.read_commit(str(tmp_path / "w" / "images")) is None, "the stage was complete before it was interrupted"
 
 
 def test_evaluate_without_models_names_the_command_to_run(tmp_path: Path) -> None:
@@ -285,5 +268,5 @@ def test_dry_run_and_help_write_nothing(tmp_path: Path) -> None:
     plan = call(train_pipeline.main, "--workspace", str(tmp_path / "w"), "--dry-run")
     assert plan.returncode == 0 and plan.stdout.count("would run") == 8
     assert not (tmp_path / "w").exists()
-    page = run("--help")
+    page = call(train_pipeline.main, "--help")
     assert page.returncode == 0 and "--train.stage1.lr" in page.stdout and "Exit codes" in page.stdout

@@ -1,0 +1,74 @@
+"""Two runs of predict.py into one folder: one waits, is refused, or gives way."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from infra import storage
+from infra.errors import Interrupted
+from infra.storage.lock import Locked, hold_lock
+from infra.storage.tables import delta_log
+from tests.workflows.commands import LOCAL
+from tests.workflows.predict.predicting import Run, arguments, rows, written
+from workflows.cli import load
+from workflows.operations.prediction import PredictionRun
+from workflows.settings import CONFIGS, PredictSettings
+
+pytestmark = pytest.mark.xdist_group("predict")
+
+
+def test_runs_exclude_each_other_and_the_lock_of_a_dead_run_expires(run: Run, tmp_path) -> None:
+    lock = f"{tmp_path}/out/_lock"
+    with hold_lock(lock, "the other"), pytest.raises(Locked, match="the other holds the lock"):
+        run()
+    assert not (tmp_path / "out" / "predict.json").exists()
+    (tmp_path / "out" / "_lock").write_text(
+        json.dumps({"holder": "dead", "host": "h", "pid": 1, "since": 0.0, "expires": time.time() - 1, "token": "t"})
+    )
+    assert "8 to predict" in run()
+    assert json.loads(Path(lock).read_text())["expires"] == 0, "the lock was not released"
+
+
+def test_a_run_that_has_waited_for_another_one_keeps_its_predictions(run: Run, workspace, image_folder, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    settings = load(str(CONFIGS / "predict.yaml"), PredictSettings, arguments(workspace, image_folder, out, *LOCAL))
+    late = PredictionRun(settings)  # which has planned to predict everything
+    run()
+    before = written(out / "masks"), written(out / "predictions")
+    late.run()
+    assert (written(out / "masks"), written(out / "predictions")) == before
+    assert "nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("frozen_before", ["masks/a.png", "predictions", "rejects"])
+def test_a_run_that_was_frozen_until_another_took_over_changes_nothing(run: Run, tmp_path, monkeypatch, frozen_before) -> None:
+    """One run with version 1 stops before it writes a file, and a run with version 2 works from start to end meanwhile."""
+    frozen: list[str] = []
+    finished: dict[str, int] = {}
+
+    def late(write: Callable[..., bool]) -> Callable[..., bool]:
+        def call(uri: str, *given: object) -> bool:
+            if uri.endswith(frozen_before) and not frozen:
+                frozen.append(uri)
+                lock = json.loads((tmp_path / "out/_lock").read_text())
+                (tmp_path / "out/_lock").write_text(json.dumps({**lock, "expires": 0}))
+                run("--model", "models:/edeconvnet/2", "--overlays", "true")
+                finished.update(written(tmp_path / "out"))
+            return write(uri, *given)
+
+        return call
+
+    monkeypatch.setattr(storage, "exchange", late(storage.exchange))
+    monkeypatch.setattr(delta_log, "add_version", late(delta_log.add_version))
+    with pytest.raises(Interrupted, match=r"predict\.py .* took the lock .*: only the results of that run are kept"):
+        run("--overlays", "true")
+    left = {name: changed for name, changed in written(tmp_path / "out").items() if name in finished}
+    assert frozen and left == finished and {row["model_version"] for row in rows(tmp_path / "out").values()} == {"2"}
+    for row in rows(tmp_path / "out").values():
+        comment = Image.open(tmp_path / "out" / row["mask"]).info["Comment"]
+        assert comment == f"models:/edeconvnet/2, {row['generation']}"
+    assert "nothing to do" in run("--model", "models:/edeconvnet/2", "--overlays", "true")
