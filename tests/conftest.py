@@ -4,7 +4,6 @@ import logging
 import os
 import shutil
 import signal
-import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,7 +13,6 @@ from typing import Any
 import hypothesis
 import numpy as np
 import pytest
-import sqlalchemy
 
 from infra.runtime.local_executor import LocalExecutor
 from infra.runtime.ray_executor import RayExecutor
@@ -33,9 +31,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Hypothesis would fail a test that takes longer than 0.2 s once, as any may on a busy machine.
 hypothesis.settings.register_profile("without deadline", deadline=None)
 hypothesis.settings.load_profile("without deadline")
-
-# Nothing here has to outlive the machine: waiting for its disk after each file would take the tests seconds, and they can't notice it.
-os.fsync = lambda descriptor: None
 
 # Triton reads this when it is imported. Where there is no GPU, tests run its kernels in its interpreter.
 if not Path("/dev/nvidiactl").exists():
@@ -71,32 +66,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Prepare what earlier tests, or the system, would decide.
-
-    * One torch thread: jobs of earlier tests set their own number, with which sums are rounded otherwise.
-    * Only the tests of storage wait until a file is physically on the disk, which takes about 2 ms. It matters if the power fails,
-      and no test brings that about. What a killed process has written is kept by the system, so the tests that kill processes do
-      not depend on it. (Processes that tests start wait as ever.)
-    """
+def pytest_runtest_setup() -> None:
+    """Begin each test with one torch thread: jobs of earlier tests set their own number, with which sums are rounded otherwise."""
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
-    waits = ROOT / "tests/infra/storage" in item.path.parents
-    os.fsync = _FSYNC if waits else _do_not_wait
-
-
-_FSYNC = os.fsync
-
-
-def _do_not_wait(descriptor: int) -> None:
-    """In place of `os.fsync`."""
-
-
-@sqlalchemy.event.listens_for(sqlalchemy.Engine, "connect")
-def _do_not_wait_for_commits(connection: Any, _: Any) -> None:
-    """Do not let MLflow's stores in SQLite wait for the disk either, for the same reason: each commit would, for about 13 ms."""
-    if isinstance(connection, sqlite3.Connection):
-        connection.execute("PRAGMA synchronous=OFF")
 
 
 @pytest.fixture(scope="session")
@@ -159,8 +132,7 @@ def new_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     From now on SQLAlchemy, by which MLflow writes to SQLite, does not wait at each commit until the data is on the disk.
     """
-    import sqlalchemy
-
+    
     from deconvnet.tracking.store import check_store
 
     sqlalchemy.event.listen(sqlalchemy.engine.Engine, "connect", _write_without_waiting)

@@ -92,8 +92,7 @@ def test_sigterm_in_the_middle_of_a_stage_is_an_interruption(ray_head: Head, tmp
     arguments = ["--workspace", str(tmp_path / "w"), *TINY, "--data.generated.train", "1000"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     driver = subprocess.Popen(command(*arguments), cwd="/", env=ray_head.environment, **pipes)
-    while driver.poll() is None and not any((tmp_path / "w" / "images").rglob("part-*.parquet")):
-        time.sleep(0.1)
+    wait_until(lambda: driver.poll() is not None or any((tmp_path / "w" / "images").rglob("part-*.parquet")))
     driver.send_signal(signal.SIGTERM)
     _, said = driver.communicate()
     assert driver.returncode == 75 and "interrupted" in said and "Traceback" not in said
