@@ -128,23 +128,12 @@ def ray_head() -> Iterator[Head]:
 
 @pytest.fixture(scope="session")
 def new_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of a new MLflow store (SQLite), to be copied: making one takes seconds.
-
-    From now on SQLAlchemy, by which MLflow writes to SQLite, does not wait at each commit until the data is on the disk.
-    """
-    
+    """The file of a new MLflow store (SQLite), to be copied: making one takes seconds."""
     from deconvnet.tracking.store import check_store
 
-    sqlalchemy.event.listen(sqlalchemy.engine.Engine, "connect", _write_without_waiting)
-    database = tmp_path_factory.mktemp("store") / "new/mlflow.db"
+    database = tmp_path_factory.mktemp("store") / "mlflow.db"
     check_store(f"sqlite:///{database}")
     return database
-
-
-def _write_without_waiting(connection: Any, _: Any) -> None:
-    """Let SQLite return from a commit before the data is on the disk, which takes milliseconds; it is lost only with the machine."""
-    if isinstance(connection, sqlite3.Connection):
-        connection.execute("pragma synchronous = off")
 
 
 @pytest.fixture(scope="session")
