@@ -45,7 +45,7 @@ class DataSettings(Section):
     )
     max_rejects: float = Field(0.05, ge=0, le=1, description="share of the images that may be unusable before the run stops")
     max_pixels: PositiveInt = Field(100_000_000, description="images with more pixels are rejected")
-    limit: PositiveInt | None = Field(None, description="number of images to use of each split (drawn by seed); empty: all")
+    limit: PositiveInt | None = Field(None, description="largest number of images used of each split, drawn by seed; empty: all")
     version: NonNegativeInt | None = Field(None, description="version of the table images to train on; empty: the files are read")
     generated: GeneratedSettings = GeneratedSettings()
 
@@ -56,7 +56,7 @@ class DataSettings(Section):
 
     @model_validator(mode="after")
     def _generated_background(self) -> "DataSettings":
-        """Check that generated data, which has a background, is not said to have none. Raise ValueError if it is."""
+        """Raise ValueError if `background` is "none" for generated data, which always has a background."""
         if self.root is None and not self.has_background:
             raise ValueError("data.background none does not fit the generated data (data.root is empty), which has a background")
         return self
@@ -141,8 +141,8 @@ class ComputeSettings(Section):
     workers: PositiveInt = Field(1, description="number of training workers (DDP); with gpu each has one GPU")
     min_workers: PositiveInt | None = Field(
         None,
-        description="smallest number of workers with which training continues when nodes are lost; it grows again when they return; empty: it "
-        "waits for all workers",
+        description="smallest number of workers with which training continues when nodes are lost; workers are added when nodes "
+        "return; empty: training waits until all workers can run",
     )
     gpu: bool = Field(False, description="train and evaluate on GPUs (NCCL) instead of CPUs (gloo)")
     cpus_per_worker: PositiveInt = Field(1, description="number of CPUs that Ray reserves for each worker")
@@ -175,7 +175,7 @@ _BiasLrFactor = Annotated[
 _BnBatches = Annotated[
     int,
     Field(
-        ge=0, description="number of batches over which batch norm's statistics are recomputed after training; 0: they are kept"
+        ge=0, description="number of batches from which batch norm's statistics are recomputed after training; 0: not recomputed"
     ),
 ]
 
@@ -310,8 +310,8 @@ class SegmentSettings(Section):
         None,
         ge=0,
         lt=1,
-        description="leave out an image's remaining boxes once ten boxes have changed the class in at most this share of the pixels; "
-        "all windows, or at least twenty boxes, are always used; saves time on CPUs; empty: all boxes are used",
+        description="stop after ten boxes that have changed the predicted class of at most this share of the image's pixels; all "
+        "windows or, without windows, at least twenty boxes are used; saves time on CPUs; empty: all boxes are used",
     )
     bf16: bool = Field(True, description="compute in bfloat16 where the device is fast at it")
     int8: bool = Field(
@@ -342,7 +342,7 @@ class RetrainSettings(Section):
     max_class_drop: float = Field(
         0.05, ge=0, le=1, description="a model is not promoted if the IoU (0–1) of a class falls by more than this"
     )
-    keep: PositiveInt = Field(3, description="number of finished generations that are kept, besides the champion's own")
+    keep: PositiveInt = Field(3, description="number of finished retraining runs whose files are kept, besides the champion's")
     lock_minutes: PositiveInt = Field(
         15, description="minutes after which another run may take the lock of the workspace, if its holder has not renewed it"
     )

@@ -34,7 +34,7 @@ Keeping them would change the result in a few of ten thousand pixels (docs/exper
 KernelSettings = tuple[float, float | None, float]
 """Standard deviations of a kernel for positions and colours (None: it does not depend on colours), and its weight."""
 
-_TOLERANCE = 0.01  # by how much a pixel's probabilities may miss the sum 1, and by how much one may be below 0
+_TOLERANCE = 0.01  # largest deviation of a pixel's sum of probabilities from 1, and of a probability below 0
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def dense_crf(
 def _refine(
     image: NDArray[np.uint8], probabilities: Floats, kernels: tuple[KernelSettings, KernelSettings], iterations: int
 ) -> Floats:
-    """Do what `dense_crf` does, on the CPU.
+    """Run the CRF on the CPU. Arguments and result are those of `dense_crf`, without its checks.
 
     Args:
         image: uint8 array (H, W, 3), RGB.
@@ -212,10 +212,10 @@ def _pruning_threshold(classes: int, weight: float) -> float:
     two bounds:
 
     * 0.5 / classes. This is half of the lowest probability that the most probable class of a pixel can have.
-    * 1 / (e·weight). A class below this bound stays below 1 / weight. Its probability in a pixel is a·exp(m). Here m ≥ 0 is the
-      message from the other pixels, which is at most about weight·x, and a stands for everything else. As exp(m) ≥ 1, a is at
-      most x, so a ≤ 1 / (e·weight). As long as x ≤ 1 / weight, m is at most 1. Then the next probability is at most a·e, and so
-      at most 1 / weight. Only if other classes become weaker can a increase.
+    * 1 / (e·weight). A class below this bound stays below 1 / weight, unless other classes become weaker. Proof: its probability
+      in a pixel is a·exp(m), where m is the message from the other pixels, with 0 ≤ m ≤ about weight·x, and a collects all other
+      factors. Now a ≤ x ≤ 1 / (e·weight), because exp(m) ≥ 1. As long as x ≤ 1 / weight, m ≤ 1. So the next probability is
+      at most a·e ≤ 1 / weight.
 
     Args:
         classes: number of classes that have not been removed yet.

@@ -322,7 +322,7 @@ def blur(chains: Ints, rows: Floats) -> None:
 
 @njit(cache=True, nogil=True)
 def _blur_narrow(chains: Ints, rows: Floats) -> None:
-    """Do what `blur` does, but for `rows` (M + 1, 8) only. This is faster, as the previous row stays in a vector register."""
+    """Blur as `blur` does, but only `rows` (M + 1, 8). This is faster, because the previous row stays in a vector register."""
     end = rows.shape[0] - 1
     previous = simd.broadcast(np.float32(0))
     for i in range(chains.size - 1):

@@ -1,11 +1,13 @@
-"""Measure drift: how much a model's answers differ from its predictions on the val images, in confidence and in the classes found.
+"""Measure drift: how far the predictions that a server answers with differ from those on the val images.
+
+Confidence and predicted classes are compared.
 
 The population stability index (PSI) compares two distributions over the same bins. With shares e (expected) and a (actual) of the
 bins it is the sum of (a - e) ln(a / e), which is 0 if they are equal. By a common rule of thumb, up to 0.1 nothing has changed, and
 from 0.25 on much has (N. Siddiqi, Credit Risk Scorecards, 2006). Chance alone makes it about (B - 1) (1 / N + 1 / M) on average, if
 B bins are filled by N and M independent values (B. Yurdakul, J. Naranjo, Statistical properties of the population stability index,
-Journal of Risk Model Validation 14(4), 2020). So there are fewer bins if there are few val images, and none before there are enough
-answers.
+Journal of Risk Model Validation 14(4), 2020). So fewer bins are used if there are few val images, and drift is measured only
+after enough answers.
 """
 
 from collections import deque

@@ -21,8 +21,8 @@ class HoldOut:
 
     Attributes:
         images: ids of the images, in order.
-        new: number of present val images that were no val images, or had other content, when the champion was registered.
-        gone: number of val images of the champion that have changed since, or are no longer val images.
+        new: number of present val images that were not val images, or had other content, when the champion was registered.
+        gone: number of the champion's val images that have changed since, or are no longer val images.
     """
 
     images: list[str]
@@ -41,7 +41,7 @@ class HoldOut:
     def __str__(self) -> str:
         """Describe the images, and those that are left out, in a phrase."""
         texts = [f"val images of both models: {len(self.images):,}"]
-        texts += [f"left out, because new since the champion: {self.new:,}"] if self.new else []
+        texts += [f"left out, because added or changed since the champion's registration: {self.new:,}"] if self.new else []
         texts += [f"changed or removed since the champion: {self.gone:,}"] if self.gone else []
         return "; ".join(texts)
 

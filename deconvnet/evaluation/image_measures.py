@@ -84,7 +84,7 @@ def mean_iou_by_result(rows: Iterable[Mapping[str, Any]], results: Sequence[str]
 
 
 def remove_other_files(report_uri: str) -> None:
-    """Delete the pictures and masks in a report's folder that its table of images does not name, which are of an earlier evaluation."""
+    """Delete pictures and masks of earlier evaluations: those in a report's folder that its table of images does not name."""
     file = storage.join(report_uri, IMAGES_FILE)
     rows = read_images(file) if storage.exists(file) else []
     for folder, column in ((PICTURES, "picture"), (MASKS, "mask")):

@@ -64,8 +64,8 @@ class Recipe:
         deconvnet: folder of a trained DeconvNet.
         fcn8s: folder of a trained FCN-8s.
         options: options for predicting with the networks.
-        edge_boxes: keyword arguments of `proposals.edge_boxes`, which finds the boxes that may contain objects; None to use no
-            boxes but the windows of `options`.
+        edge_boxes: keyword arguments of `proposals.edge_boxes`, which finds the boxes that may contain objects; None to use only
+            the windows of `options`.
         result: name of the result to submit: "fcn8s", "deconvnet", "deconvnet_crf", "edeconvnet" or "edeconvnet_crf".
     """
 
@@ -90,7 +90,7 @@ class Recipe:
             files.append(forest)
         contents = [(image.image_id, image.content) for image in images]
         parts = [VERSION, asdict(self), [storage.version_token(file) for file in files], contents]
-        if self.options.int8:  # other masks are still found by the key that they have always had
+        if self.options.int8:  # only then, so that the keys of other masks stay the same as in earlier versions
             parts.append([ranges_file(folder) for folder in (self.deconvnet, self.fcn8s)])
         return digest(parts)
 

@@ -1,7 +1,7 @@
-"""Scan the probabilities of an image's pixels once: find their classes, and how sure these are.
+"""Find each pixel's class and uncertainty, in one pass over the class probabilities.
 
-The functions are compiled by numba, in loops that LLVM can vectorise. A scan replaces numpy's `argmax` and `max` of four arrays, and
-takes about as long as these two take for one array.
+numba compiles the functions to loops that LLVM can vectorise. One pass over four arrays takes about as long as numpy's `argmax`
+and `max` of a single array.
 """
 
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class PixelMeasures:
 
 
 def scan_pixels(refined: Floats, ensemble: Floats, deconvnet: Floats, fcn8s: Floats) -> PixelMeasures:
-    """Find the class of each pixel, and how sure it is. Of equally probable classes, the one with the lowest id is chosen.
+    """Find the class of each pixel and its uncertainty measures. Ties go to the class with the lowest id.
 
     Args:
         refined: class probabilities after the CRF, float32 (C, H, W).
@@ -92,7 +92,7 @@ def _scan(
 ) -> None:
     """Find the class of each pixel, its probabilities after and before the CRF, and the entropy before it.
 
-    The logarithm of a probability is the exponent in its bits, plus that of its mantissa. That of 0 is -127, and 0 times it is 0.
+    log2(p) is computed as the exponent in p's bits plus log2 of the mantissa. For p = 0 it gives -127, so p · log2(p) is 0.
 
     Args:
         refined: class probabilities after the CRF, float32 (C, H, W).

@@ -65,7 +65,7 @@ class PredictorOptions:
         fcn_weight: weight of FCN-8s in the ensemble "mean", 0 to 1.
         flip: whether both networks also see the mirrored image, and their scores are averaged. It takes twice the time.
         batch: number of boxes in one forward pass.
-        early_exit: an image's remaining boxes are left out as soon as ten boxes have changed the class in at most this share of the
+        early_exit: an image's remaining boxes are left out after ten boxes that have changed the class of at most this share of the
             pixels, see `segment_instances`.
         bf16: whether the networks compute in bfloat16 on devices that are fast at it, instead of float32.
         int8: whether the networks compute in 8-bit integers on CPUs that are fast at it, see `int8.conversion`.

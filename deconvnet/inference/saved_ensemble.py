@@ -23,7 +23,7 @@ from proposals.image_codec import decode_image
 OPTIONS = "options.json"
 NETWORKS = ("deconvnet", "fcn8s")
 _BEFORE_FORESTS = {"edges": "gradient", "edge_gain": 1.0, "soft_nms_strength": 0.0}
-"""Options of `edge_boxes` for ensembles saved before these options existed; without them, today's defaults would apply."""
+"""Options of `edge_boxes` for ensembles that were saved before these options existed. The present defaults are different."""
 _REQUIRED = {"classes", "proposals", "segment", "max_pixels"}
 
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 DOUBT = 0.5
-"""A pixel is in doubt if the probability of its class, before the CRF, is below this: then other classes are more probable together."""
+"""A pixel is in doubt if its class has a lower probability than this before the CRF: the other classes together have more."""
 
 
 @dataclass(frozen=True)

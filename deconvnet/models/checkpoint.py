@@ -165,14 +165,15 @@ def _read(uri: str, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         meta = storage.read_json(storage.join(uri, f"{name}.json"))
         data = storage.read_bytes(storage.join(uri, f"{name}.safetensors"))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{uri} is not a checkpoint: it needs {name}.json and {name}.safetensors") from error
+        kind = "model folder" if name == "model" else "checkpoint"
+        raise UserError(f"{uri} is not a {kind}: it needs {name}.json and {name}.safetensors") from error
     except ValueError as error:
         raise UserError(f"{uri} can't be used: {name}.json is not JSON") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         found = meta.get("format") if isinstance(meta, dict) else None
         raise UserError(f"{uri} can't be used: {name}.json is of format {found!r}, this version reads format {FORMAT}")
     if hashlib.sha256(data).hexdigest() != meta.get("sha256"):
-        raise UserError(f"{uri} can't be used: {name}.safetensors is damaged, or of another save than {name}.json")
+        raise UserError(f"{uri} can't be used: {name}.safetensors is damaged, or was not saved together with {name}.json")
     try:
         return safetensors.torch.load(data), meta
     except safetensors.SafetensorError as error:

@@ -165,7 +165,7 @@ def convert_sync(model: nn.Module) -> nn.Module:
 
 
 def recompute_statistics(model: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Set the running mean and variance of every batch norm that is trained to their average over some batches.
+    """Set the running mean and variance of every trainable batch norm to their average over some batches.
 
     The running averages of training lag behind the weights. Therefore the released DeconvNet also computes them anew, over 500
     batches of training data, before inference. The weights stay as they are. Every worker (training process) must call this.

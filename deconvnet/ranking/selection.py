@@ -35,8 +35,8 @@ class Selection:
 def uncertainty_scores(measures: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """Score images by how unsure their predictions are, compared with the predictions of the other images.
 
-    The measures have different scales. So each value is replaced by the share of the images that have a lower value; images with the
-    same value count by half. The score of an image is the mean of its shares.
+    The measures have different scales, so each value is replaced by its percentile rank: the share of the images with a lower
+    value (ties count half). The score of an image is the mean of its percentile ranks.
 
     Args:
         measures: the columns `MEASURES` of N images, (N, 3).
@@ -59,8 +59,8 @@ def doubtful_class(row: Mapping[str, Any], background: str | None) -> str:
         background: name of the background. None if no class is the background.
 
     Returns:
-        For each class, the probabilities of being another class are summed over its predicted pixels. The class with the largest sum
-        is returned; the background only if the prediction has no other class.
+        The class with the largest sum, over its predicted pixels, of 1 − (probability of the class before the CRF). The
+        background is returned only if the prediction has no other class.
     """
     doubts = {
         name: share * (1 - confidence)

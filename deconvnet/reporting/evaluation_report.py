@@ -1,7 +1,7 @@
 """Evaluate DeconvNet and FCN-8s on a split and make the contents of the report's files.
 
-These are the metrics as JSON and Markdown, charts of them, figures of images, and the data of the charts. A result is one of the
-five ways of predicting: FCN-8s, DeconvNet, DeconvNet+CRF, EDeconvNet (the ensemble of both networks) and EDeconvNet+CRF.
+The files are the metrics (JSON and Markdown), charts, figures of images, and the data of the charts. A result is one of the five
+ways of predicting: FCN-8s, DeconvNet, DeconvNet+CRF, EDeconvNet (the ensemble of both networks) and EDeconvNet+CRF.
 """
 
 import json
@@ -26,7 +26,9 @@ from infra.runtime.executor import Executor
 def evaluate_and_report(
     inputs: EvaluationInputs, dataset: str, executor: Executor, gpu: bool = False
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Evaluate DeconvNet and FCN-8s on a split and make the contents of the report's files. Only pictures and masks are written.
+    """Evaluate DeconvNet and FCN-8s on a split and return the contents of the report's files.
+
+    Workers write the pictures and masks of the images to the report's folder. The other files are returned.
 
     Args:
         inputs: the networks, the images and the options.

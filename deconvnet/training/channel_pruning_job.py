@@ -133,8 +133,7 @@ def _sample_inputs(job: PruningJob, first_channels: int) -> torch.Tensor:
         first_channels: number of channels of the pruned network's first layer. It decides how much memory an input needs.
 
     Returns:
-        float32 tensor of shape (N, 3, S, S) with normalised images. S is the network's input size. N is at most
-        1000.
+        float32 tensor of shape (N, 3, S, S) with normalised images. S is the network's input size. N is at most `MOST_INPUTS`.
 
     Raises:
         UserError: if the table holds fewer than 2 examples.

@@ -69,8 +69,8 @@ def data_parallel(
     Args:
         model: the network, already on the device.
         device: the device of this rank. For a GPU without an index, torch's current GPU is used.
-        on_computed: called in each backward pass in which gradients are averaged, when this rank has computed all gradients. What
-            follows in this backward pass is waiting for the average.
+        on_computed: called when this rank has computed all gradients of a backward pass in which they are averaged. The rest of
+            that backward pass is waiting for the other ranks.
         bf16: whether the ranks exchange gradients in bfloat16, which is half the bytes. Weights and gradients stay float32.
     """
     hook = bf16_compress_hook if bf16 else allreduce_hook

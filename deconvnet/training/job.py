@@ -116,7 +116,7 @@ class TrainingJob:
         except NoExamples:
             logger.info(
                 f"  {self.dev_uri} has no dev examples, so the mean IoU is not measured during training: "
-                "the schedule plateau keeps the learning rate, and early_stopping_patience has no effect"
+                "schedule plateau never reduces the learning rate, and early_stopping_patience has no effect"
             )
             return None
         used, total = dev_counts(found)
@@ -150,8 +150,8 @@ class TrainingJob:
             plan: plan of the batches, made by `batch_plan`.
         """
         logger.info(
-            f"  {plan.examples.total:,} examples an epoch, {plan.steps_per_epoch:,} steps of {self.settings.batch}, "
-            f"at most {self.settings.total_steps(plan.steps_per_epoch):,} steps"
+            f"  each epoch: {plan.examples.total:,} examples in {plan.steps_per_epoch:,} steps of {self.settings.batch}; "
+            f"at most {self.settings.total_steps(plan.steps_per_epoch):,} steps in all"
         )
 
 
@@ -182,7 +182,7 @@ def run_job(
         should_save: called before each step. If it returns True on any rank, a checkpoint is reported after the step.
 
     Returns:
-        The numbers of steps and epochs, the mean IoU on the dev examples, and what the time was spent on.
+        The numbers of steps and epochs, the mean IoU on the dev examples, and the mean time of each phase of a step.
 
     Raises:
         UserError: if the weights or the checkpoint to start from don't fit the network.
@@ -239,9 +239,9 @@ def progress_line(metrics: Mapping[str, Any], total_steps: int) -> str:
 
 
 def log_step_seconds(step_seconds: Mapping[str, float]) -> None:
-    """Log what the time of the training steps was spent on, such as "0.44 s a step: forward and backward 0.40, optimiser 0.03".
+    """Log the mean time of a training step and of its phases: "0.44 s a step: forward and backward 0.40, optimiser 0.03".
 
-    The largest phases come first. Those that take less than 1 % of a step are left out. Without steps nothing is logged.
+    The longest phases come first. Phases below 1 % of a step are left out. If there were no steps, nothing is logged.
 
     Args:
         step_seconds: seconds a step by phase (`Outcome.step_seconds`).

@@ -89,7 +89,7 @@ class Trainer:
         model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.world_size > 1 and settings.batch // (self.world_size * self.micro_batches) < SYNC_BELOW:
             convert_sync(model)
-        # All ranks or none: the two kinds of synchronised batch norm don't exchange the same numbers, and weights would drift apart.
+        # On all ranks or on none: fused and plain synchronised batch norm exchange different numbers, and weights would drift apart.
         if fused := int(sum_over_ranks(torch.tensor(int(use_fused(self.device))))) == self.world_size:
             from deconvnet.models.fused.layers import use_fused_layers  # needs numba
 
@@ -114,8 +114,8 @@ class Trainer:
     ) -> Outcome:
         """Train from the current step to the end.
 
-        The end is after `total_steps`, or earlier if the schedule decides so. Then batch norm's statistics are recomputed, if
-        the settings ask for it, and the network is evaluated on the dev examples.
+        Training ends after `total_steps` steps, or earlier if the schedule is finished. Then, if the settings ask for it, batch
+        norm's statistics are recomputed. Finally, the network is evaluated on the dev examples, if there are any.
 
         Args:
             report: function that gets metrics by name and, if a checkpoint must be saved, the training state (else None). It is
@@ -125,7 +125,7 @@ class Trainer:
             should_save: called before each step. If it returns True on any rank, the state is reported after the step.
 
         Returns:
-            The number of steps and epochs, the mean IoU on the dev examples, and what the time was spent on.
+            The numbers of steps and epochs, the mean IoU on the dev examples, and the mean time of each phase of a step.
 
         Raises:
             Interrupted: if `should_stop` returned True. The state was reported before.
@@ -252,7 +252,7 @@ class Trainer:
         """
         if state.values.get("order") != ORDER_VERSION:
             raise UserError(
-                "the checkpoint was written by another version of this program, which read the examples in another order: delete it"
+                "the checkpoint was written by another version of this program, with another order of the examples: delete it"
             )
         weights = {name.removeprefix("model."): value for name, value in state.tensors.items() if name.startswith("model.")}
         own = self.model.state_dict()

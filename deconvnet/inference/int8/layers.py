@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 _LARGEST_WEIGHT = 127
 _LARGEST_ACTIVATION = 255
-_SMALLEST = 1e-20  # of the largest weights of channels, so that channels without weights divide nothing by 0
+_SMALLEST = 1e-20  # lower limit of a channel's largest weight, so that a channel of zeros does not cause a division by 0
 
 
 class Int8Conv2d(nn.Module):

@@ -63,7 +63,7 @@ class _Unit:
 
 
 def record_missing_ranges(inputs: RangeInputs, executor: Executor, registered: bool = False) -> None:
-    """Record the ranges of two networks in their folders, unless these of the same images and options are there.
+    """Record the activation ranges of two networks in their folders, unless they were recorded with the same images and options.
 
     All workers compute on CPUs. The images are taken at even distances from all training images, so the ranges are the same for any
     number of workers.
@@ -71,7 +71,7 @@ def record_missing_ranges(inputs: RangeInputs, executor: Executor, registered: b
     Args:
         inputs: the networks and the images.
         executor: runs the workers, each of which holds both networks.
-        registered: whether the networks are those of a registered model. It is used with its own ranges, if it has any.
+        registered: whether the networks are a registered model. If both have ranges, these are used, of whatever images.
 
     Raises:
         UserError: if there are no training images, or no boxes in them.

@@ -74,7 +74,7 @@ def _frozen_unit(conv: nn.Conv2d, norm: nn.BatchNorm2d, input: Tensor) -> Tensor
 
 
 class FusedMaxPool2d(nn.MaxPool2d):
-    """A 2×2 max-pooling layer that keeps the positions of maxima as uint8 for `FusedUnpool`: in training, and of uint8 activations."""
+    """A 2×2 max-pooling layer whose positions of maxima are uint8, for `FusedUnpool`, in training or for uint8 activations."""
 
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Take the maximum of each 2×2 square.

@@ -19,10 +19,10 @@ def even_ranges(count: int, parts: int) -> list[range]:
 def micro_batch_count(batch: int, workers: int, micro_batch: int | None) -> int:
     """Return the number of micro-batches that each worker divides its share of a global batch into.
 
-    A micro-batch contains the examples that a worker computes at once. The number is the same for all workers, because with
-    synchronised batch norm they wait for each other at every micro-batch. No micro-batch is empty, so where the shares differ in
-    size and `micro_batch` is 1, some have 2 examples. DeconvNet on a single worker needs at least 2 in each, because of batch norm
-    after fc6 (`check_batching`).
+    A micro-batch contains the examples that a worker computes at once. All workers use the same number, because with synchronised
+    batch norm they wait for each other at every micro-batch. No micro-batch is empty. So if the shares differ in size and
+    `micro_batch` is 1, some micro-batches have 2 examples. On a single worker, DeconvNet needs at least 2 examples in each
+    micro-batch, because of the batch norm after fc6 (`check_batching`).
 
     Args:
         batch: number of examples in a global batch.

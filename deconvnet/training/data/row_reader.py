@@ -1,4 +1,4 @@
-"""Reading the encoded rows that fill some places of the batches, each row group once, a little ahead of their use."""
+"""Read one worker's share of each batch from the table: every row group once, shortly before its rows are needed."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -25,12 +25,12 @@ Row = tuple[bytes, bytes]
 
 @dataclass
 class _Group:
-    """A row group that is being read or was read, until all windows that need it have taken its rows.
+    """A row group in memory, or being read. It is dropped when every window that needs it has taken its rows.
 
     Attributes:
-        rows: its rows. Each occurs as often as it has examples. Those that a window has taken are replaced by None.
+        rows: its rows, each repeated as often as it occurs in the epoch. Rows that a window has taken are None.
         start: position of its first example in the layout of the epoch.
-        left: number of its examples that windows have yet to take.
+        left: number of its examples that no window has taken yet.
     """
 
     rows: Future[list[Row | None]]
@@ -39,14 +39,13 @@ class _Group:
 
 
 class RowReader:
-    """The encoded rows for some places of the batches of consecutive steps.
+    """A reader of the encoded rows for one worker's share of the batches, step by step.
 
-    Row groups are read by threads, some steps before their rows are needed. A row is kept in memory until its last example has
-    been used.
+    Threads read row groups some steps before their rows are needed. A row stays in memory until its last example was used.
 
     Attributes:
-        places: the places.
-        groups_read: how many row groups have been read.
+        places: the share, as consecutive indices into each global batch (see `sampler`).
+        groups_read: number of row groups read so far.
         bytes_read: their size in bytes.
     """
 
@@ -179,7 +178,7 @@ class RowReader:
             row for row, weight in zip(rows, found["weight"].to_pylist(), strict=True) for _ in range(weight)
         ]
         del found
-        pa.default_memory_pool().release_unused()  # or each thread keeps what it has read, several row groups
+        pa.default_memory_pool().release_unused()  # otherwise, each thread's pool keeps the memory of several row groups
         if len(repeated) != (promised := int(self._examples.groups.examples[number])):
-            raise ValueError(f"row group {number} holds {len(repeated)} examples, its table promised {promised}")
+            raise ValueError(f"row group {number} holds {len(repeated)} examples, but the table's commit record says {promised}")
         return repeated

@@ -1,4 +1,6 @@
-"""The random order of the examples in an epoch: which example is at which place of which batch, and what a worker must read for it.
+"""The random order of the examples in an epoch.
+
+It decides which example fills which place of which batch, and so which row groups a worker must read.
 
 An example is one occurrence of a row of the table. A row may be repeated in an epoch to balance the classes; each repeat is an
 example. A *place* is an index into a global batch (the examples of one optimiser step of all workers), from 0.
@@ -16,12 +18,12 @@ the table (`Order`):
 are the same whatever the number of workers, and every step can be computed without those before it, so a training may be resumed
 at any step by another number of workers.
 
-**What is read.** The workers' slots are consecutive runs of row groups, so together they read the table once in an epoch. Only the
-row groups that are cut by the border of two workers are read by both: one fewer than there are workers. A row group that is cut by
-the border of two slots of one worker would be needed at the end of one slot and at the beginning of the next. Therefore every
-second slot runs backwards through its positions: neighbours need their common row group at the same time, and read it once.
-A row group of a small table that spans many slots is read once, too, and kept until the last of them has taken its examples. So N
-workers read N − 1 row groups more than the table has: with 8 workers a tenth of a table of 70 row groups (of at most 1 MB each).
+**What is read.** A worker's slots are a run of consecutive row groups, so all workers together read the table once per epoch.
+There is one exception: a row group on the border between two workers is read by both. So N workers read N − 1 row groups more
+than the table has; with 8 workers and 70 row groups (of at most 1 MB each), this is a tenth of the table.
+Within a worker, a row group on the border between two slots would be needed at the end of one slot and at the beginning of the
+next. Therefore every second slot runs backwards through its positions: both slots then need the row group at the same time, and
+it is read once. In a small table, a row group may span many slots. It is read once, too, and kept until all of them have used it.
 
 **Memory.** A worker holds a window of each of its slots. A row leaves memory when it is drawn, so on average half of a window is held,
 and half of the row group that the window's end cuts. Windows are read ahead by an eighth of their length. So with S slots, windows of
@@ -32,14 +34,13 @@ spreads the starts of any consecutive slots evenly.
 If S row groups don't fit in memory, there are fewer slots, and each fills several places of the batch. If such a slot fills
 places of two workers, both read it. None of this grows with the table.
 
-**Mixing.** If the table has at most `held_bytes`, a slot is a single window: it is shuffled as a whole. Compared with one permutation
-of all examples, the batches are even more alike, since each takes one example of every part of the table (a stratified sample): the
-variance of the class counts of a batch is at most that of chance. The repeats of a row and the crops of an image, which lie in one slot
-(or in two, if a border cuts them), are spread over the epoch, and at most two of them meet in a batch. In a larger table each batch is still a stratified
-sample of the whole table, and the repeats of a row still don't meet in a batch, but they
-are spread only over the row's window, a share w / (bytes of the table / S) of the epoch. With this memory, no more is possible if
-the table is read once. So the classes of consecutive batches are correlated.
-How much is measured in docs/experiments.md. Where slots fill several places, two examples of one window may meet in a batch, as by chance.
+**Mixing.** Each batch takes one example from every slot, so it is a stratified sample of the table. The repeats of a row and the
+crops of an image lie in one slot (or in two, if a border cuts them), so at most two of them are in the same batch.
+If the table has at most `held_bytes`, each slot is a single window, which is shuffled as a whole. Then repeats are spread over
+the whole epoch, and the class counts of the batches vary at most as much as with one permutation of all examples. In a larger
+table, repeats are spread over one window only, which is the share w / (bytes of the table / S) of the epoch. More is not possible
+with this memory if the table is read once. So the classes of consecutive batches are correlated; docs/experiments.md measures how
+much. If slots fill several places, a batch may contain two examples of one window.
 
 **Short epochs.** An epoch with fewer examples than a batch has one batch, for which the layout is repeated until it fills it.
 """
@@ -98,7 +99,7 @@ class Slot:
         index: number of the slot, from 0. Slots with odd numbers run backwards.
         places: the places of a global batch that it fills.
         positions: its positions in the layout of an epoch.
-        phase: the slot's windows begin at the steps of an epoch that leave this remainder on division by the windows' length.
+        phase: offset of the slot's windows: they begin at the steps s of an epoch with s % `Order.window` == phase.
     """
 
     index: int
@@ -151,7 +152,7 @@ class Order:
             nbytes: integer array of shape (G,): the size in bytes of each row group.
             batch: number of examples in a global batch.
             seed: seed of the training.
-            held_bytes: bytes that a worker that makes whole batches may hold on average.
+            held_bytes: encoded bytes that a single worker, which makes whole batches, may hold on average.
         """
         total, size = int(examples.sum()), float(nbytes.sum())
         # The mean size of the row group that a byte is in.

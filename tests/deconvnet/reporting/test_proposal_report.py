@@ -36,7 +36,7 @@ def test_the_files_hold_the_recall(arguments, executor):
     assert content["average_best_overlap_50"] == 0.5
     markdown = files["proposals.md"].decode()
     assert markdown.startswith("# Proposals: mine dev\n") and "| dev | 500 | 0.500 | 0.500 |" in markdown
-    assert "2 objects whose box has 2,000 px² or more" in markdown
+    assert "2 objects whose box has at least 2,000 px²" in markdown
     assert files["proposals.png"].startswith(b"\x89PNG")
 
 

@@ -15,10 +15,16 @@ from deconvnet.models.fused.cpu import winograd
 from deconvnet.models.layers import Deconv3x3
 
 FEW_PIXELS, FEWER_PIXELS = 1024, 512
-"""Up to how many pixels, over all examples, the gradient of the weights is a matrix product, and the other results too."""
+"""Largest numbers of pixels, over all examples, for which matrix products are used.
+
+The first is for the gradient of the weights, the second for the forward pass and the gradient of the input.
+"""
 LEAST_CHANNELS, LEAST_WORK, LEAST_WEIGHTS = 32, 2**25, 2**14
-"""From how many input and output channels, pixels · inputs · outputs, and, for the gradient of the weights, inputs · outputs
-Winograd's method was measured to be faster."""
+"""Smallest sizes at which Winograd's method was measured to be faster.
+
+They are: the number of input channels and of output channels; pixels · inputs · outputs; and, for the gradient of the weights,
+inputs · outputs.
+"""
 
 
 def convolve(layer: nn.Module, x: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Kernels of batch norm followed by ReLU, on activations in memory format channels_last.
 
-They see activations as a flat array in which channels repeat: channel c has the indices c, c + C, c + 2C, … The loops go over
-rows of `width` numbers, a multiple of C of some hundred, because short loops are slow. So numbers for each channel (scale,
-shift …) are arrays of `width` numbers, in which those of the channels repeat.
+The kernels see activations as a flat array in which channels repeat: channel c has the indices c, c + C, c + 2C, … Short loops
+are slow, so the loops go over rows of `width` numbers, where `width` is a multiple of C of at least a few hundred. Values per
+channel (scale, shift …) are tiled to arrays of `width` numbers.
 
 Their first arguments are the number of all activations, `width`, and the number of rows in a chunk.
 """
@@ -15,7 +15,7 @@ from numba import carray, types
 from deconvnet.models.fused.cpu.parallel import compiled, load, pointer, store, take_chunk
 
 MATHS = {"contract", "reassoc", "nsz", "arcp"}
-"""Freedoms of the compiler: those of fast mathematics that keep infinity and NaN as they are."""
+"""Those of LLVM's fast-math flags with which infinities and NaNs stay as they are."""
 
 
 class NormKernels(NamedTuple):

@@ -13,7 +13,7 @@ from deconvnet.models.fused.cpu.parallel import run
 from deconvnet.models.sync_batchnorm import SyncBatchNorm2d, track, world_size
 
 WIDTH = 256
-"""Least length of the loops."""
+"""Smallest length of the loops."""
 CHUNK, CHUNKS = 2**15, 64
 """About the smallest number of activations in a chunk, and the largest number of chunks.
 

@@ -1,7 +1,7 @@
 """Compiled loops (numba) that run on torch's own threads.
 
-numba has a pool of threads of its own. But after each operation torch's threads spin while they wait for the next one, so they would
-take the cores from numba's. Therefore loops run on the threads of torch's OpenMP library, by its function GOMP_parallel.
+numba has its own thread pool. But torch's threads spin between two operations, so both pools would compete for the cores.
+Therefore the loops run on the threads of torch's OpenMP library, through its function GOMP_parallel.
 
 A kernel is a C function of one argument, the address of an array of 64-bit integers. The first two are the number of chunks taken
 so far and the number of all chunks (parts of the work); the others are sizes and the addresses of tensors. Threads take a chunk

@@ -11,7 +11,7 @@ from torch import Tensor
 from deconvnet.models.fused.cpu.parallel import compiled, pointer, run, take_chunk
 
 CHUNK = 2**17
-"""Most numbers in a chunk. Each chunk belongs to one parameter."""
+"""Largest number of elements in a chunk. Each chunk belongs to one parameter."""
 
 
 class FusedSGD(torch.optim.SGD):

@@ -27,8 +27,11 @@ WEIGHTS_PER_TILE = 2**9
 MOST_TILES = 16 * ROWS
 """Largest number of tiles that `WEIGHTS_PER_TILE` may ask for."""
 KEPT, KEPT_PER_WEIGHT = 2**19, 2**5
-"""Lower limits of how many transformed numbers are kept at a time when the gradient of the weights is computed: in all, and for each
-pair of an input and an output channel. Fewer would be slower, because the sums are read and written once for all of them."""
+"""The gradient of the weights is computed in passes over some of the tiles. A pass holds at most so many transformed numbers.
+
+The limit is the larger of `KEPT` and `KEPT_PER_WEIGHT` · inputs · outputs. Smaller passes would be slower, because each pass reads
+and writes all sums once.
+"""
 BLOCK = (128, 2 * PANEL)
 """Largest numbers of output and of input channels of a block of weights whose gradient is computed at a time."""
 

@@ -14,7 +14,7 @@ PROGRAMS = 1024
 ELEMENTS = 4096
 """Number of elements of a block."""
 MOST_COLUMNS = 128
-"""Most columns of a block."""
+"""Largest number of columns of a block."""
 
 
 def block_sizes(channels: int) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def _run(kernel: Any, small: Tensor, *tensors: Tensor) -> None:
 
 @triton.jit
 def _places(pixels, channels, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Return the offsets of a block in the smaller map, those of its squares' first pixels in the larger map, and the block's mask."""
+    """Return a block's offsets in the smaller map, the offsets of its 2×2 squares in the larger map, and its mask."""
     pixel = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     first = (pixel // width).to(tl.int64) * 4 * width + 2 * (pixel % width)  # rows of the larger map have 2·width pixels
