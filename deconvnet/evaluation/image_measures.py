@@ -1,4 +1,4 @@
-"""The table of evaluated images, `report/images.parquet`: how well each image was segmented, and where its mask and picture are."""
+"""The table of evaluated images, `report/images.parquet`: the measures of each image, and where its mask and picture are."""
 
 import io
 from collections.abc import Iterable, Mapping, Sequence

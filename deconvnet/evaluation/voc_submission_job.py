@@ -82,8 +82,8 @@ class Recipe:
             images: the images to predict.
 
         Returns:
-            A digest in hexadecimal. It changes with the networks, the ranges of their activations (if they compute in 8-bit integers),
-            the options, the model of the edge detector (a structured forest) and the images.
+            A digest in hexadecimal. It changes with the networks, the ranges of their activations (if they compute in 8-bit
+            integers), the options, the model of the edge detector (a structured forest) and the images.
         """
         files = [storage.join(folder, "model.safetensors") for folder in (self.deconvnet, self.fcn8s)]
         if self.edge_boxes and (forest := forest_uri(self.edge_boxes["edges"], self.edge_boxes["edge_model"])):

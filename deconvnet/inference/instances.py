@@ -95,7 +95,7 @@ def segment_instances(
         model: the network. It runs on its current device, in evaluation mode.
         image: uint8 (H, W, 3), RGB.
         boxes: (N, 4) boxes x1, y1, x2, y2 in pixels; they may reach beyond the image.
-        windows: (M, 4) boxes that are merged before the others and are not enlarged, see `proposals.boxes.make_windows`; None for none.
+        windows: (M, 4) boxes that are merged before the others and are not enlarged, see `proposals.boxes.make_windows`, or None.
         context: factor by which the boxes are enlarged.
         window: shape of an enlarged box, "square" or "stretched", see `proposals.boxes.enlarge`.
         aggregation: how overlapping score maps are merged: "max" takes the largest score of each class, "sum" adds the scores,

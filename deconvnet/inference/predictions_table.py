@@ -216,7 +216,7 @@ def make_plan(
     """Find out which images of a folder still need a prediction, by comparing them with the predictions in the output folder.
 
     No file is written. The names and stamps (size and modification time) of the images are compared with the rows of the table
-    `predictions`. If nothing else is left to do, images that could not be read are read again: one that can be read is left to do.
+    `predictions`. If nothing else is left to do, images that could not be read are read again; one that can be is left to do.
 
     Args:
         images: all images of the input folder.

@@ -112,7 +112,8 @@ def read_options(folder: str) -> dict[str, Any]:
 
     Returns:
         The content of `options.json`: a dict with `classes` (class names, ordered by id), `proposals` (keyword arguments of
-        `proposals.edge_boxes`, and `kind` as in `ProposalSettings`), `segment` (fields of `PredictorOptions`) and `max_pixels` (largest number of pixels of an image).
+        `proposals.edge_boxes`, and `kind` as in `ProposalSettings`), `segment` (fields of `PredictorOptions`) and `max_pixels`
+        (largest number of pixels of an image).
 
     Raises:
         UserError: if the folder does not hold a complete ensemble.

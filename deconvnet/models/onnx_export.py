@@ -76,7 +76,8 @@ def export_onnx(network: Network, file: Path) -> float:
     side = network.input_size if has_fixed_size and network.input_size else 64
     moving = {0: "batch"} if has_fixed_size else {0: "batch", 2: "height", 3: "width"}
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined] # of checks of the input's shape
+        # Tracing warns of checks of the input's shape.
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message="Constant folding")
         torch.onnx.export(

@@ -99,9 +99,9 @@ def select(
 ) -> Selection:
     """Choose images, one after the other: each time the one with the highest score among those that are allowed.
 
-    An image is allowed if its fingerprint differs in at least `min_distance` bits from that of every labelled image and every image
-    chosen before, and if fewer than `quota` images of its class were chosen. When no image is allowed, the quota is lifted. Of
-    images with equal scores, the first one is chosen.
+    An image is allowed if its fingerprint differs in at least `min_distance` bits from that of every labelled image and every
+    image chosen before, and if fewer than `quota` images of its class were chosen. When no image is allowed, the quota is lifted.
+    Of images with equal scores, the first one is chosen.
 
     Args:
         scores: the images' scores, float64 (N,); higher scores are chosen first.

@@ -15,7 +15,7 @@ class RankSettings(Section):
     )
     rank_labelled: Location | None = Field(
         None,
-        description="data set in VOC's layout, or folder of images, already labelled: these images and near-duplicates are not chosen",
+        description="data set in VOC's layout, or folder of images, already labelled: these and near-duplicates are not chosen",
     )
     rank_class_share: float | None = Field(
         None, gt=0, le=1, description="largest share of the chosen images that are of one class; empty: twice an equal share"

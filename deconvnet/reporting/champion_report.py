@@ -1,8 +1,8 @@
 """Compare a newly trained model with the champion, the registered model in use, for the report of a retraining.
 
 The new model is called the challenger. Each model is an ensemble of a DeconvNet and an FCN-8s. Both models were evaluated on the
-same images. They are compared on the val images of both (`evaluation/hold_out.py`), by the masks that the ensemble predicts with CRF (the
-result `DECISIVE_RESULT`).
+same images. They are compared on the val images of both (`evaluation/hold_out.py`), by the masks that the ensemble predicts with
+CRF (the result `DECISIVE_RESULT`).
 """
 
 import json
@@ -108,7 +108,7 @@ def _measure_changes(report_uri: str, hold_out: HoldOut, classes: Sequence[str])
     """Measure how the results of two evaluated models differ.
 
     Args:
-        report_uri: folder with the files of the challenger's evaluation, with those of the champion's in its subfolder `champion`.
+        report_uri: folder with the files of the challenger's evaluation; those of the champion's are in its subfolder `champion`.
         hold_out: the images on which the models are compared.
         classes: class names, ordered by id.
 
@@ -187,11 +187,11 @@ def load_and_draw_changes(models: Mapping[str, EvaluationInputs], gpu: bool, cha
     """Draw images beside their ground truth and the masks of two models. An executor runs this in the process that draws.
 
     Args:
-        models: a dict from "champion" and "challenger" to that model's networks, the tables of the images and their proposals, the
-            classes, and the options for predicting.
+        models: a dict from "champion" and "challenger" to that model's networks, the tables of the images and their proposals,
+            the classes, and the options for predicting.
         gpu: whether to predict on a GPU.
-        changes: the images to draw, with their mean IoU by each model, under the keys "gained" and "lost". The key is written above
-            each image. There must be at least one image.
+        changes: the images to draw, with their mean IoU by each model, under the keys "gained" and "lost". The key is written
+            above each image. There must be at least one image.
 
     Returns:
         A list with one item: the content of a PNG file, 1,200 px wide.

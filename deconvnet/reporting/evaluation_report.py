@@ -92,9 +92,9 @@ def result_charts(results: Mapping[str, Any], breakdowns: Mapping[str, Any]) -> 
             reliability diagram, as `Evaluation.breakdowns` has them.
 
     Returns:
-        Functions that return the content of a PNG, by file name without suffix: "iou_by_class", "iou_by_proposals", "iou_by_size",
-        "confusion" and "calibration" (which is missing if an earlier version of this program has evaluated the networks). Without
-        annotated objects, "iou_by_size" has no bars. With windows, "iou_by_proposals" has no curve of DeconvNet.
+        Functions that return the content of a PNG, by file name without suffix: "iou_by_class", "iou_by_proposals",
+        "iou_by_size", "confusion" and "calibration" (missing if an earlier version of this program evaluated the networks).
+        Without annotated objects, "iou_by_size" has no bars. With windows, "iou_by_proposals" has no curve of DeconvNet.
     """
     title = f"{RESULT_TITLES[DECISIVE_RESULT]}, {results['dataset']}, {results['images']:,} images"
     confusion = np.array(breakdowns["confusion"][DECISIVE_RESULT])
@@ -113,8 +113,8 @@ def result_charts(results: Mapping[str, Any], breakdowns: Mapping[str, Any]) -> 
 def results_markdown(results: Mapping[str, Any]) -> str:
     """Format the metrics of the five results as two Markdown tables, in per cent.
 
-    The first table has a row for each result with its mean IoU, its pixel accuracy and its boundary measures. The second one has a
-    row for each class with its IoU in each result.
+    The first table has a row for each result with its mean IoU, its pixel accuracy and its boundary measures. The second one has
+    a row for each class with its IoU in each result.
 
     Args:
         results: the content of `results.json`: a dict with `dataset` (name), `images` (number), `classes` (names) and `rows`.
@@ -135,9 +135,9 @@ def results_markdown(results: Mapping[str, Any]) -> str:
         f"|---|{'---:|' * len(RESULTS)}",
         *(f"| {c} | {' | '.join(percent(rows[n]['iou'][c]) for n in RESULTS)} |" for c in results["classes"]),
         "",
-        "All numbers are percentages. A class that occurs neither in the ground truth nor in the predictions has no IoU (–) and is left "
-        "out of the mean. The boundary F-measure (within 0.0075 of the diagonal) and the Boundary IoU (bands of 0.02 of the diagonal) are "
-        "means over the classes, too.",
+        "All numbers are percentages. A class that occurs neither in the ground truth nor in the predictions has no IoU (–) and "
+        "is left out of the mean. The boundary F-measure (within 0.0075 of the diagonal) and the Boundary IoU (bands of 0.02 of "
+        "the diagonal) are means over the classes, too.",
         "",
         f"Expected calibration error of {RESULT_TITLES[DECISIVE_RESULT]}: {percent(results.get('expected_calibration_error'))}.",
     ]

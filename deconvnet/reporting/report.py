@@ -1,7 +1,7 @@
 """Render `report/index.html`, the page with the results of a pipeline run.
 
-The page is self-contained: its images are embedded, and it loads nothing from elsewhere. Its only script sorts tables. Links lead to
-pictures of the evaluated images beside it.
+The page is self-contained: its images are embedded, and it loads nothing from elsewhere. Its only script sorts tables. Links lead
+to pictures of the evaluated images beside it.
 """
 
 import base64
@@ -42,7 +42,7 @@ Cell = str | tuple[str, str]
 def render_report(run: RunSummary) -> str:
     """Render the report of a pipeline run as HTML. No file is written.
 
-    All texts are escaped, and the page's content security policy forbids external addresses, and all scripts but the one that sorts
+    All texts are escaped. The page's content security policy forbids external addresses, and all scripts but that for sorting
     tables.
 
     Args:

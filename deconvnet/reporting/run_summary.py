@@ -24,8 +24,9 @@ METRICS = {
 """Titles of the metrics, by their names in `results.json`. Files of earlier versions have only the first two."""
 
 STAGE_DESCRIPTIONS = {
-    "prepare": "Checks the images and their masks and writes them to the table `images`, each with its split: train, dev (for choices "
-    "during training), val or test (for the final results only). Unusable images go to the table `rejects`, with the reason.",
+    "prepare": "Checks the images and their masks and writes them to the table `images`, each with its split: train, dev (for "
+    "choices during training), val or test (for the final results only). Unusable images go to the table `rejects`, with "
+    "the reason.",
     "proposals": "Finds boxes that may contain an object (EdgeBox), best first.",
     "examples": "Cuts DeconvNet's training crops: stage 1 around annotated objects, stage 2 at proposals.",
     "fcn8s_start": "Fits VGG-16's ImageNet weights to FCN-8s (width, batch norm) as its initial weights.",
@@ -78,8 +79,8 @@ CHARTS = {
     "confusion": ("Confusion", "How EDeconvNet+CRF divides each true class's pixels among the classes."),
     "calibration": (
         "Calibration",
-        "Pixels grouped by the probability of the class that EDeconvNet+CRF predicts, and the share of them whose class is right. On the "
-        "diagonal both are equal; below it, the network is overconfident.",
+        "Pixels grouped by the probability of the class that EDeconvNet+CRF predicts, and the share of them whose class is "
+        "right. On the diagonal both are equal; below it, the network is overconfident.",
     ),
     "proposals": ("Recall of the proposals", "Share of the objects that the first boxes find, by number of boxes and by IoU."),
     "training_curves": ("Training", "Loss, pixel accuracy on training crops and mean IoU on dev, by optimiser step."),
@@ -215,8 +216,8 @@ def result_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
             `rows`. The rows are metrics by result name, see `METRICS`.
 
     Returns:
-        A tuple (title, one text for each of `METRICS`, mean IoU in the paper) for each result, in the paper's order. The title is a
-        text such as "DeconvNet+CRF". The numbers are texts in per cent, or "–" for None.
+        A tuple (title, one text for each of `METRICS`, mean IoU in the paper) for each result, in the paper's order. The title is
+        a text such as "DeconvNet+CRF". The numbers are texts in per cent, or "–" for None.
     """
     rows = results["rows"]
     return [

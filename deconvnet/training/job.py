@@ -93,8 +93,8 @@ class TrainingJob:
         check_batching(*sizes, setting=f"train.{self.stage}", needs_two=self.architecture.needs_two_examples)
         if self.stage == "fcn8s" and not self.model.fcn_batch_norm and self.model.vgg16 is None and self.init is None:
             logger.warning(
-                "  FCN-8s hardly learns from random weights without batch norm: set model.fcn_batch_norm to true, or name weights in "
-                "model.vgg16"
+                "  FCN-8s hardly learns from random weights without batch norm: set model.fcn_batch_norm to true, or name "
+                "weights in model.vgg16"
             )
 
     def dev_examples(self) -> Examples | None:

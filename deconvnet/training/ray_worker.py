@@ -41,8 +41,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         config: a dictionary with the keys "job" (the `TrainingJob`), "plan" (the `BatchPlan`, for any number of workers), "dev"
-            (the examples to evaluate on, or None) and "queue" (handle of the Ray actor of class `ReportQueue`, which tells whether
-            the driver wants the run to stop).
+            (the examples to evaluate on, or None) and "queue" (handle of the Ray actor of class `ReportQueue`, which tells
+            whether the driver wants the run to stop).
 
     Returns:
         The results by name: "steps", "epochs", "dev_mean_iou", "best_dev_mean_iou" and "step_seconds". If training was stopped or

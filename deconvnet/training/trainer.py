@@ -89,7 +89,7 @@ class Trainer:
         model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.world_size > 1 and settings.batch // (self.world_size * self.micro_batches) < SYNC_BELOW:
             convert_sync(model)
-        # On all ranks or on none: fused and plain synchronised batch norm exchange different numbers, and weights would drift apart.
+        # On all ranks or none: fused and plain synchronised batch norm exchange different numbers, and weights would drift apart.
         if fused := int(sum_over_ranks(torch.tensor(int(use_fused(self.device))))) == self.world_size:
             from deconvnet.models.fused.layers import use_fused_layers  # needs numba
 

@@ -34,8 +34,8 @@ def computes_int8(device: torch.device | str) -> bool:
 def to_int8(network: N, ranges: Ranges) -> N:
     """Return a copy of a network that computes about the same scores with 8-bit integers.
 
-    Weights have a scale for each output channel. Activations have one for each layer: its largest activation divided by 255. The first
-    layer rounds the pixels. Score layers return float32.
+    Weights have a scale for each output channel. Activations have one for each layer: its largest activation divided by 255. The
+    first layer rounds the pixels. Score layers return float32.
 
     Args:
         network: a trained network on the CPU. It is not changed.

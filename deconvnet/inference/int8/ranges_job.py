@@ -65,8 +65,8 @@ class _Unit:
 def record_missing_ranges(inputs: RangeInputs, executor: Executor, registered: bool = False) -> None:
     """Record the activation ranges of two networks in their folders, unless they were recorded with the same images and options.
 
-    All workers compute on CPUs. The images are taken at even distances from all training images, so the ranges are the same for any
-    number of workers.
+    All workers compute on CPUs. The images are taken at even distances from all training images, so the ranges are the same for
+    any number of workers.
 
     Args:
         inputs: the networks and the images.
@@ -89,7 +89,8 @@ def record_missing_ranges(inputs: RangeInputs, executor: Executor, registered: b
         deconvnet, fcn8s = largest(deconvnet, found[0]), largest(fcn8s, found[1])
     if not deconvnet:
         raise UserError(
-            f"segment.int8 needs training images with boxes, and {len(units)} were tried: set it to false, or lower segment.min_side"
+            f"segment.int8 needs training images with boxes, and {len(units)} were tried: set it to false, or lower "
+            "segment.min_side"
         )
     for folder, ranges in zip(folders, (deconvnet, fcn8s), strict=True):
         save_ranges(folder, ranges, made_from)

@@ -1,8 +1,8 @@
 """Layers that compute training steps faster, and the conversion of networks to them.
 
 In evaluation mode they compute what torch's layers do, with two exceptions: the batch norm of a frozen convolution is folded into
-its weights, and pooling and unpooling accept uint8 activations (`inference.int8`). They have no attributes of their own, so a layer
-is converted by changing its class.
+its weights, and pooling and unpooling accept uint8 activations (`inference.int8`). They have no attributes of their own, so a
+layer is converted by changing its class.
 """
 
 from typing import cast

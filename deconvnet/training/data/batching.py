@@ -46,8 +46,8 @@ def check_batching(
         needs_two: whether a worker that trains alone must compute at least 2 examples at once (see `Architecture`).
 
     Raises:
-        UserError: if a worker would get no example, `min_workers` exceeds `workers`, `micro_batch` exceeds `batch`, or a worker that
-            trains alone would compute a single example at once although it needs two.
+        UserError: if a worker would get no example, `min_workers` exceeds `workers`, `micro_batch` exceeds `batch`, or a worker
+            that trains alone would compute a single example at once although it needs two.
     """
     if min_workers is not None and min_workers > workers:
         raise UserError(
@@ -67,5 +67,6 @@ def check_batching(
             raise UserError(f"{setting}.batch 1{reason}: raise it")
         more = ", or raise compute.min_workers to 2" if workers > 1 else ""
         raise UserError(
-            f"{setting}.micro_batch {micro_batch} with {setting}.batch {batch}{reason}: take {2 + batch % 2} or more, leave it empty{more}"
+            f"{setting}.micro_batch {micro_batch} with {setting}.batch {batch}{reason}: "
+            f"take {2 + batch % 2} or more, leave it empty{more}"
         )

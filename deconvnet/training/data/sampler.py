@@ -10,8 +10,8 @@ the table (`Order`):
 
 1. The row groups of the table are permuted and laid end to end (`Layout`). The repeats of a row lie beside each other, and so do
    the crops of an image. The index of an example in this layout is its *position*.
-2. The positions are cut into *slots* of equal length, one for each place of the global batch. Each batch takes one example of each
-   slot. So a slot lasts for the whole epoch. If a slot is longer by one than the epoch has batches, one of its examples is not used.
+2. The positions are cut into *slots* of equal length, one for each place of the global batch. Each batch takes one example of
+   each slot. So a slot lasts for the whole epoch. If a slot has one more example than the epoch has batches, one is not used.
 3. The examples of a slot are shuffled in *windows*, runs of consecutive positions, one window after the other (`Window`).
 
 **Any number of workers.** A worker takes consecutive places of the batch, so it reads only the slots of these places. The batches
@@ -25,14 +25,14 @@ Within a worker, a row group on the border between two slots would be needed at 
 next. Therefore every second slot runs backwards through its positions: both slots then need the row group at the same time, and
 it is read once. In a small table, a row group may span many slots. It is read once, too, and kept until all of them have used it.
 
-**Memory.** A worker holds a window of each of its slots. A row leaves memory when it is drawn, so on average half of a window is held,
-and half of the row group that the window's end cuts. Windows are read ahead by an eighth of their length. So with S slots, windows of
-w bytes and row groups of g bytes, a single worker holds S · (5/8 w + g / 2) bytes. The window length w is chosen so that this equals
-`held_bytes`. (With more workers each holds less, but the order must not depend on their number.) Windows of different slots begin at
-different steps; otherwise all of them would be read, and be full, at the same time. Their starts are spaced by the golden ratio, which
-spreads the starts of any consecutive slots evenly.
-If S row groups don't fit in memory, there are fewer slots, and each fills several places of the batch. If such a slot fills
-places of two workers, both read it. None of this grows with the table.
+**Memory.** A worker holds a window of each of its slots. A row leaves memory when it is drawn, so on average half of a window is
+held, and half of the row group that the window's end cuts. Windows are read ahead by an eighth of their length. So with S slots,
+windows of w bytes and row groups of g bytes, a single worker holds S · (5/8 w + g / 2) bytes. The window length w is chosen so
+that this equals `held_bytes`. (With more workers each holds less, but the order must not depend on their number.) Windows of
+different slots begin at different steps; otherwise all of them would be read, and be full, at the same time. Their starts are
+spaced by the golden ratio, which spreads the starts of any consecutive slots evenly. If S row groups don't fit in memory, there
+are fewer slots, and each fills several places of the batch. If such a slot fills places of two workers, both read it. None of
+this grows with the table.
 
 **Mixing.** Each batch takes one example from every slot, so it is a stratified sample of the table. The repeats of a row and the
 crops of an image lie in one slot (or in two, if a border cuts them), so at most two of them are in the same batch.
@@ -164,7 +164,7 @@ class Order:
         window, phases = steps, np.zeros(count)
         if size > held_bytes:
             window = max(1, int((held_bytes - count * group / 2) / (1 / 2 + READ_AHEAD) * total / (size * batch)))
-            # Neighbours that meet at their ends (0 and 1, 2 and 3 …) begin their windows together, and so read their common row group.
+            # Neighbours that meet at their ends (0 and 1, 2 and 3 …) begin their windows together, to share the row group there.
             phases = np.floor(np.arange(count) // 2 * _GOLDEN % 1 * window)
         slots = []
         for index, places in enumerate(even_ranges(batch, count)):
@@ -260,13 +260,13 @@ class Order:
         return slot.positions[::-1][start:end][::-1] if slot.index % 2 else slot.positions[start:end]
 
     def drawn(self, window: Window) -> np.ndarray:
-        """Shuffle the examples of a window. The result depends on the seed, the epoch, the slot and the window's first step alone.
+        """Shuffle the examples of a window. The result depends only on the seed, the epoch, the slot and the window's first step.
 
         Args:
             window: the window.
 
         Returns:
-            int64 array of shape (steps of the window, places of its slot): the positions that fill the slot's places at each step.
+            int64 array (steps of the window, places of its slot): the positions that fill the slot's places at each step.
         """
         first = window.steps.start - window.layout.epoch * self.steps_per_epoch
         rng = np.random.default_rng([self.seed, window.layout.epoch, 1, window.slot.index, first])

@@ -1,8 +1,8 @@
 """Convolutions and 3×3 deconvolutions without bias, with the algorithm that is fastest on CPUs for each of their gradients.
 
-oneDNN computes most of them. But where there are few pixels, most of its time goes to rearranging weights and gradients, and matrix
-products are several times as fast. With more pixels, Winograd's method needs fewer multiplications for 3×3 kernels, where these are
-in float32. A deconvolution is the gradient of a convolution by its input, so it needs no flipped weights.
+oneDNN computes most of them. But where there are few pixels, most of its time goes to rearranging weights and gradients, and
+matrix products are several times as fast. With more pixels, Winograd's method needs fewer multiplications for 3×3 kernels, where
+these are in float32. A deconvolution is the gradient of a convolution by its input, so it needs no flipped weights.
 """
 
 from typing import Any, cast

@@ -28,7 +28,7 @@ def norm_relu(x: Tensor, norm: nn.BatchNorm2d, bias: Tensor | None = None) -> Te
 
     Args:
         x: activations of shape (N, C, H, W) on the CPU, of bfloat16, float32 or float64.
-        norm: the batch norm, of float32 or float64. If it is a `SyncBatchNorm2d`, all workers (training processes) must call this.
+        norm: the batch norm, of float32 or float64. If it is a `SyncBatchNorm2d`, all training processes must call this.
         bias: the bias of the layer before, of shape (C,), if it is not yet added to `x`.
 
     Returns:

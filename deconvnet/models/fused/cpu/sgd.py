@@ -71,8 +71,8 @@ def _laid_out_as(parameter: Tensor, values: Tensor) -> Tensor:
 def _kernel(block: Any) -> None:
     """Change parameters and momenta.
 
-    Arguments: a table of chunks, int64 (chunks, 5): addresses of parameter, gradient and momentum, their number, and the row of the
-    second table, float32 (parameters, 3): learning rate, weight decay, momentum.
+    Arguments: a table of chunks, int64 (chunks, 5): addresses of parameter, gradient and momentum, their number, and the row of
+    the second table, float32 (parameters, 3): learning rate, weight decay, momentum.
     """
     a = carray(block, 4)
     table = carray(pointer(a[2], types.int64), a[1] * 5)

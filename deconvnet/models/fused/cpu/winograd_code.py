@@ -22,9 +22,9 @@ VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
 """Version of this module, for the names of the kernels that use it."""
 
 Matrix = tuple[tuple[float, ...], ...]
-# Winograd's F(4×4, 3×3), Lavin and Gray (CVPR 2016), §4.3: 4×4 outputs are A·[(G·g·Gᵀ) ∘ (B·d·Bᵀ)]·Aᵀ for a kernel g, 6×6 inputs d.
-# The gradient of g is therefore Gᵀ·[(Aᵀ·y·A) ∘ (B·d·Bᵀ)]·G for the outputs' gradients y, summed over the tiles. Each of the three
-# matrices is the product of two with fewer numbers that are not 0. The second one of a pair is applied first.
+# Winograd's F(4×4, 3×3), Lavin and Gray (CVPR 2016), §4.3: 4×4 outputs are A·[(G·g·Gᵀ) ∘ (B·d·Bᵀ)]·Aᵀ for a kernel g, 6×6 inputs
+# d. The gradient of g is therefore Gᵀ·[(Aᵀ·y·A) ∘ (B·d·Bᵀ)]·G for the outputs' gradients y, summed over the tiles. Each of the
+# three matrices is the product of two with fewer numbers that are not 0. The second one of a pair is applied first.
 B: tuple[Matrix, ...] = (
     (
         (1, 0, 0, 0, 0, 0),

@@ -65,8 +65,8 @@ def _tile_table(side: int) -> Any:
 def _tiles(matrices: tuple[Matrix, ...], given: bool) -> Any:
     """Return a function for kernels that transforms tiles to planes, or planes to tiles.
 
-    Its arguments are in this order: the address of `TABLES` bytes; the first tile; the number of tiles; the number of channels; where
-    the images are; where the planes are; what is done to the results, if these are tiles; the dtype.
+    Its arguments are in this order: the address of `TABLES` bytes; the first tile; the number of tiles; the number of channels;
+    where the images are; where the planes are; what is done to the results, if these are tiles; the dtype.
 
     Args:
         matrices: matrices whose product is that of the transform. Tiles of 6×6 pixels overlap, those of 4×4 do not.
@@ -114,8 +114,8 @@ def _tiles(matrices: tuple[Matrix, ...], given: bool) -> Any:
 def _planes(matrices: tuple[Matrix, ...]) -> Any:
     """Return a function for kernels that transforms planes to planes.
 
-    Its arguments are the address of `TABLES` bytes; the first row and the number of rows; the number of columns; where both planes
-    are; the bytes of a number, and the dtype.
+    Its arguments are the address of `TABLES` bytes; the first row and the number of rows; the number of columns; where both
+    planes are; the bytes of a number, and the dtype.
 
     Args:
         matrices: matrices whose product is that of the transform.
