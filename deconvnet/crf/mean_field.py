@@ -130,14 +130,14 @@ def _refine(
     y, x = (axis.astype(np.float32).ravel() for axis in np.mgrid[:height, :width])
     position = np.stack([x, y], axis=1)
     colour = image.reshape(-1, 3).astype(np.float32)
-    near, alike = (
+    smoothness, appearance = (
         _build_kernel(position / xy if rgb is None else np.hstack([position / xy, colour / rgb]), weight)
         for xy, rgb, weight in kernels
     )
     p = np.maximum(probabilities[kept].reshape(len(kept), -1).T, MIN_PROBABILITY)
     log_p = permutohedral.pad(np.log(p), fill=-np.inf)
-    q, left = _mean_field(log_p, len(kept), (near, alike), iterations, sum(weight for *_, weight in kernels))
-    out[kept[left]] = q[:, : len(left)].T.reshape(len(left), height, width)
+    q, remaining = _mean_field(log_p, len(kept), (smoothness, appearance), iterations, sum(weight for *_, weight in kernels))
+    out[kept[remaining]] = q[:, : len(remaining)].T.reshape(len(remaining), height, width)
     return out
 
 
@@ -264,15 +264,15 @@ def _mean_field(
         Q as float32 (N, columns), which may have fewer columns than `log_p`, and the indices of the remaining classes. The first
         columns of Q belong to these classes.
     """
-    left = np.arange(classes)
+    remaining = np.arange(classes)
     q = np.exp(log_p)
     q /= q.sum(axis=1, keepdims=True)
     rows: list[Floats] = []
     for iteration in range(iterations):
         if iteration and q.shape[1] > simd.WIDTH:
-            kept = np.flatnonzero(q[:, : len(left)].max(axis=0) > _pruning_threshold(len(left), weight))
+            kept = np.flatnonzero(q[:, : len(remaining)].max(axis=0) > _pruning_threshold(len(remaining), weight))
             if 0 < -(-len(kept) // simd.WIDTH) < q.shape[1] // simd.WIDTH:
-                left = left[kept]
+                remaining = remaining[kept]
                 q, log_p = permutohedral.pad(q[:, kept]), permutohedral.pad(log_p[:, kept], fill=-np.inf)
         if not rows or rows[0].shape[1] != q.shape[1]:
             rows = [permutohedral.empty_rows(kernel.lattice.size + 1, q.shape[1]) for kernel in kernels]
@@ -282,7 +282,7 @@ def _mean_field(
             permutohedral.blur(kernel.lattice.chains, values)
         a, b = kernels
         _update(log_p, a.lattice.corners, a.weights, rows[0], b.lattice.corners, b.weights, rows[1], q)
-    return q, left
+    return q, remaining
 
 
 @njit(cache=True, nogil=True)

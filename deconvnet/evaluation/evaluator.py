@@ -22,7 +22,7 @@ from deconvnet.evaluation.breakdowns import Breakdowns
 from deconvnet.evaluation.calibration import BINS, calibration_as_dict, calibration_counts, expected_calibration_error
 from deconvnet.evaluation.comparison import DECISIVE_RESULT
 from deconvnet.evaluation.drift import PredictionStatistics
-from deconvnet.evaluation.image_measures import MASKS, PICTURES
+from deconvnet.evaluation.image_measures import MASKS, SIDE_BY_SIDE
 from deconvnet.evaluation.metrics import ConfusionMatrix, mean_of_defined, none_if_nan
 from deconvnet.inference.pixels import measure, scan_pixels
 from deconvnet.inference.predictor import RESULTS, Predictor, PredictorOptions
@@ -38,7 +38,7 @@ from proposals.recall import counts_up_to
 logger = logging.getLogger(__name__)
 
 IMAGES_PER_UNIT = 8
-_OF_IMAGES = ("image_ids", "mean_iou", "confusions", "boundaries", "certainty", "shares", "in_int8")
+_PER_IMAGE = ("image_ids", "mean_iou", "confusions", "boundaries", "uncertainty", "shares", "in_int8")
 _QUALITY = 85  # JPEG quality of the pictures of images
 
 
@@ -184,7 +184,7 @@ def _measure(predictor: Predictor, inputs: EvaluationInputs, unit: _Unit) -> dic
 
         * `image_ids` and `in_int8`: its id, and whether it was predicted in 8-bit integers.
         * `mean_iou`: a list of floats in the order of `RESULTS`; nan if the whole annotation is void.
-        * `confusions`, `boundaries`, `certainty` and `shares`, all of the result "edeconvnet_crf": the confusion matrix, int32
+        * `confusions`, `boundaries`, `uncertainty` and `shares`, all of the result "edeconvnet_crf": the confusion matrix, int32
           (C, C); the boundary F-measure and the Boundary IoU, means over the classes; a dict of `uncertainty.Measures`; and the
           share of each class in the mask.
     """
@@ -192,7 +192,7 @@ def _measure(predictor: Predictor, inputs: EvaluationInputs, unit: _Unit) -> dic
     no_boxes = np.zeros((0, 4), np.float32)  # for images that EdgeBox could not read
     breakdowns = Breakdowns(RESULTS, inputs.counts, len(inputs.classes))
     boundaries, calibration = BoundaryCounts.zeros(len(RESULTS), len(inputs.classes)), np.zeros((3, BINS))
-    found: dict[str, list[Any]] = {name: [] for name in _OF_IMAGES}
+    found: dict[str, list[Any]] = {name: [] for name in _PER_IMAGE}
     final = RESULTS.index(DECISIVE_RESULT)
     for image_id, image, class_mask, object_mask in _read_images(inputs, unit):
         masks, by_count, probabilities = predictor.masks_by_box_count(image, boxes.get(image_id, no_boxes), inputs.counts)
@@ -206,12 +206,12 @@ def _measure(predictor: Predictor, inputs: EvaluationInputs, unit: _Unit) -> dic
         boundaries += own
         found["boundaries"].append((mean_of_defined(own.f_measure[final]), mean_of_defined(own.iou[final])))
         calibration += calibration_counts(class_mask, mask, resize_nearest(pixels.confidence, mask.shape))
-        found["certainty"].append(asdict(measure(pixels).image))
+        found["uncertainty"].append(asdict(measure(pixels).image))
         found["in_int8"].append(predictor.in_int8)
         found["shares"].append(np.bincount(mask.ravel(), minlength=len(inputs.classes)) / mask.size)
         if inputs.report_uri:
             picture = side_by_side(image, (class_mask, mask), inputs.classes, inputs.options.background)
-            storage.write_bytes(storage.join(inputs.report_uri, PICTURES, f"{image_id}.jpg"), encode_jpeg(picture, _QUALITY))
+            storage.write_bytes(storage.join(inputs.report_uri, SIDE_BY_SIDE, f"{image_id}.jpg"), encode_jpeg(picture, _QUALITY))
             png = encode_mask(mask, class_palette(inputs.options.background))
             storage.write_bytes(storage.join(inputs.report_uri, MASKS, f"{image_id}.png"), png)
     sums = {"contours": boundaries.contours, "bands": boundaries.bands, "calibration": calibration}
@@ -259,40 +259,40 @@ def _merge(measured: Iterable[Mapping[str, Any]], inputs: EvaluationInputs, data
     classes = inputs.classes
     total = Breakdowns(RESULTS, inputs.counts, len(classes))
     boundaries, calibration = BoundaryCounts.zeros(len(RESULTS), len(classes)), np.zeros((3, BINS))
-    of_image: dict[str, dict[str, Any]] = {}
+    by_image: dict[str, dict[str, Any]] = {}
     for found in measured:
         total.merge(found)
         boundaries += BoundaryCounts(found["contours"], found["bands"])
         calibration = calibration + found["calibration"]
-        for values in zip(*(found[name] for name in _OF_IMAGES), strict=True):
-            of_image[values[0]] = dict(zip(_OF_IMAGES, values, strict=True))
-    if not of_image:
+        for values in zip(*(found[name] for name in _PER_IMAGE), strict=True):
+            by_image[values[0]] = dict(zip(_PER_IMAGE, values, strict=True))
+    if not by_image:
         raise UserError(
             f"the split {inputs.split!r} of {inputs.images_uri} has no annotated image to evaluate on: "
             "add images with masks to it, or choose another split"
         )
-    of_image = dict(sorted(of_image.items()))
-    if inputs.options.int8 and (floats := sum(not each["in_int8"] for each in of_image.values())):
+    by_image = dict(sorted(by_image.items()))
+    if inputs.options.int8 and (floats := sum(not each["in_int8"] for each in by_image.values())):
         logger.warning(
-            f"  segment.int8: {floats:,} of {len(of_image):,} images were predicted in floats, as their device is slow at int8"
+            f"  segment.int8: {floats:,} of {len(by_image):,} images were predicted in floats, as their device is slow at int8"
         )
     matrices = [ConfusionMatrix(len(classes), matrix) for matrix in total.confusion]
     rows = zip(RESULTS, matrices, boundaries.f_measure, boundaries.iou, strict=True)
     error = round(expected_calibration_error(calibration), 6)  # the digits beyond depend on the order of the sums
     results = {
         "dataset": dataset,
-        "images": len(of_image),
+        "images": len(by_image),
         "classes": list(classes),
         "expected_calibration_error": none_if_nan(error),
         "rows": {name: _result_row(matrix, f, iou, classes) for name, matrix, f, iou in rows},
     }
-    confidence = [each["certainty"]["confidence"] for each in of_image.values()]
-    shares = np.array([each["shares"] for each in of_image.values()])
+    confidence = [each["uncertainty"]["confidence"] for each in by_image.values()]
+    shares = np.array([each["shares"] for each in by_image.values()])
     return Evaluation(
         results,
-        [_image_row(each, inputs) for each in of_image.values()],
+        [_image_row(each, inputs) for each in by_image.values()],
         {**total.as_dict(), "calibration": calibration_as_dict(calibration)},
-        {image_id: each["confusions"] for image_id, each in of_image.items()},
+        {image_id: each["confusions"] for image_id, each in by_image.items()},
         PredictionStatistics.of(confidence, shares, classes),
     )
 
@@ -312,9 +312,9 @@ def _image_row(measured: Mapping[str, Any], inputs: EvaluationInputs) -> dict[st
         "pixel_accuracy": none_if_nan(matrix.pixel_accuracy),
         "boundary_f": none_if_nan(boundary_f),
         "boundary_iou": none_if_nan(boundary_iou),
-        **measured["certainty"],
+        **measured["uncertainty"],
         **{f"iou.{name}": none_if_nan(value) for name, value in zip(inputs.classes, matrix.iou.tolist(), strict=True)},
-        "picture": f"{PICTURES}/{measured['image_ids']}.jpg" if inputs.report_uri else "",
+        "picture": f"{SIDE_BY_SIDE}/{measured['image_ids']}.jpg" if inputs.report_uri else "",
         "mask": f"{MASKS}/{measured['image_ids']}.png" if inputs.report_uri else "",
     }
 

@@ -79,7 +79,7 @@ def load_model(uri: str, device: str | torch.device = "cpu") -> tuple[Network, d
             raise ValueError("its class names or input convention contradict its architecture")
         model.load_state_dict(tensors, assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{uri} can't be used: model.json doesn't describe its tensors ({_first_line(error)})") from error
+        raise UserError(f"{uri} can't be used: model.json doesn't describe its tensors ({_short_message(error)})") from error
     return model.to(device).eval(), meta
 
 
@@ -180,7 +180,7 @@ def _read(uri: str, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{uri} can't be used: {name}.safetensors is not a safetensors file") from error
 
 
-def _first_line(error: Exception) -> str:
+def _short_message(error: Exception) -> str:
     """Shorten the message of an exception to one line of at most 200 characters.
 
     torch's messages about unexpected weights list every tensor, on many lines. Only the first two lines that are not blank are

@@ -36,7 +36,7 @@ def for_inference(network: N, *, bf16: bool = True) -> N:
     as_products = device.type == "cpu" and dtype == torch.float32
     fused = copy.deepcopy(network).eval().requires_grad_(False)
     for unit in units(fused).values():
-        layer = _without_deconvolution(without_norm(unit))
+        layer = _deconv_as_conv(fold_batch_norm(unit))
         if hasattr(unit, "norm"):
             del unit.norm
         unit.conv = _as_product(layer) if as_products else layer
@@ -46,7 +46,7 @@ def for_inference(network: N, *, bf16: bool = True) -> N:
     return fused
 
 
-def without_norm(unit: nn.Sequential) -> nn.Module:
+def fold_batch_norm(unit: nn.Sequential) -> nn.Module:
     """Return the layer of a unit, with its batch norm, if there is one, folded into the weights.
 
     Args:
@@ -59,7 +59,7 @@ def without_norm(unit: nn.Sequential) -> nn.Module:
     return fuse_conv_bn_eval(cast(nn.Conv2d, layer), norm, transpose=isinstance(layer, nn.ConvTranspose2d))
 
 
-def _without_deconvolution(layer: nn.Module) -> nn.Module:
+def _deconv_as_conv(layer: nn.Module) -> nn.Module:
     """Convert a deconvolution with stride 1 to a faster layer that computes the same.
 
     Args:

@@ -43,11 +43,11 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         mean, var, count = _global_moments(input.detach())
         if count < 2:
             raise ValueError(f"batch norm needs more than 1 value a channel over all workers, got {count}")
-        track(self, mean, var * count / (count - 1))
+        update_running_stats(self, mean, var * count / (count - 1))
         return cast(Tensor, _Normalise.apply(input, self.weight, self.bias, mean, var, count, self.eps))
 
 
-def track(norm: nn.BatchNorm2d, mean: Tensor, unbiased_var: Tensor) -> None:
+def update_running_stats(norm: nn.BatchNorm2d, mean: Tensor, unbiased_var: Tensor) -> None:
     """Update the running mean and variance of a batch norm, as BatchNorm2d does in training.
 
     Args:

@@ -29,7 +29,7 @@ class RankSettings(Section):
     )
 
     @model_validator(mode="after")
-    def _ranks(self) -> Self:
+    def _check_rank_is_given(self) -> Self:
         """Raise ValueError if another setting of this section is given, but `rank` is 0."""
         given = [name for name in RankSettings.model_fields if name != "rank" and name in self.model_fields_set]
         if given and not self.rank:

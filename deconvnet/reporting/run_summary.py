@@ -247,18 +247,18 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600:,} h {whole % 3600 // 60:02} min"
 
 
-def _decision(verdict: Mapping[str, Any]) -> str:
+def _decision(decision: Mapping[str, Any]) -> str:
     """Return a sentence that says whether the new model was promoted, and why.
 
     Args:
-        verdict: the summary that the stage `verdict` stored, with `version`, `promoted` and `why`; {} if there is none.
+        decision: the summary that the stage `verdict` stored, with `version`, `promoted` and `why`; {} if there is none.
 
     Returns:
-        The sentence; "" if `verdict` is empty.
+        The sentence; "" if `decision` is empty.
     """
-    if not verdict:
+    if not decision:
         return ""
-    return f"Version {verdict['version']} is {'' if verdict['promoted'] else 'not '}promoted: {verdict['why']}."
+    return f"Version {decision['version']} is {'' if decision['promoted'] else 'not '}promoted: {decision['why']}."
 
 
 def _read_rejects(table: str) -> Rejects:

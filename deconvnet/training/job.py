@@ -194,8 +194,8 @@ def run_job(
     model = build_network(job.architecture, job.model, len(job.classes))
     if state is None and rank == 0:  # DDP copies rank 0's weights to all ranks
         initialise(model, job.model, job.classes, job.init)
-    formats = {"bf16": job.compute.bf16 and fast_bf16(device), "bf16_allreduce": job.compute.allreduce_dtype == "bfloat16"}
-    trainer = Trainer(model, job.settings, loader, seed=job.seed, dev=dev, device=device, **formats)
+    precision = {"bf16": job.compute.bf16 and fast_bf16(device), "bf16_allreduce": job.compute.allreduce_dtype == "bfloat16"}
+    trainer = Trainer(model, job.settings, loader, seed=job.seed, dev=dev, device=device, **precision)
     if state is not None:
         trainer.load_state_dict(state)
     try:
@@ -213,7 +213,7 @@ def run_job(
     return outcome
 
 
-_FORMATS = (
+_METRIC_TEXTS = (
     ("loss", "loss {:.4f}"),
     ("pixel_accuracy", "pixel accuracy {:.1%}"),
     ("lr", "lr {:.2g}"),
@@ -235,7 +235,7 @@ def progress_line(metrics: Mapping[str, Any], total_steps: int) -> str:
         The line, such as "step 20/1,000, epoch 0.40, loss 1.2345".
     """
     parts = [f"step {metrics['step']:,}/{total_steps:,}", f"epoch {metrics['epoch']:.2f}"]
-    return ", ".join(parts + [form.format(metrics[name]) for name, form in _FORMATS if name in metrics])
+    return ", ".join(parts + [form.format(metrics[name]) for name, form in _METRIC_TEXTS if name in metrics])
 
 
 def log_step_seconds(step_seconds: Mapping[str, float]) -> None:

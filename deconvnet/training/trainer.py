@@ -144,14 +144,14 @@ class Trainer:
             if stop:
                 report(self._position(), self.state_dict())
                 raise Interrupted(f"stopped after step {self.step}")
-            due = bool(save) or self._checkpoint_is_due(self.step + 1)
-            logs = due or (self.step + 1) % self.settings.log_every == 0
-            rate = self.train_step(images, masks, valid_pixels, count_correct=logs)
-            if logs:
+            saves_now = bool(save) or self._checkpoint_is_due(self.step + 1)
+            reports_now = saves_now or (self.step + 1) % self.settings.log_every == 0
+            rate = self.train_step(images, masks, valid_pixels, count_correct=reports_now)
+            if reports_now:
                 metrics = {**self._position(), "lr": rate, **self._loss_metrics(valid_pixels)}
                 if self._ends_epoch(self.step):
                     metrics |= self._evaluate_epoch()
-                report(metrics | times.read(), self.state_dict() if due else None)
+                report(metrics | times.read(), self.state_dict() if saves_now else None)
                 times.lap("checkpoints")
                 self._meter = Meter()
             if self._ends_epoch(self.step) and self.schedule.finished:

@@ -22,7 +22,7 @@ class WinogradConv2d(nn.Module):
     """
 
     weight: Tensor
-    finish: Tensor
+    epilogue: Tensor
 
     def __init__(self, conv: nn.Conv2d, relu: bool = False) -> None:
         """Take the weights of a convolution for which `WinogradConv2d.suits` is true.
@@ -36,7 +36,7 @@ class WinogradConv2d(nn.Module):
         super().__init__()
         bias = cast(Tensor, conv.bias).detach()
         self.register_buffer("weight", transformed_weights(conv.weight.detach()))
-        self.register_buffer("finish", torch.stack([bias, torch.full_like(bias, 0.0 if relu else -torch.inf)]))
+        self.register_buffer("epilogue", torch.stack([bias, torch.full_like(bias, 0.0 if relu else -torch.inf)]))
 
     @staticmethod
     def suits(layer: nn.Module) -> bool:
@@ -61,7 +61,7 @@ class WinogradConv2d(nn.Module):
         """
         from deconvnet.models.fused.cpu.winograd import convolve
 
-        return convolve(x, self.weight, self.finish.shape[1], self.finish)
+        return convolve(x, self.weight, self.epilogue.shape[1], self.epilogue)
 
 
 class NeighbourhoodConv2d(nn.Conv2d):

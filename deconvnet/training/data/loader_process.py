@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from deconvnet.training.interfaces import Batch
 from infra.errors import UserError
 
-AHEAD = 2
+PREFETCH = 2
 """Number of batches that the process makes ahead of their use."""
 
 
@@ -52,7 +52,7 @@ def made_by_process(make: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
         _MadeBatches(make),
         batch_size=None,  # an item is a batch already
         num_workers=1,
-        prefetch_factor=AHEAD,
+        prefetch_factor=PREFETCH,
         multiprocessing_context="spawn",  # a fork of a process with threads may hang
         # DataLoader draws a seed for its worker. From torch's global generator, this would change the training's random numbers.
         generator=torch.Generator(),

@@ -30,12 +30,12 @@ class _Group:
     Attributes:
         rows: its rows, each repeated as often as it occurs in the epoch. Rows that a window has taken are None.
         start: position of its first example in the layout of the epoch.
-        left: number of its examples that no window has taken yet.
+        num_pending: number of its examples that no window has taken yet.
     """
 
     rows: Future[list[Row | None]]
     start: int
-    left: int
+    num_pending: int
 
 
 class RowReader:
@@ -78,21 +78,21 @@ class RowReader:
         """
         self._groups.clear()
         windows = self._order.windows(self.places, first_step, stop_step)
-        coming = next(windows, None)
-        ahead: deque[Window] = deque()  # whose row groups are being read
-        taken: dict[int, list[Row]] = {}  # by slot: the rows of its window that were not used yet, the next ones last
-        early = 1 + int(READ_AHEAD * self._order.window)
+        next_window = next(windows, None)
+        requested: deque[Window] = deque()  # whose row groups are being read
+        rows_by_slot: dict[int, list[Row]] = {}  # of its window that were not used yet, the next ones last
+        lead = 1 + int(READ_AHEAD * self._order.window)
         threads = ThreadPoolExecutor(READERS, "read-rows")
         try:
             for step in range(first_step, stop_step):
-                while coming is not None and coming.steps.start <= step + early:
-                    self._request(coming, first_step, threads)
-                    ahead.append(coming)
-                    coming = next(windows, None)
-                while ahead and ahead[0].steps.start <= step:
-                    window = ahead.popleft()
-                    taken[window.slot.index] = self._take(window, step)
-                yield [taken[slot.index].pop() for slot in self._slots for _ in self._columns(slot.places)]
+                while next_window is not None and next_window.steps.start <= step + lead:
+                    self._request(next_window, first_step, threads)
+                    requested.append(next_window)
+                    next_window = next(windows, None)
+                while requested and requested[0].steps.start <= step:
+                    window = requested.popleft()
+                    rows_by_slot[window.slot.index] = self._take(window, step)
+                yield [rows_by_slot[slot.index].pop() for slot in self._slots for _ in self._columns(slot.places)]
         finally:
             threads.shutdown(cancel_futures=True)
 
@@ -115,10 +115,10 @@ class RowReader:
                 number = int(layout.groups[entry])
                 self.groups_read += 1
                 self.bytes_read += int(self._examples.groups.nbytes[number])
-                left = self._examples_left(layout, entry, first_step)
-                self._groups[layout.epoch, entry] = _Group(threads.submit(self._read, number), layout.start(entry), left)
+                pending = self._examples_pending(layout, entry, first_step)
+                self._groups[layout.epoch, entry] = _Group(threads.submit(self._read, number), layout.start(entry), pending)
 
-    def _examples_left(self, layout: Layout, entry: int, first_step: int) -> int:
+    def _examples_pending(self, layout: Layout, entry: int, first_step: int) -> int:
         """Count the examples of a row group in those windows of this reader's slots that are used from `first_step` on.
 
         Args:
@@ -154,8 +154,8 @@ class RowReader:
         for entry, group in groups.items():
             first, stop = max(group.start, window.positions.start), min(int(layout.ends[entry]), window.positions.stop)
             group.rows.result()[first - group.start : stop - group.start] = [None] * (stop - first)
-            group.left -= stop - first
-            if not group.left:
+            group.num_pending -= stop - first
+            if not group.num_pending:
                 del self._groups[layout.epoch, entry]
         return [row for row in found if row is not None]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from deconvnet.models.fused.checks import check_count
 from deconvnet.models.fused.cpu.norm_kernels import DTYPES, NormKernels, norm_kernels
 from deconvnet.models.fused.cpu.parallel import run
-from deconvnet.models.sync_batchnorm import SyncBatchNorm2d, track, world_size
+from deconvnet.models.sync_batchnorm import SyncBatchNorm2d, update_running_stats, world_size
 
 WIDTH = 256
 """Smallest length of the loops."""
@@ -43,7 +43,7 @@ def norm_relu(x: Tensor, norm: nn.BatchNorm2d, bias: Tensor | None = None) -> Te
     mean, var, count = layout.moments(x.detach(), sync)
     check_count(count)
     shifted = mean if bias is None else mean + bias.detach().numpy()
-    track(norm, torch.from_numpy(shifted), torch.from_numpy(var * (count / (count - 1))))
+    update_running_stats(norm, torch.from_numpy(shifted), torch.from_numpy(var * (count / (count - 1))))
     inverse = (var + norm.eps) ** -0.5
     return cast(Tensor, _NormRelu.apply(x, norm.weight, norm.bias, bias, layout, mean, inverse, count, sync))
 

@@ -82,12 +82,12 @@ def _kernel(block: Any) -> None:
             return
         row = table[chunk * 5 :][:5]
         count = row[3]
-        parameter, momentum = carray(pointer(row[0], types.float32), count), carray(pointer(row[2], types.float32), count)
+        parameter, velocity = carray(pointer(row[0], types.float32), count), carray(pointer(row[2], types.float32), count)
         gradient = carray(pointer(row[1], types.float32), count)
         rates = carray(pointer(a[3] + 12 * row[4], types.float32), 3)
-        rate, decay, keep = rates[0], rates[1], rates[2]
+        lr, decay, momentum = rates[0], rates[1], rates[2]
         for i in range(count):
             value = parameter[i]
-            speed = momentum[i] * keep + (gradient[i] + value * decay)
-            momentum[i] = speed
-            parameter[i] = value - speed * rate
+            step = velocity[i] * momentum + (gradient[i] + value * decay)
+            velocity[i] = step
+            parameter[i] = value - step * lr

@@ -13,7 +13,7 @@ PROGRAMS = 1024
 """How many programs compute sums, about: enough for all processors of a large GPU."""
 ELEMENTS = 4096
 """Number of elements of a block."""
-MOST_COLUMNS = 128
+MAX_COLUMNS = 128
 """Largest number of columns of a block."""
 
 
@@ -23,7 +23,7 @@ def block_sizes(channels: int) -> dict[str, Any]:
     Args:
         channels: number of channels.
     """
-    columns = min(MOST_COLUMNS, power_of_2(channels))
+    columns = min(MAX_COLUMNS, power_of_2(channels))
     return {"ROWS": ELEMENTS // columns, "COLUMNS": columns}
 
 
