@@ -113,7 +113,7 @@ class Architecture:
         has_batch_norm = optional is None or getattr(settings, optional)
         return settings.vgg16 is not None and (has_batch_norm or self.width(settings) < 1)
 
-    def split(self, split: Literal["train", "dev"]) -> str | None:
+    def split_filter(self, split: Literal["train", "dev"]) -> str | None:
         """Return the value of the column `split` that selects a split in the table that the network is trained or evaluated on.
 
         Args:

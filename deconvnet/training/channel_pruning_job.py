@@ -140,7 +140,7 @@ def _sample_inputs(job: PruningJob, first_channels: int) -> torch.Tensor:
     """
     architecture = ARCHITECTURES[job.architecture]
     size = architecture.input_size(job.model)
-    examples = open_examples(job.examples_uri, size, architecture.split("train"))
+    examples = open_examples(job.examples_uri, size, architecture.split_filter("train"))
     count = min(MAX_INPUTS, max(2, MOST_BYTES // (4 * size * size * first_channels)), examples.total)
     if count < 2:
         raise UserError(

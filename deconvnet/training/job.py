@@ -112,7 +112,7 @@ class TrainingJob:
         if self.dev_uri is None:
             return None
         try:
-            found = open_examples(self.dev_uri, self.architecture.input_size(self.model), self.architecture.split("dev"))
+            found = open_examples(self.dev_uri, self.architecture.input_size(self.model), self.architecture.split_filter("dev"))
         except NoExamples:
             logger.info(
                 f"  {self.dev_uri} has no dev examples, so the mean IoU is not measured during training: "
@@ -139,7 +139,7 @@ class TrainingJob:
         """
         architecture = self.architecture
         jitter = self.settings.scale_jitter if architecture.whole_images else 0.0
-        size, split = architecture.input_size(self.model), architecture.split("train")
+        size, split = architecture.input_size(self.model), architecture.split_filter("train")
         examples = open_examples(self.examples_uri, size, split, jitter)
         return BatchPlan.of(examples, self.settings.batch, workers, self.seed)
 
