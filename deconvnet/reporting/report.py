@@ -178,7 +178,8 @@ def champion_image_table(images: Sequence[Mapping[str, Any]]) -> ImageTable:
     Args:
         images: a dict of measures for each image, a row of `report/against_champion.parquet`.
     """
-    heads = ("image", "mean IoU: champion", "new model", "change", "boundary F: champion", "new model", "change", "pictures", "")
+    mean_iou, boundary_f = ((f"{name}: champion", "new model", "change") for name in ("mean IoU", "boundary F"))
+    heads = ("image", *mean_iou, *boundary_f, "pictures", "")
     rows = []
     for row in sorted(images, key=lambda row: _with_none_last(row["change"])):
         before, after = row["boundary_f.champion"], row["boundary_f.challenger"]

@@ -2,7 +2,7 @@
 
 The loop runs in one process, or in several processes (ranks) of torch.distributed. In both cases the network learns nearly the
 same, because the global batch does not depend on the number of ranks, and the loss is the mean over all non-void pixels of the
-global batch. Only the statistics of batch norm are those of a rank's own examples, unless these are few (`SYNC_BELOW`).
+global batch. Only batch norm's statistics are those of a rank's own examples, unless these are few (`SYNC_BELOW`).
 
 Before each step, the random generator for dropout is seeded with the seed, the step and the rank. So a checkpoint with the seed
 and the step is enough to restore the random state.

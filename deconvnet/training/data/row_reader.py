@@ -143,7 +143,8 @@ class RowReader:
         """
         layout = window.layout
         columns = self._columns(window.slot.places)
-        positions = self._order.drawn(window)[step - window.steps.start :, columns.start : columns.stop].ravel()[::-1]
+        positions = self._order.drawn(window)[step - window.steps.start :, columns.start : columns.stop]
+        positions = positions.ravel()[::-1]
         entries = layout.entries(window.positions)
         groups = {entry: self._groups[layout.epoch, entry] for entry in entries}
         of_position = entries.start + np.searchsorted(layout.ends[entries.start : entries.stop], positions, side="right")
