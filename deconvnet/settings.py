@@ -31,7 +31,7 @@ class DataSettings(Section):
 
     root: Location | None = Field(
         None,
-        description="folder in VOC's layout (JPEGImages, SegmentationClass, ImageSets/Segmentation); empty: a data set is generated",
+        description="folder in VOC's layout (JPEGImages, SegmentationClass, ImageSets/Segmentation); empty: data are generated",
     )
     train_split: str = Field("train", description="split to train on, listed in ImageSets/Segmentation/<this>.txt")
     val_split: str = Field("val", description="split for the final results only, listed in ImageSets/Segmentation/<this>.txt")
@@ -45,7 +45,7 @@ class DataSettings(Section):
     )
     max_rejects: float = Field(0.05, ge=0, le=1, description="share of the images that may be unusable before the run stops")
     max_pixels: PositiveInt = Field(100_000_000, description="images with more pixels are rejected")
-    limit: PositiveInt | None = Field(None, description="number of images to use of each split (drawn by seed); empty: all")
+    limit: PositiveInt | None = Field(None, description="largest number of images used of each split, drawn by seed; empty: all")
     version: NonNegativeInt | None = Field(None, description="version of the table images to train on; empty: the files are read")
     generated: GeneratedSettings = GeneratedSettings()
 
@@ -56,7 +56,7 @@ class DataSettings(Section):
 
     @model_validator(mode="after")
     def _generated_background(self) -> "DataSettings":
-        """Check that generated data, which has a background, is not said to have none. Raise ValueError if it is."""
+        """Raise ValueError if `background` is "none" for generated data, which always has a background."""
         if self.root is None and not self.has_background:
             raise ValueError("data.background none does not fit the generated data (data.root is empty), which has a background")
         return self
@@ -99,18 +99,18 @@ class ModelSettings(Section):
     input_size: int = Field(224, ge=32, le=1024, description="side of DeconvNet's square input, px; a multiple of 32")
     convention: Literal["caffe", "torchvision"] = Field(
         "caffe",
-        description="input convention, which must be that of vgg16: caffe: BGR 0–255 minus the mean; torchvision: RGB 0–1 minus the "
-        "mean, divided by the standard deviation",
+        description="input convention, which must be that of vgg16: caffe: BGR 0–255 minus the mean; torchvision: RGB 0–1 minus "
+        "the mean, divided by the standard deviation",
     )
     vgg16: Location | None = Field(
         None,
-        description="file of VGG-16's ImageNet weights to start from (.pth, .safetensors, .npz; path, https or s3); they are fitted to "
-        "networks of width below 1 or with batch norm; empty: random weights",
+        description="file of VGG-16's ImageNet weights to start from (.pth, .safetensors, .npz; path, https or s3); they are "
+        "fitted to networks of width below 1 or with batch norm; empty: random weights",
     )
     decoder_init: Literal["gaussian", "interpolation"] = Field(
         "gaussian",
-        description="initial weights of DeconvNet's decoder: the paper's Gaussian (σ 0.01), or interpolation (box filters), which "
-        "learns within hundreds of steps",
+        description="initial weights of DeconvNet's decoder: the paper's Gaussian (σ 0.01), or interpolation (box filters), "
+        "which learns within hundreds of steps",
     )
     fcn_width: float | None = Field(
         None, gt=0, le=2, description="channels of each FCN-8s layer relative to the paper's; empty: the same as width"
@@ -120,13 +120,13 @@ class ModelSettings(Section):
         512,
         ge=32,
         le=2048,
-        description="side of the square canvas that FCN-8s is trained on, px; a multiple of 32; larger images are scaled down to fit",
+        description="side of the square canvas that FCN-8s is trained on, px; a multiple of 32; larger images are scaled down",
     )
 
     @field_validator("input_size", "fcn_input_size")
     @classmethod
     def _multiple_of_32(cls, size: int) -> int:
-        """Return an input size in pixels. Raise ValueError if it is not a multiple of 32: the networks halve the sides five times."""
+        """Return an input size in pixels. Raise ValueError unless it is a multiple of 32: the networks halve it five times."""
         if size % 32:
             raise ValueError(f"must be a multiple of 32; {size // 32 * 32} or {size // 32 * 32 + 32} would do")
         return size
@@ -141,8 +141,8 @@ class ComputeSettings(Section):
     workers: PositiveInt = Field(1, description="number of training workers (DDP); with gpu each has one GPU")
     min_workers: PositiveInt | None = Field(
         None,
-        description="smallest number of workers with which training continues when nodes are lost; it grows again when they return; empty: it "
-        "waits for all workers",
+        description="smallest number of workers with which training continues when nodes are lost; workers are added when nodes "
+        "return; empty: training waits until all workers can run",
     )
     gpu: bool = Field(False, description="train and evaluate on GPUs (NCCL) instead of CPUs (gloo)")
     cpus_per_worker: PositiveInt = Field(1, description="number of CPUs that Ray reserves for each worker")
@@ -154,7 +154,7 @@ class ComputeSettings(Section):
     )
     allreduce_dtype: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="number format in which the workers exchange gradients; bfloat16: half the bytes, for slow links between nodes",
+        description="number format in which workers exchange gradients; bfloat16: half the bytes, for slow links between nodes",
     )
     max_failures: int = Field(3, ge=0, description="number of times that failed workers are restarted from the last checkpoint")
 
@@ -175,7 +175,7 @@ _BiasLrFactor = Annotated[
 _BnBatches = Annotated[
     int,
     Field(
-        ge=0, description="number of batches over which batch norm's statistics are recomputed after training; 0: they are kept"
+        ge=0, description="number of batches from which batch norm's statistics are recomputed after training; 0: not recomputed"
     ),
 ]
 
@@ -195,8 +195,8 @@ class StageSettings(Section):
     lr: _LearningRate = 0.01
     freeze: tuple[EncoderBlock, ...] = Field(
         (),
-        description="blocks of VGG-16 whose weights and batch-norm statistics are not trained, which saves time; only for networks that "
-        "start from trained weights",
+        description="blocks of VGG-16 whose weights and batch-norm statistics are not trained, which saves time; only for "
+        "networks that start from trained weights",
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
     weight_decay: NonNegativeFloat = Field(0.0005, description="weight decay of SGD; parameters of batch norm have none")
@@ -204,8 +204,8 @@ class StageSettings(Section):
     encoder_lr_factor: PositiveFloat = Field(1.0, description="factor on the learning rate of VGG-16's convolutions")
     schedule: Literal["plateau", "step", "poly", "constant"] = Field(
         "plateau",
-        description="learning rate over time: plateau: multiplied by gamma when the dev mean IoU stops rising; step: multiplied by "
-        "gamma every step_every steps; poly: proportional to the share of steps left, to the power 0.9; constant",
+        description="learning rate over time: plateau: multiplied by gamma when the dev mean IoU stops rising; step: multiplied "
+        "by gamma every step_every steps; poly: proportional to the share of steps left, to the power 0.9; constant",
     )
     step_every: PositiveInt = Field(9000, description="schedule step: steps between two reductions of the learning rate")
     gamma: float = Field(0.1, gt=0, lt=1, description="schedules plateau and step: factor of each reduction")
@@ -300,8 +300,8 @@ class SegmentSettings(Section):
     )
     ensemble: Literal["mean", "product"] = Field(
         "mean",
-        description="how DeconvNet and FCN-8s are combined: mean of their probabilities (paper), or product of their scores (released "
-        "code)",
+        description="how DeconvNet and FCN-8s are combined: mean of their probabilities (paper), or product of their scores "
+        "(released code)",
     )
     fcn_weight: float = Field(0.5, ge=0, le=1, description="weight of FCN-8s in the mean; DeconvNet has the rest (paper: 0.5)")
     flip: bool = Field(False, description="also segment the mirrored image, and average the scores; takes twice the time")
@@ -310,14 +310,14 @@ class SegmentSettings(Section):
         None,
         ge=0,
         lt=1,
-        description="leave out an image's remaining boxes once ten boxes have changed the class in at most this share of the pixels; "
-        "all windows, or at least twenty boxes, are always used; saves time on CPUs; empty: all boxes are used",
+        description="stop after ten boxes that have changed the predicted class of at most this share of the image's pixels; all "
+        "windows or, without windows, at least twenty boxes are used; saves time on CPUs; empty: all boxes are used",
     )
     bf16: bool = Field(True, description="compute in bfloat16 where the device is fast at it")
     int8: bool = Field(
         False,
-        description="compute the networks in 8-bit integers on CPUs that are fast at it (AVX-512 VNNI, AVX-VNNI or AMX); some pixels "
-        "get another class",
+        description="compute the networks in 8-bit integers on CPUs that are fast at it (AVX-512 VNNI, AVX-VNNI or AMX); some "
+        "pixels get another class",
     )
     max_side: int = Field(
         1024,
@@ -342,7 +342,7 @@ class RetrainSettings(Section):
     max_class_drop: float = Field(
         0.05, ge=0, le=1, description="a model is not promoted if the IoU (0–1) of a class falls by more than this"
     )
-    keep: PositiveInt = Field(3, description="number of finished generations that are kept, besides the champion's own")
+    keep: PositiveInt = Field(3, description="number of finished retraining runs whose files are kept, besides the champion's")
     lock_minutes: PositiveInt = Field(
         15, description="minutes after which another run may take the lock of the workspace, if its holder has not renewed it"
     )

@@ -34,7 +34,7 @@ Keeping them would change the result in a few of ten thousand pixels (docs/exper
 KernelSettings = tuple[float, float | None, float]
 """Standard deviations of a kernel for positions and colours (None: it does not depend on colours), and its weight."""
 
-_TOLERANCE = 0.01  # by how much a pixel's probabilities may miss the sum 1, and by how much one may be below 0
+_TOLERANCE = 0.01  # largest deviation of a pixel's sum of probabilities from 1, and of a probability below 0
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def dense_crf(
 def _refine(
     image: NDArray[np.uint8], probabilities: Floats, kernels: tuple[KernelSettings, KernelSettings], iterations: int
 ) -> Floats:
-    """Do what `dense_crf` does, on the CPU.
+    """Run the CRF on the CPU. Arguments and result are those of `dense_crf`, without its checks.
 
     Args:
         image: uint8 array (H, W, 3), RGB.
@@ -130,14 +130,14 @@ def _refine(
     y, x = (axis.astype(np.float32).ravel() for axis in np.mgrid[:height, :width])
     position = np.stack([x, y], axis=1)
     colour = image.reshape(-1, 3).astype(np.float32)
-    near, alike = (
+    smoothness, appearance = (
         _build_kernel(position / xy if rgb is None else np.hstack([position / xy, colour / rgb]), weight)
         for xy, rgb, weight in kernels
     )
     p = np.maximum(probabilities[kept].reshape(len(kept), -1).T, MIN_PROBABILITY)
     log_p = permutohedral.pad(np.log(p), fill=-np.inf)
-    q, left = _mean_field(log_p, len(kept), (near, alike), iterations, sum(weight for *_, weight in kernels))
-    out[kept[left]] = q[:, : len(left)].T.reshape(len(left), height, width)
+    q, remaining = _mean_field(log_p, len(kept), (smoothness, appearance), iterations, sum(weight for *_, weight in kernels))
+    out[kept[remaining]] = q[:, : len(remaining)].T.reshape(len(remaining), height, width)
     return out
 
 
@@ -212,10 +212,10 @@ def _pruning_threshold(classes: int, weight: float) -> float:
     two bounds:
 
     * 0.5 / classes. This is half of the lowest probability that the most probable class of a pixel can have.
-    * 1 / (e·weight). A class below this bound stays below 1 / weight. Its probability in a pixel is a·exp(m). Here m ≥ 0 is the
-      message from the other pixels, which is at most about weight·x, and a stands for everything else. As exp(m) ≥ 1, a is at
-      most x, so a ≤ 1 / (e·weight). As long as x ≤ 1 / weight, m is at most 1. Then the next probability is at most a·e, and so
-      at most 1 / weight. Only if other classes become weaker can a increase.
+    * 1 / (e·weight). A class below this bound stays below 1 / weight, unless other classes become weaker. Proof: its probability
+      in a pixel is a·exp(m), where m is the message from the other pixels, with 0 ≤ m ≤ about weight·x, and a collects all other
+      factors. Now a ≤ x ≤ 1 / (e·weight), because exp(m) ≥ 1. As long as x ≤ 1 / weight, m ≤ 1. So the next probability is
+      at most a·e ≤ 1 / weight.
 
     Args:
         classes: number of classes that have not been removed yet.
@@ -264,15 +264,15 @@ def _mean_field(
         Q as float32 (N, columns), which may have fewer columns than `log_p`, and the indices of the remaining classes. The first
         columns of Q belong to these classes.
     """
-    left = np.arange(classes)
+    remaining = np.arange(classes)
     q = np.exp(log_p)
     q /= q.sum(axis=1, keepdims=True)
     rows: list[Floats] = []
     for iteration in range(iterations):
         if iteration and q.shape[1] > simd.WIDTH:
-            kept = np.flatnonzero(q[:, : len(left)].max(axis=0) > _pruning_threshold(len(left), weight))
+            kept = np.flatnonzero(q[:, : len(remaining)].max(axis=0) > _pruning_threshold(len(remaining), weight))
             if 0 < -(-len(kept) // simd.WIDTH) < q.shape[1] // simd.WIDTH:
-                left = left[kept]
+                remaining = remaining[kept]
                 q, log_p = permutohedral.pad(q[:, kept]), permutohedral.pad(log_p[:, kept], fill=-np.inf)
         if not rows or rows[0].shape[1] != q.shape[1]:
             rows = [permutohedral.empty_rows(kernel.lattice.size + 1, q.shape[1]) for kernel in kernels]
@@ -282,7 +282,7 @@ def _mean_field(
             permutohedral.blur(kernel.lattice.chains, values)
         a, b = kernels
         _update(log_p, a.lattice.corners, a.weights, rows[0], b.lattice.corners, b.weights, rows[1], q)
-    return q, left
+    return q, remaining
 
 
 @njit(cache=True, nogil=True)

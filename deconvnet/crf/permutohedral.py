@@ -31,7 +31,7 @@ class Lattice:
         corners: int32 (N, d+1), the corners of the grid cell (simplex) that contains each point, as indices from 0 to M-1.
         weights: float32 (N, d+1), barycentric coordinates of each point in its simplex. Each row sums to 1.
         chains: int32 (K,), the order in which corners are blurred: for each axis, all runs of two or more neighbouring corners,
-            each followed by M as an end mark. Corners without a neighbour on the axis are left out: blurring does not change them.
+            each followed by M as an end mark. Corners without a neighbour on the axis are left out, as they do not change.
         size: the number M of corners that belong to at least one point.
     """
 
@@ -322,7 +322,7 @@ def blur(chains: Ints, rows: Floats) -> None:
 
 @njit(cache=True, nogil=True)
 def _blur_narrow(chains: Ints, rows: Floats) -> None:
-    """Do what `blur` does, but for `rows` (M + 1, 8) only. This is faster, as the previous row stays in a vector register."""
+    """Blur as `blur` does, but only `rows` (M + 1, 8). This is faster, because the previous row stays in a vector register."""
     end = rows.shape[0] - 1
     previous = simd.broadcast(np.float32(0))
     for i in range(chains.size - 1):

@@ -1,4 +1,4 @@
-"""Gaussian filtering on the permutohedral lattice in torch, for GPUs. `permutohedral` explains the method, and does it on CPUs."""
+"""Gaussian filtering on the permutohedral lattice in torch, for GPUs. `permutohedral` has the explanation and does it on CPUs."""
 
 import warnings
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class TorchLattice:
 
     @cached_property
     def by_corner(self) -> tuple[Tensor, Tensor]:
-        """Return the order, int64 (N·(d+1),), that sorts the flattened `corners`, and where each corner's run ends, int64 (M + 2,).
+        """Return the order that sorts the flattened `corners`, int64 (N·(d+1),), and the end of each corner's run, int64 (M+2,).
 
         The first end is 0. The last one belongs to the corner M, which no point has.
         """

@@ -19,7 +19,7 @@ def refine(
     iterations: int,
     device: torch.device,
 ) -> NDArray[np.float32]:
-    """Do what `mean_field.dense_crf` does, on a GPU.
+    """Run the CRF on a GPU. Arguments and result are those of `mean_field.dense_crf`, without its checks.
 
     No class is removed between iterations, because deciding on it would have to wait for the GPU.
 

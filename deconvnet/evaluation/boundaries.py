@@ -3,22 +3,22 @@
 Mean IoU changes little when outlines are wrong; both measures show this. As for mean IoU, the pixels of all images are counted
 together, and there is one value for each class.
 
-The boundary F-measure (Csurka, Larlus, Perronnin, BMVC 2013) compares contours. The contour of a class consists of its pixels that have
-a pixel of another class directly beside, above or below. A contour pixel is "near" a contour if its distance is up to 0.0075 of the
-image's diagonal. Precision is the share of the predicted contour that is near the annotated contour of the same class, recall is the
-share of the annotated contour that is near the predicted one, and F is their harmonic mean. Unlike in the benchmark of edges
-(`proposals.edges.boundary_metrics`), pixels are not matched one to one.
+The boundary F-measure (Csurka, Larlus, Perronnin, BMVC 2013) compares contours. The contour of a class consists of its pixels
+that have a pixel of another class directly beside, above or below. A contour pixel is "near" a contour if its distance is up to
+0.0075 of the image's diagonal. Precision is the share of the predicted contour that is near the annotated contour of the same
+class, recall is the share of the annotated contour that is near the predicted one, and F is their harmonic mean. Unlike in the
+benchmark of edges (`proposals.edges.boundary_metrics`), pixels are not matched one to one.
 
-The Boundary IoU (Cheng, Girshick, Dollár, Berg, Kirillov, CVPR 2021) compares bands. The band of a class consists of its pixels that
-are at most 0.02 of the image's diagonal from another class, along rows and columns; here the outside of the image is another class,
-too. The measure is the IoU of the annotated and the predicted band of the class. For large objects it is stricter than the IoU of
-whole masks, because most pixels of a whole mask are far from its outline.
+The Boundary IoU (Cheng, Girshick, Dollár, Berg, Kirillov, CVPR 2021) compares bands. The band of a class consists of its pixels
+that are at most 0.02 of the image's diagonal from another class, along rows and columns; here the outside of the image is another
+class, too. The measure is the IoU of the annotated and the predicted band of the class. For large objects it is stricter than the
+IoU of whole masks, because most pixels of a whole mask are far from its outline.
 
-Void (255) marks pixels whose class the annotators were not sure of; in PASCAL VOC it is a line around each object. Before masks are
-compared, each void pixel is filled from the nearest annotated pixel: in the annotation with the class annotated there, in the
+Void (255) marks pixels whose class the annotators were not sure of; in PASCAL VOC it is a line around each object. Before masks
+are compared, each void pixel is filled from the nearest annotated pixel: in the annotation with the class annotated there, in the
 prediction with the class predicted there. So if the classes on both sides of a void line are right, both contours run along its
-middle, and what is predicted on void changes nothing. Void pixels are not counted in bands. Contours inside a large void area are not
-counted either, where they are farther than a band's width from all annotated pixels.
+middle, and what is predicted on void changes nothing. Void pixels are not counted in bands. Contours inside a large void area are
+not counted either, where they are farther than a band's width from all annotated pixels.
 """
 
 import math
@@ -43,10 +43,10 @@ class BoundaryCounts:
     """Numbers of pixels from which the boundary measures of R predicted masks and C classes are computed. Counts can be added.
 
     Attributes:
-        contours: int64 (R, C, 4). The last axis has the pixels of the predicted contour that are near the annotated one, all of the
-            predicted contour, those of the annotated contour near the predicted one, and all of the annotated contour.
-        bands: int64 (R, 3, C): pixels that are in the annotated band and in the predicted band of a class, all in its annotated band,
-            and all in its predicted band.
+        contours: int64 (R, C, 4). The last axis has the pixels of the predicted contour that are near the annotated one, all of
+            the predicted contour, those of the annotated contour near the predicted one, and all of the annotated contour.
+        bands: int64 (R, 3, C): pixels that are in the annotated band and in the predicted band of a class, all in its annotated
+            band, and all in its predicted band.
     """
 
     contours: np.ndarray
@@ -120,8 +120,8 @@ def _nearest_annotated(void: np.ndarray, depth: float) -> tuple[np.ndarray, np.n
         depth: distance in pixels beyond which a void pixel is "deep".
 
     Returns:
-        The flat indices of the annotated pixels for the M void pixels in order, integers (M,), and a bool array (H, W) that is true where
-        a void pixel is deep. OpenCV's distances, by which pixels are chosen, are up to 3 % off.
+        The flat indices of the annotated pixels for the M void pixels in order, integers (M,), and a bool array (H, W) that is
+        true where a void pixel is deep. OpenCV's distances, by which pixels are chosen, are up to 3 % off.
     """
     if not void.any():
         return np.zeros(0, np.int64), np.zeros(void.shape, bool)

@@ -1,8 +1,8 @@
 """Measure whether predicted probabilities can be believed: the reliability diagram and the expected calibration error (ECE).
 
-Pixels are put into bins by the probability of their predicted class. In each bin, the share of pixels that are predicted correctly is
-compared with their mean probability. The ECE is the mean of the differences, weighted by the number of pixels in each bin (Guo, Pleiss,
-Sun, Weinberger, On Calibration of Modern Neural Networks, ICML 2017). Void pixels are left out.
+Pixels are put into bins by the probability of their predicted class. In each bin, the share of pixels that are predicted
+correctly is compared with their mean probability. The ECE is the mean of the differences, weighted by the number of pixels in
+each bin (Guo, Pleiss, Sun, Weinberger, On Calibration of Modern Neural Networks, ICML 2017). Void pixels are left out.
 """
 
 from collections.abc import Sequence
@@ -57,8 +57,8 @@ def calibration_as_dict(counts: np.ndarray) -> dict[str, Any]:
 
     Returns:
         A dict with the list `edges` (limits of the bins), and three lists with a value for each bin: `pixels` (their number),
-        `confidence` (mean probability of the predicted class) and `accuracy` (share of the pixels that are predicted correctly). The
-        latter are None for bins without pixels.
+        `confidence` (mean probability of the predicted class) and `accuracy` (share of the pixels that are predicted correctly).
+        The latter are None for bins without pixels.
     """
     pixels = counts[0]
     means: Sequence[np.ndarray] = [

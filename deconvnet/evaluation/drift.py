@@ -1,11 +1,13 @@
-"""Measure drift: how much a model's answers differ from its predictions on the val images, in confidence and in the classes found.
+"""Measure drift: how far the predictions that a server answers with differ from those on the val images.
+
+Confidence and predicted classes are compared.
 
 The population stability index (PSI) compares two distributions over the same bins. With shares e (expected) and a (actual) of the
-bins it is the sum of (a - e) ln(a / e), which is 0 if they are equal. By a common rule of thumb, up to 0.1 nothing has changed, and
-from 0.25 on much has (N. Siddiqi, Credit Risk Scorecards, 2006). Chance alone makes it about (B - 1) (1 / N + 1 / M) on average, if
-B bins are filled by N and M independent values (B. Yurdakul, J. Naranjo, Statistical properties of the population stability index,
-Journal of Risk Model Validation 14(4), 2020). So there are fewer bins if there are few val images, and none before there are enough
-answers.
+bins it is the sum of (a - e) ln(a / e), which is 0 if they are equal. By a common rule of thumb, up to 0.1 nothing has changed,
+and from 0.25 on much has (N. Siddiqi, Credit Risk Scorecards, 2006). Chance alone makes it about (B - 1) (1 / N + 1 / M) on
+average, if B bins are filled by N and M independent values (B. Yurdakul, J. Naranjo, Statistical properties of the population
+stability index, Journal of Risk Model Validation 14(4), 2020). So fewer bins are used if there are few val images, and drift is
+measured only after enough answers.
 """
 
 from collections import deque
@@ -32,7 +34,7 @@ class PredictionStatistics:
 
     Attributes:
         images: number of images.
-        class_shares: share of the pixels that were predicted to be of a class, averaged over the images, by the name of the class.
+        class_shares: share of the pixels that were predicted to be of a class, averaged over the images, by class name.
         confidence_bounds: bounds between the bins of the images' confidence, ascending. Empty if there are too few images.
         confidence_shares: share of the images in each bin, one more than the bounds.
     """
@@ -106,7 +108,7 @@ class Drift:
         self._answers.append((confidence, [shares.get(name, 0.0) for name in self._statistics.class_shares]))
 
     def indices(self) -> dict[str, float]:
-        """Return the population stability indices by name, "classes" and "confidence", without those that can't be measured yet."""
+        """Return the population stability indices by name ("classes", "confidence"), without those that can't be measured yet."""
         if len(self._answers) < ENOUGH_ANSWERS:
             return {}
         known = self._statistics

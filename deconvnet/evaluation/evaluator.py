@@ -22,7 +22,7 @@ from deconvnet.evaluation.breakdowns import Breakdowns
 from deconvnet.evaluation.calibration import BINS, calibration_as_dict, calibration_counts, expected_calibration_error
 from deconvnet.evaluation.comparison import DECISIVE_RESULT
 from deconvnet.evaluation.drift import PredictionStatistics
-from deconvnet.evaluation.image_measures import MASKS, PICTURES
+from deconvnet.evaluation.image_measures import MASKS, SIDE_BY_SIDE
 from deconvnet.evaluation.metrics import ConfusionMatrix, mean_of_defined, none_if_nan
 from deconvnet.inference.pixels import measure, scan_pixels
 from deconvnet.inference.predictor import RESULTS, Predictor, PredictorOptions
@@ -38,7 +38,7 @@ from proposals.recall import counts_up_to
 logger = logging.getLogger(__name__)
 
 IMAGES_PER_UNIT = 8
-_OF_IMAGES = ("image_ids", "mean_iou", "confusions", "boundaries", "certainty", "shares", "in_int8")
+_PER_IMAGE = ("image_ids", "mean_iou", "confusions", "boundaries", "uncertainty", "shares", "in_int8")
 _QUALITY = 85  # JPEG quality of the pictures of images
 
 
@@ -54,8 +54,8 @@ class EvaluationInputs:
         split: name of the split, such as "val". Its images with a class mask are evaluated.
         classes: class names, ordered by id.
         options: options for predicting, such as the largest number of boxes per image.
-        report_uri: folder to which the workers write two files for each image: in the subfolder `images` a picture of the image, its
-            annotation and its prediction, side by side; in `masks` the prediction, a paletted PNG of class ids. "" to write neither.
+        report_uri: folder to which the workers write two files for each image. The one in the subfolder `images` shows image,
+            annotation and prediction side by side; the one in `masks` is the prediction, a paletted PNG. "" to write neither.
     """
 
     deconvnet_uri: str
@@ -69,7 +69,7 @@ class EvaluationInputs:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Return the numbers of proposals from which masks are measured, up to `options.proposals`; none if there are windows."""
+        """Return the numbers of proposals k for which the mask from the first k boxes is measured; () if there are windows."""
         return () if self.options.window_sizes else counts_up_to(self.options.proposals)  # windows would be counted as proposals
 
 
@@ -78,9 +78,9 @@ class Evaluation:
     """The outcome of an evaluation.
 
     Attributes:
-        results: a dict, the content of `report/results.json`. "dataset" is the name of the data set, "images" the number of images,
-            "classes" the list of class names, and "expected_calibration_error" the error of the result "edeconvnet_crf" (0 to 1). "rows"
-            has an entry for each of the five results, by its name, such as "edeconvnet_crf": see `_result_row`.
+        results: the content of `report/results.json`, a dict: the name of the "dataset", the number of "images", the names of the
+            "classes", the "expected_calibration_error" of the result "edeconvnet_crf" (0 to 1), and "rows", which has an entry
+            for each of the five results, by its name: see `_result_row`.
         images: a dict of measures for each image, a row of `report/images.parquet` (see `image_measures.images_schema`).
         breakdowns: IoU by number of proposals and by object size, and confusion matrices, see `Breakdowns.as_dict`; and, as
             "calibration", the reliability diagram of the result "edeconvnet_crf", see `calibration_as_dict`.
@@ -98,11 +98,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class _Unit:
-    """A unit of work: a batch of images of one row group (block of rows), which a worker measures in one call.
+    """A unit of work: a batch of images of one row group, which a worker measures in one call.
 
     Attributes:
         images: the part (Parquet file) of the table `images` that holds the images.
-        proposals: the part (Parquet file) of the table `proposals` that holds the boxes of the images.
+        proposals: the part of the table `proposals` that holds their boxes.
         row_group: index of the images' row group in their part, from 0.
         rows: positions of the images among the rows of the row group that belong to the evaluated split.
     """
@@ -127,7 +127,7 @@ def evaluate(inputs: EvaluationInputs, dataset: str, executor: Executor, gpu: bo
 
     Raises:
         FileNotFoundError: if the table `images` or `proposals` is not complete.
-        UserError: if the split has no image with a class mask, or no node has room for a worker.
+        UserError: if the split has no image with a class mask, or no node has the resources for a worker.
     """
     units = dict(enumerate(_units(inputs)))
     actors = Actors(gpus=1.0 if gpu else 0.0, remedy="use nodes with more memory, or lower segment.max_side")
@@ -162,7 +162,7 @@ def _make_worker(inputs: EvaluationInputs, device: str, threads: int) -> Work[di
         threads: number of CPU threads that the worker may use.
 
     Returns:
-        A function that takes the index of a batch and the batch, and measures its images. It returns a dict, see `_measure`.
+        A function that takes the index of a batch and the batch, and measures its images (`_measure`).
     """
     torch.set_num_threads(threads)
     cv2.setNumThreads(1)
@@ -179,18 +179,20 @@ def _measure(predictor: Predictor, inputs: EvaluationInputs, unit: _Unit) -> dic
         unit: the batch of images.
 
     Returns:
-        A dict with the arrays of sums that `Breakdowns.arrays` returns, those of `BoundaryCounts` (`contours` and `bands`) and of
-        `calibration_counts` (`calibration`), and seven lists that have an item for each image: `image_ids` has the image's id.
-        `mean_iou` has a list of floats, one for each result in the order of `RESULTS`; they are nan if the whole annotation is void.
-        The others are of the result "edeconvnet_crf": `confusions` has the confusion matrix, int32 (C, C), `boundaries` a pair of the
-        boundary F-measure and the Boundary IoU, both means over the classes, `certainty` a dict of how sure the prediction is (see
-        `uncertainty.Measures`), and `shares` the share of each class in the mask. `in_int8` says whether 8-bit integers were used.
+        A dict with sums over the images: the arrays of `Breakdowns.arrays`; `contours` and `bands` of `BoundaryCounts`; and
+        `calibration`, the array of `calibration_counts`. And seven lists with an item for each image:
+
+        * `image_ids` and `in_int8`: its id, and whether it was predicted in 8-bit integers.
+        * `mean_iou`: a list of floats in the order of `RESULTS`; nan if the whole annotation is void.
+        * `confusions`, `boundaries`, `uncertainty` and `shares`, all of the result "edeconvnet_crf": the confusion matrix, int32
+          (C, C); the boundary F-measure and the Boundary IoU, means over the classes; a dict of `uncertainty.Measures`; and the
+          share of each class in the mask.
     """
     boxes = {name: found for name, found, _ in iter_proposals(inputs.proposals_uri, unit.proposals)}
     no_boxes = np.zeros((0, 4), np.float32)  # for images that EdgeBox could not read
     breakdowns = Breakdowns(RESULTS, inputs.counts, len(inputs.classes))
     boundaries, calibration = BoundaryCounts.zeros(len(RESULTS), len(inputs.classes)), np.zeros((3, BINS))
-    found: dict[str, list[Any]] = {name: [] for name in _OF_IMAGES}
+    found: dict[str, list[Any]] = {name: [] for name in _PER_IMAGE}
     final = RESULTS.index(DECISIVE_RESULT)
     for image_id, image, class_mask, object_mask in _read_images(inputs, unit):
         masks, by_count, probabilities = predictor.masks_by_box_count(image, boxes.get(image_id, no_boxes), inputs.counts)
@@ -204,12 +206,12 @@ def _measure(predictor: Predictor, inputs: EvaluationInputs, unit: _Unit) -> dic
         boundaries += own
         found["boundaries"].append((mean_of_defined(own.f_measure[final]), mean_of_defined(own.iou[final])))
         calibration += calibration_counts(class_mask, mask, resize_nearest(pixels.confidence, mask.shape))
-        found["certainty"].append(asdict(measure(pixels).image))
+        found["uncertainty"].append(asdict(measure(pixels).image))
         found["in_int8"].append(predictor.in_int8)
         found["shares"].append(np.bincount(mask.ravel(), minlength=len(inputs.classes)) / mask.size)
         if inputs.report_uri:
             picture = side_by_side(image, (class_mask, mask), inputs.classes, inputs.options.background)
-            storage.write_bytes(storage.join(inputs.report_uri, PICTURES, f"{image_id}.jpg"), encode_jpeg(picture, _QUALITY))
+            storage.write_bytes(storage.join(inputs.report_uri, SIDE_BY_SIDE, f"{image_id}.jpg"), encode_jpeg(picture, _QUALITY))
             png = encode_mask(mask, class_palette(inputs.options.background))
             storage.write_bytes(storage.join(inputs.report_uri, MASKS, f"{image_id}.png"), png)
     sums = {"contours": boundaries.contours, "bands": boundaries.bands, "calibration": calibration}
@@ -257,42 +259,41 @@ def _merge(measured: Iterable[Mapping[str, Any]], inputs: EvaluationInputs, data
     classes = inputs.classes
     total = Breakdowns(RESULTS, inputs.counts, len(classes))
     boundaries, calibration = BoundaryCounts.zeros(len(RESULTS), len(classes)), np.zeros((3, BINS))
-    of_image: dict[str, dict[str, Any]] = {}
+    by_image: dict[str, dict[str, Any]] = {}
     for found in measured:
         total.merge(found)
         boundaries += BoundaryCounts(found["contours"], found["bands"])
         calibration = calibration + found["calibration"]
-        for values in zip(*(found[name] for name in _OF_IMAGES), strict=True):
-            of_image[values[0]] = dict(zip(_OF_IMAGES, values, strict=True))
-    if not of_image:
+        for values in zip(*(found[name] for name in _PER_IMAGE), strict=True):
+            by_image[values[0]] = dict(zip(_PER_IMAGE, values, strict=True))
+    if not by_image:
         raise UserError(
             f"the split {inputs.split!r} of {inputs.images_uri} has no annotated image to evaluate on: "
-            "list some that have masks, or take another split"
+            "add images with masks to it, or choose another split"
         )
-    of_image = dict(sorted(of_image.items()))
-    if inputs.options.int8 and (floats := sum(not each["in_int8"] for each in of_image.values())):
+    by_image = dict(sorted(by_image.items()))
+    if inputs.options.int8 and (floats := sum(not each["in_int8"] for each in by_image.values())):
         logger.warning(
-            f"  segment.int8: {floats:,} of {len(of_image):,} images were predicted in floats, as the device is not fast at it"
+            f"  segment.int8: {floats:,} of {len(by_image):,} images were predicted in floats, as their device is slow at int8"
         )
     matrices = [ConfusionMatrix(len(classes), matrix) for matrix in total.confusion]
     rows = zip(RESULTS, matrices, boundaries.f_measure, boundaries.iou, strict=True)
     error = round(expected_calibration_error(calibration), 6)  # the digits beyond depend on the order of the sums
     results = {
         "dataset": dataset,
-        "images": len(of_image),
+        "images": len(by_image),
         "classes": list(classes),
         "expected_calibration_error": none_if_nan(error),
         "rows": {name: _result_row(matrix, f, iou, classes) for name, matrix, f, iou in rows},
     }
-    confidence = [each["certainty"]["confidence"] for each in of_image.values()]
-    shares = [each["shares"] for each in of_image.values()]
-    images = [_image_row(each, inputs) for each in of_image.values()]
+    confidence = [each["uncertainty"]["confidence"] for each in by_image.values()]
+    shares = np.array([each["shares"] for each in by_image.values()])
     return Evaluation(
         results,
-        images,
+        [_image_row(each, inputs) for each in by_image.values()],
         {**total.as_dict(), "calibration": calibration_as_dict(calibration)},
-        {image_id: each["confusions"] for image_id, each in of_image.items()},
-        PredictionStatistics.of(confidence, np.array(shares), classes),
+        {image_id: each["confusions"] for image_id, each in by_image.items()},
+        PredictionStatistics.of(confidence, shares, classes),
     )
 
 
@@ -311,9 +312,9 @@ def _image_row(measured: Mapping[str, Any], inputs: EvaluationInputs) -> dict[st
         "pixel_accuracy": none_if_nan(matrix.pixel_accuracy),
         "boundary_f": none_if_nan(boundary_f),
         "boundary_iou": none_if_nan(boundary_iou),
-        **measured["certainty"],
+        **measured["uncertainty"],
         **{f"iou.{name}": none_if_nan(value) for name, value in zip(inputs.classes, matrix.iou.tolist(), strict=True)},
-        "picture": f"{PICTURES}/{measured['image_ids']}.jpg" if inputs.report_uri else "",
+        "picture": f"{SIDE_BY_SIDE}/{measured['image_ids']}.jpg" if inputs.report_uri else "",
         "mask": f"{MASKS}/{measured['image_ids']}.png" if inputs.report_uri else "",
     }
 

@@ -1,8 +1,8 @@
 """The images on which a new model and the champion (the model in use) are compared: val images that neither model was trained on.
 
-The val images change from one retraining to the next. The champion may have been trained on an image that is a val image only now, and
-the new model on an image that is no longer a val image. So the models are compared on images that are val images now, and were val images
-with the same content when the champion was registered. A registered model has a list of its val images.
+The val images change from one retraining to the next. The champion may have been trained on an image that is a val image only
+now, and the new model on an image that is no longer a val image. So the models are compared on images that are val images now,
+and were val images with the same content when the champion was registered. A registered model has a list of its val images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,8 +21,8 @@ class HoldOut:
 
     Attributes:
         images: ids of the images, in order.
-        new: number of present val images that were no val images, or had other content, when the champion was registered.
-        gone: number of val images of the champion that have changed since, or are no longer val images.
+        new: number of present val images that were not val images, or had other content, when the champion was registered.
+        gone: number of the champion's val images that have changed since, or are no longer val images.
     """
 
     images: list[str]
@@ -41,7 +41,7 @@ class HoldOut:
     def __str__(self) -> str:
         """Describe the images, and those that are left out, in a phrase."""
         texts = [f"val images of both models: {len(self.images):,}"]
-        texts += [f"left out, because new since the champion: {self.new:,}"] if self.new else []
+        texts += [f"left out, because added or changed since the champion's registration: {self.new:,}"] if self.new else []
         texts += [f"changed or removed since the champion: {self.gone:,}"] if self.gone else []
         return "; ".join(texts)
 
@@ -51,8 +51,8 @@ def find_hold_out(present: Mapping[str, str], champion: Mapping[str, str] | None
 
     Args:
         present: digests of the present val images and their masks, by image_id.
-        champion: digests of the val images when the champion was registered, by image_id. None if an earlier version of this program
-            registered the champion, without such a list: then all present val images are used.
+        champion: digests of the val images when the champion was registered, by image_id. None if an earlier version of this
+            program registered the champion, without such a list: then all present val images are used.
     """
     common = sorted(image_id for image_id, content in present.items() if champion is None or champion.get(image_id) == content)
     return HoldOut(common, len(present) - len(common), len(champion) - len(common) if champion is not None else 0)

@@ -1,4 +1,4 @@
-"""The table of evaluated images, `report/images.parquet`: how well each image was segmented, and where its mask and picture are."""
+"""The table of evaluated images, `report/images.parquet`: the measures of each image, and where its mask and picture are."""
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,8 +14,8 @@ from infra.errors import UserError
 
 IMAGES_FILE = "images.parquet"
 """Name of the file in the report's folder."""
-PICTURES = "images"
-"""Name of the folder, in the report's folder, with a picture of each image, its annotation and its prediction."""
+SIDE_BY_SIDE = "images"
+"""Name of the folder, in the report's folder, with each image beside its annotation and its prediction."""
 MASKS = "masks"
 """Name of the folder, in the report's folder, with the predicted mask of each image."""
 
@@ -84,10 +84,10 @@ def mean_iou_by_result(rows: Iterable[Mapping[str, Any]], results: Sequence[str]
 
 
 def remove_other_files(report_uri: str) -> None:
-    """Delete the pictures and masks in a report's folder that its table of images does not name, which are of an earlier evaluation."""
+    """Delete pictures and masks of earlier evaluations: those in a report's folder that its table of images does not name."""
     file = storage.join(report_uri, IMAGES_FILE)
     rows = read_images(file) if storage.exists(file) else []
-    for folder, column in ((PICTURES, "picture"), (MASKS, "mask")):
+    for folder, column in ((SIDE_BY_SIDE, "picture"), (MASKS, "mask")):
         kept = {row[column] for row in rows}
         there = storage.list_files(storage.join(report_uri, folder))
         storage.remove_files(storage.join(report_uri, folder), [name for name in there if f"{folder}/{name}" not in kept])

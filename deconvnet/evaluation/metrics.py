@@ -28,7 +28,7 @@ class ConfusionMatrix:
             matrix: initial counts (C, C), which are copied; None for zeros.
 
         Raises:
-            ValueError: if `num_classes` is out of range, `matrix` has another shape, or a count is negative or not a whole number.
+            ValueError: if `num_classes` is out of range, `matrix` has another shape, or a count is negative or fractional.
         """
         if not 1 <= num_classes <= VOID_ID:
             raise ValueError(f"num_classes must be between 1 and {VOID_ID}, not {num_classes}")

@@ -64,8 +64,8 @@ class Recipe:
         deconvnet: folder of a trained DeconvNet.
         fcn8s: folder of a trained FCN-8s.
         options: options for predicting with the networks.
-        edge_boxes: keyword arguments of `proposals.edge_boxes`, which finds the boxes that may contain objects; None to use no
-            boxes but the windows of `options`.
+        edge_boxes: keyword arguments of `proposals.edge_boxes`, which finds the boxes that may contain objects; None to use only
+            the windows of `options`.
         result: name of the result to submit: "fcn8s", "deconvnet", "deconvnet_crf", "edeconvnet" or "edeconvnet_crf".
     """
 
@@ -82,15 +82,15 @@ class Recipe:
             images: the images to predict.
 
         Returns:
-            A digest in hexadecimal. It changes with the networks, the ranges of their activations (if they compute in 8-bit integers),
-            the options, the model of the edge detector (a structured forest) and the images.
+            A digest in hexadecimal. It changes with the networks, the ranges of their activations (if they compute in 8-bit
+            integers), the options, the model of the edge detector (a structured forest) and the images.
         """
         files = [storage.join(folder, "model.safetensors") for folder in (self.deconvnet, self.fcn8s)]
         if self.edge_boxes and (forest := forest_uri(self.edge_boxes["edges"], self.edge_boxes["edge_model"])):
             files.append(forest)
         contents = [(image.image_id, image.content) for image in images]
         parts = [VERSION, asdict(self), [storage.version_token(file) for file in files], contents]
-        if self.options.int8:  # other masks are still found by the key that they have always had
+        if self.options.int8:  # only then, so that the keys of other masks stay the same as in earlier versions
             parts.append([ranges_file(folder) for folder in (self.deconvnet, self.fcn8s)])
         return digest(parts)
 

@@ -36,8 +36,8 @@ def predict_images(
 ) -> list[tables.Part]:
     """Predict the images of a plan and write their masks, overlays, confidence maps and the parts of the table `predictions`.
 
-    A part is one Parquet file of the table. Images whose predictions are up to date, also those that an interrupted run has predicted,
-    are not predicted again: their rows are copied. The call returns when all parts are written.
+    A part is one Parquet file of the table. Images whose predictions are up to date, also those that an interrupted run has
+    predicted, are not predicted again: their rows are copied. The call returns when all parts are written.
 
     Args:
         plan: the images and what to do with each, see `make_plan`.
@@ -52,8 +52,8 @@ def predict_images(
         Summaries of the table's parts, in order. The table is not valid until they are passed to `commit_predictions`.
 
     Raises:
-        UserError: if no node has room for a worker, workers die repeatedly over the same part, or a mask from which an overlay is to
-            be drawn was edited after the prediction.
+        UserError: if no node has room for a worker, workers die repeatedly over the same part, or a mask from which an overlay is
+            to be drawn was edited after the prediction.
     """
     device = "cuda" if actors.gpus else "cpu"
     make = partial(_PartWriter, plan.state, output, model, guard, max_pixels, device, plan.fingerprint)
@@ -67,7 +67,7 @@ def predict_images(
 class _PartWriter:
     """A writer of parts (Parquet files) of the table `predictions`. The executor creates one in each worker process.
 
-    It loads the ensemble when the first image must be predicted, and then keeps it in memory. It may be called by several threads.
+    It loads the ensemble when the first image must be predicted, and keeps it in memory. Several threads may call it.
 
     Attributes:
         state: the input folder, the model version and the generation (the name of the predictions made with this model version).
@@ -77,8 +77,8 @@ class _PartWriter:
         guard: writes the files of images, as long as no other run has taken the lock of the output folder.
         max_pixels: images with more pixels are rejected; None for the limit stored with the ensemble.
         device: torch device to predict on, "cuda" or "cpu".
-        fingerprint: digest under which the table's parts (Parquet files) are stored, `Plan.fingerprint`. If a worker dies, its parts
-            are not made again.
+        fingerprint: digest under which the table's parts (Parquet files) are stored, `Plan.fingerprint`. If a worker dies, its
+            parts are not made again.
         threads: number of CPU threads that prediction may use.
     """
 
@@ -255,8 +255,8 @@ class _PartWriter:
             check_masks(mask, image=image)
         except (BadInput, ValueError, FileNotFoundError) as error:
             raise UserError(
-                f"{uri} was edited or removed after it was predicted, so no overlay can be drawn from it ({error}): move it to another "
-                "folder, and run again"
+                f"{uri} was edited or removed after it was predicted, so no overlay can be drawn from it ({error}): move it to "
+                "another folder, and run again"
             ) from None
         return mask
 

@@ -1,7 +1,7 @@
 """Fingerprints of images, by which near-duplicates are recognised: copies in another size or quality, neighbouring video frames.
 
-A fingerprint is OpenCV's perceptual hash (pHash): 64 bits, each of which says whether a low frequency of the grey image is strong.
-Similar images have fingerprints that differ in few bits; those of unlike images differ in about half of them.
+A fingerprint is OpenCV's perceptual hash (pHash): 64 bits, one for each low frequency of the grey image (set if it is strong).
+The fingerprints of similar images differ in few bits, those of other images in about half of the bits.
 """
 
 from collections.abc import Sequence

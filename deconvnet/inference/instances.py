@@ -88,14 +88,14 @@ def segment_instances(
     gives the background a probability of one half. So DeconvNet predicts the background there, but the ensemble with FCN-8s or
     the CRF can still choose another class. If the data has no background, the score is 0 for every class, so nothing is assumed.
 
-    Apart from the canvas and, for "mean", the number of windows of each pixel, memory is needed for one batch only. So large
-    images can be segmented at their own size.
+    Memory is needed for the canvas, a count of boxes for each pixel, and a single batch. So large images can be segmented at
+    their own size.
 
     Args:
         model: the network. It runs on its current device, in evaluation mode.
         image: uint8 (H, W, 3), RGB.
         boxes: (N, 4) boxes x1, y1, x2, y2 in pixels; they may reach beyond the image.
-        windows: (M, 4) boxes that are merged before the others and are not enlarged, see `proposals.boxes.make_windows`; None for none.
+        windows: (M, 4) boxes that are merged before the others and are not enlarged, see `proposals.boxes.make_windows`, or None.
         context: factor by which the boxes are enlarged.
         window: shape of an enlarged box, "square" or "stretched", see `proposals.boxes.enlarge`.
         aggregation: how overlapping score maps are merged: "max" takes the largest score of each class, "sum" adds the scores,
@@ -103,9 +103,9 @@ def segment_instances(
         background: whether class 0 is the background.
         flip: whether to do the same with the mirrored image and mirrored boxes, and to return the mean of both images' scores.
         batch: number of boxes in one forward pass.
-        early_exit: the remaining boxes are left out as soon as ten boxes (`BOXES_PER_CHECK`) have changed the class with the
-            largest score in at most this share of the pixels, 0 to 1; None to use all boxes. All windows and, without windows,
-            at least twenty boxes are used. The mirrored image gets the same boxes.
+        early_exit: the remaining boxes are left out after ten boxes (`BOXES_PER_CHECK`) that have changed the predicted class of
+            at most this share of the pixels, 0 to 1; None to use all boxes. All windows or, without windows, at least twenty
+            boxes are used. The mirrored image gets the same boxes.
         on_box: function called after each merged box with the number of boxes so far and the canvas, see `OnBox`; None for none.
             It is not called for the mirrored image.
 
@@ -159,8 +159,8 @@ def _merged_scores(
         on_box: function called after each merged box; None for none.
 
     Returns:
-        Scores before the softmax, float32 (C, H, W), where C is the number of classes; and the number of crops used, of which those
-        outside the image have no score map.
+        Scores before the softmax, float32 (C, H, W), where C is the number of classes; and the number of crops used. It includes
+        crops outside the image, which have no score map.
     """
     height, width = image.shape[:2]
     shown = {i: pixels for i, box in enumerate(crops) if visible_part(pixels := window_pixels(box), height, width)}

@@ -1,7 +1,7 @@
-"""Scan the probabilities of an image's pixels once: find their classes, and how sure these are.
+"""Find each pixel's class and uncertainty, in one pass over the class probabilities.
 
-The functions are compiled by numba, in loops that LLVM can vectorise. A scan replaces numpy's `argmax` and `max` of four arrays, and
-takes about as long as these two take for one array.
+numba compiles the functions to loops that LLVM can vectorise. One pass over four arrays takes about as long as numpy's `argmax`
+and `max` of a single array.
 """
 
 from dataclasses import dataclass
@@ -31,8 +31,8 @@ class PixelMeasures:
         mask: class ids after the CRF, uint8 (H, W).
         confidence: probability of this class after the CRF, float32 (H, W).
         before_crf: probability of the same class before the CRF, float32 (H, W).
-        entropy: entropy of the class probabilities before the CRF, float32 (H, W), as a share of the largest possible entropy: from 0
-            (one class is certain) to 1 (all classes are equally probable). 0 if there is one class.
+        entropy: entropy of the class probabilities before the CRF, float32 (H, W), as a share of the largest possible entropy:
+            from 0 (one class is certain) to 1 (all classes are equally probable). 0 if there is one class.
         disagrees: whether DeconvNet and FCN-8s predict different classes, bool (H, W).
     """
 
@@ -44,7 +44,7 @@ class PixelMeasures:
 
 
 def scan_pixels(refined: Floats, ensemble: Floats, deconvnet: Floats, fcn8s: Floats) -> PixelMeasures:
-    """Find the class of each pixel, and how sure it is. Of equally probable classes, the one with the lowest id is chosen.
+    """Find the class of each pixel and its uncertainty measures. Ties go to the class with the lowest id.
 
     Args:
         refined: class probabilities after the CRF, float32 (C, H, W).
@@ -92,7 +92,7 @@ def _scan(
 ) -> None:
     """Find the class of each pixel, its probabilities after and before the CRF, and the entropy before it.
 
-    The logarithm of a probability is the exponent in its bits, plus that of its mantissa. That of 0 is -127, and 0 times it is 0.
+    log2(p) is computed as the exponent in p's bits plus log2 of the mantissa. For p = 0 it gives -127, so p · log2(p) is 0.
 
     Args:
         refined: class probabilities after the CRF, float32 (C, H, W).
@@ -130,7 +130,7 @@ def _scan(
 
 @njit(cache=True, nogil=True)
 def _compare(one: Floats, other: Floats, differ: Bools) -> None:
-    """Find out for which pixels two arrays of scores, float32 (C, H, W), have different best classes; written to `differ`, (H, W)."""
+    """Write to `differ`, (H, W), whether two arrays of scores, float32 (C, H, W), have different best classes at a pixel."""
     classes, height, width = one.shape
     ids, other_ids = np.empty(width, np.int32), np.empty(width, np.int32)
     top, other_top = np.empty(width, np.float32), np.empty(width, np.float32)
@@ -169,8 +169,8 @@ def _add_up(
         entropy: entropies, (H, W).
         disagrees: whether the networks predict different classes, (H, W).
         doubt: a pixel is in doubt if its probability before the CRF is below this.
-        sums: zeros, (256, 7). By class, they become the number of its pixels, the sums of the three measures, and the number of pixels
-            for which the networks disagree, that are at a boundary, and that are at a boundary and in doubt.
+        sums: zeros, (256, 7). By class, they become the number of its pixels, the sums of the three measures, and the number of
+            pixels for which the networks disagree, that are at a boundary, and that are at a boundary and in doubt.
     """
     height, width = mask.shape
     for y in range(height):

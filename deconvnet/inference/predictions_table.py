@@ -122,9 +122,8 @@ class OutputState:
         input: folder of the images.
         model: name of the model in MLflow's model registry.
         model_version: version of the registered model.
-        model_id: id of this model version. Versions with the same name and number in other registries have other ids.
-        generation: name of the predictions that are made with this model version and this code version. It changes whenever others
-            are used for this output folder.
+        model_id: id of this model version. It is unique, even if another registry has a version of the same name and number.
+        generation: name of all predictions made with this model version and code version. A new one is drawn if either changes.
         code_version: `VERSION` of the program that made the predictions. Files without it are of version 1.
     """
 
@@ -137,7 +136,7 @@ class OutputState:
 
     @property
     def comment(self) -> str:
-        """Return the comment in the files of masks and overlays. It differs between models even if they predict the same pixels."""
+        """Return the comment in the files of masks and overlays. It differs between models even if their masks are equal."""
         return f"models:/{self.model}/{self.model_version}, {self.generation}"
 
 
@@ -150,7 +149,7 @@ class Plan:
         key: digest of the images' names and stamps (size and modification time), the generation, the limit of pixels, and whether
             overlays and confidence maps are wanted. If the table was made with the same key, its rows are up to date.
         tasks: one task per image, in order; empty if the table is up to date.
-        earlier_files: paths of the masks, overlays and confidence maps of earlier runs, relative to the output folder; empty if the
+        earlier_files: paths of the masks, overlays and confidence maps of earlier runs, below the output folder; empty if the
             table is up to date.
         earlier_parts: names of all parts of earlier runs, also of interrupted ones; empty if the table is up to date.
         is_complete: whether the table is up to date, so that nothing is left to do.
@@ -167,9 +166,9 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """Return a digest with which this run writes its parts: of its key and of the names of all earlier parts.
+        """Return the digest under which this run writes its parts: that of the key and of the names of all earlier parts.
 
-        So no earlier run has written parts with the same digest, which would be taken for parts of this run.
+        Because of the names it is no earlier run's digest, whose parts would be taken for those of this run.
         """
         return digest([self.key, self.earlier_parts])
 
@@ -217,7 +216,7 @@ def make_plan(
     """Find out which images of a folder still need a prediction, by comparing them with the predictions in the output folder.
 
     No file is written. The names and stamps (size and modification time) of the images are compared with the rows of the table
-    `predictions`. If nothing else is left to do, images that could not be read earlier are read, and tried again if one can be.
+    `predictions`. If nothing else is left to do, images that could not be read are read again; one that can be is left to do.
 
     Args:
         images: all images of the input folder.

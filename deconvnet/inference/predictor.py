@@ -65,8 +65,8 @@ class PredictorOptions:
         fcn_weight: weight of FCN-8s in the ensemble "mean", 0 to 1.
         flip: whether both networks also see the mirrored image, and their scores are averaged. It takes twice the time.
         batch: number of boxes in one forward pass.
-        early_exit: an image's remaining boxes are left out as soon as ten boxes have changed the class in at most this share of the
-            pixels, see `segment_instances`.
+        early_exit: an image's remaining boxes are left out after ten boxes that have changed the class of at most this share of
+            the pixels, see `segment_instances`.
         bf16: whether the networks compute in bfloat16 on devices that are fast at it, instead of float32.
         int8: whether the networks compute in 8-bit integers on CPUs that are fast at it, see `int8.conversion`.
         max_side: upper limit of the longer side of an image, in pixels. A larger image is scaled down to it, and its masks are
@@ -279,8 +279,8 @@ class Predictor:
             results: names from `RESULTS`. "deconvnet" must be one of them if `counts` is not empty.
 
         Returns:
-            Three dicts: the masks by result name, as `masks` returns them; DeconvNet's masks by number of boxes, in ascending order
-            (if fewer boxes are used, the mask from these); the class probabilities by result name, as `probabilities` returns them.
+            Three dicts: the masks by result name (see `masks`); DeconvNet's masks by number of boxes, in ascending order (if
+            fewer boxes are used, the mask from these); the class probabilities by result name (see `probabilities`).
 
         Raises:
             ValueError: if a name is not in `RESULTS`, the image has another dtype or shape, or `boxes` does not hold valid boxes.
@@ -340,5 +340,5 @@ class Predictor:
         return choose_boxes(boxes, o.proposals, min_side=o.min_side, context=o.context, window=o.window)
 
     def windows(self, height: int, width: int) -> Floats:
-        """Return the windows (N, 4) that DeconvNet is run on before the boxes, for an image of this height and width in pixels."""
+        """Return the windows (N, 4) that DeconvNet is run on before the boxes, for an image of this size in pixels."""
         return make_windows(height, width, self.options.window_sizes, self.options.window_overlap)

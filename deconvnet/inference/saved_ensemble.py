@@ -23,7 +23,7 @@ from proposals.image_codec import decode_image
 OPTIONS = "options.json"
 NETWORKS = ("deconvnet", "fcn8s")
 _BEFORE_FORESTS = {"edges": "gradient", "edge_gain": 1.0, "soft_nms_strength": 0.0}
-"""Options of `edge_boxes` for ensembles saved before these options existed; without them, today's defaults would apply."""
+"""Options of `edge_boxes` for ensembles that were saved before these options existed. The present defaults are different."""
 _REQUIRED = {"classes", "proposals", "segment", "max_pixels"}
 
 
@@ -112,7 +112,8 @@ def read_options(folder: str) -> dict[str, Any]:
 
     Returns:
         The content of `options.json`: a dict with `classes` (class names, ordered by id), `proposals` (keyword arguments of
-        `proposals.edge_boxes`, and `kind` as in `ProposalSettings`), `segment` (fields of `PredictorOptions`) and `max_pixels` (largest number of pixels of an image).
+        `proposals.edge_boxes`, and `kind` as in `ProposalSettings`), `segment` (fields of `PredictorOptions`) and `max_pixels`
+        (largest number of pixels of an image).
 
     Raises:
         UserError: if the folder does not hold a complete ensemble.

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 DOUBT = 0.5
-"""A pixel is in doubt if the probability of its class, before the CRF, is below this: then other classes are more probable together."""
+"""A pixel is in doubt if its class has a lower probability than this before the CRF: the other classes together have more."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Measures:
         confidence_before_crf: mean probability of the same class before the CRF, 0 to 1.
         entropy: mean entropy of the class probabilities before the CRF, as a share of the largest possible entropy, 0 to 1.
         disagreement: share of the pixels for which DeconvNet and FCN-8s predict different classes, 0 to 1.
-        boundary_doubt: share of the boundary pixels that are in doubt, 0 to 1. A boundary pixel has a neighbour, above, below, left or
-            right, with another class. A pixel in doubt has a probability below `DOUBT`. None if there is no boundary pixel.
+        boundary_doubt: share of the boundary pixels that are in doubt, 0 to 1. A boundary pixel has a neighbour (above, below,
+            left or right) of another class. A pixel in doubt has a probability below `DOUBT`. None without boundary pixels.
     """
 
     confidence: float

@@ -22,8 +22,8 @@ class Architecture:
         class_path: module and class of the network as "module:Class". The module needs torch, so it is imported only on use.
         arguments: the constructor arguments that come from the settings. The keys are argument names of the network's
             constructor, and the values are names of fields of `ModelSettings`.
-        vgg16_width: name of the field of `ModelSettings` with the width of the network's first five blocks, which are VGG-16's. If
-            the field is None, they have the width of the field `width`.
+        vgg16_width: name of the field of `ModelSettings` that holds the width of the network's five VGG-16 blocks. If the value
+            of that field is None, the value of the field `width` is used.
         whole_images: True if the network is trained on whole images. They are in an `images` table, whose column `split` says
             "train" or "dev". False if the network is trained on crops. Then there is an `examples` table of crops for each
             split.
@@ -113,7 +113,7 @@ class Architecture:
         has_batch_norm = optional is None or getattr(settings, optional)
         return settings.vgg16 is not None and (has_batch_norm or self.width(settings) < 1)
 
-    def split(self, split: Literal["train", "dev"]) -> str | None:
+    def split_filter(self, split: Literal["train", "dev"]) -> str | None:
         """Return the value of the column `split` that selects a split in the table that the network is trained or evaluated on.
 
         Args:
@@ -167,4 +167,4 @@ def architecture_of_stage(stage: str) -> Architecture:
         if stage in architecture.trained_by:
             return architecture
     known = ", ".join(name for each in ARCHITECTURES.values() for name in each.trained_by)
-    raise ValueError(f"there is no training stage {stage!r}, but {known}")
+    raise ValueError(f"there is no training stage {stage!r}; the stages are {known}")

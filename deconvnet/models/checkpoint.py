@@ -79,7 +79,7 @@ def load_model(uri: str, device: str | torch.device = "cpu") -> tuple[Network, d
             raise ValueError("its class names or input convention contradict its architecture")
         model.load_state_dict(tensors, assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{uri} can't be used: model.json doesn't describe its tensors ({_first_line(error)})") from error
+        raise UserError(f"{uri} can't be used: model.json doesn't describe its tensors ({_short_message(error)})") from error
     return model.to(device).eval(), meta
 
 
@@ -165,21 +165,22 @@ def _read(uri: str, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         meta = storage.read_json(storage.join(uri, f"{name}.json"))
         data = storage.read_bytes(storage.join(uri, f"{name}.safetensors"))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{uri} is not a checkpoint: it needs {name}.json and {name}.safetensors") from error
+        kind = "model folder" if name == "model" else "checkpoint"
+        raise UserError(f"{uri} is not a {kind}: it needs {name}.json and {name}.safetensors") from error
     except ValueError as error:
         raise UserError(f"{uri} can't be used: {name}.json is not JSON") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         found = meta.get("format") if isinstance(meta, dict) else None
         raise UserError(f"{uri} can't be used: {name}.json is of format {found!r}, this version reads format {FORMAT}")
     if hashlib.sha256(data).hexdigest() != meta.get("sha256"):
-        raise UserError(f"{uri} can't be used: {name}.safetensors is damaged, or of another save than {name}.json")
+        raise UserError(f"{uri} can't be used: {name}.safetensors is damaged, or was not saved together with {name}.json")
     try:
         return safetensors.torch.load(data), meta
     except safetensors.SafetensorError as error:
         raise UserError(f"{uri} can't be used: {name}.safetensors is not a safetensors file") from error
 
 
-def _first_line(error: Exception) -> str:
+def _short_message(error: Exception) -> str:
     """Shorten the message of an exception to one line of at most 200 characters.
 
     torch's messages about unexpected weights list every tensor, on many lines. Only the first two lines that are not blank are

@@ -149,13 +149,13 @@ class DeconvNet(Network):
             x, switches[number] = self.pool(self.get_submodule(f"conv{number}")(x))
         x = self.fc6_deconv(self.fc7(self.fc6(x)))
         for number in (5, 4, 3, 2, 1):
-            x = self.get_submodule(f"unpool{number}")(x, _spread(switches[number], x.shape[1]))
+            x = self.get_submodule(f"unpool{number}")(x, _evenly_spaced_channels(switches[number], x.shape[1]))
             x = self.get_submodule(f"deconv{number}")(x)
         scores: Tensor = self.score(x)
         return scores
 
 
-def _spread(switches: Tensor, count: int) -> Tensor:
+def _evenly_spaced_channels(switches: Tensor, count: int) -> Tensor:
     """Take the pooling positions of evenly spaced channels, for a decoder with another number of channels than the encoder.
 
     Args:

@@ -20,8 +20,8 @@ def for_inference(network: N, *, bf16: bool = True) -> N:
     """Return a copy of a network that computes the same scores faster.
 
     Batch norms are folded into the layers before them. Deconvolutions with stride 1 become convolutions or matrix products. The
-    memory format is channels_last. In float32 on CPUs, 3×3 convolutions and those with huge kernels are computed otherwise
-    (`fused.products`), the former together with ReLU, if numba can compile.
+    memory format is channels_last. In float32 on CPUs, two kinds of convolutions are replaced by faster ones of `fused.products`:
+    3×3 convolutions, together with their ReLU, if numba can compile; and convolutions with huge kernels.
 
     Args:
         network: a network in training or evaluation mode. It is not changed.
@@ -36,7 +36,7 @@ def for_inference(network: N, *, bf16: bool = True) -> N:
     as_products = device.type == "cpu" and dtype == torch.float32
     fused = copy.deepcopy(network).eval().requires_grad_(False)
     for unit in units(fused).values():
-        layer = _without_deconvolution(without_norm(unit))
+        layer = _deconv_as_conv(fold_batch_norm(unit))
         if hasattr(unit, "norm"):
             del unit.norm
         unit.conv = _as_product(layer) if as_products else layer
@@ -46,7 +46,7 @@ def for_inference(network: N, *, bf16: bool = True) -> N:
     return fused
 
 
-def without_norm(unit: nn.Sequential) -> nn.Module:
+def fold_batch_norm(unit: nn.Sequential) -> nn.Module:
     """Return the layer of a unit, with its batch norm, if there is one, folded into the weights.
 
     Args:
@@ -59,7 +59,7 @@ def without_norm(unit: nn.Sequential) -> nn.Module:
     return fuse_conv_bn_eval(cast(nn.Conv2d, layer), norm, transpose=isinstance(layer, nn.ConvTranspose2d))
 
 
-def _without_deconvolution(layer: nn.Module) -> nn.Module:
+def _deconv_as_conv(layer: nn.Module) -> nn.Module:
     """Convert a deconvolution with stride 1 to a faster layer that computes the same.
 
     Args:
@@ -85,8 +85,7 @@ def _as_product(layer: nn.Module) -> nn.Module:
         layer: any layer that ReLU follows.
 
     Returns:
-        A `WinogradConv2d`, which computes the layer and ReLU; or another layer that computes the same as the given one; or that
-        itself.
+        A `WinogradConv2d`, which includes the ReLU; or a `NeighbourhoodConv2d`; or the given layer, if neither fits.
     """
     if WinogradConv2d.suits(layer) and use_fused(torch.device("cpu")):
         return WinogradConv2d(cast(nn.Conv2d, layer), relu=True)

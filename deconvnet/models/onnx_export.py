@@ -1,11 +1,11 @@
 """Writing the networks as ONNX files, which run without torch and without this project.
 
-A file has the whole way from pixels to scores, with the normalisation. It has one input, `images`: uint8 RGB images (N, 3, H, W).
-Its output is `scores`, float32 (N, C, H, W), before softmax. N may be any number; H and W too for FCN-8s, while DeconvNet has its
-own size.
+A file contains the normalisation of the pixels, too. Its input is `images`, uint8 RGB images (N, 3, H, W). Its output is
+`scores`, float32 (N, C, H, W), before softmax. N may have any value. For FCN-8s, H and W may, too; for DeconvNet, they are its
+input size.
 
-torch's exporter of traced networks (TorchScript) is used, although torch calls it the old one: the new one takes half a minute for
-a network, and can export FCN-8s only for sides that are multiples of 32.
+The older of torch's two exporters (TorchScript tracing) is used. The newer one takes half a minute for a network, and can export
+FCN-8s only for sides that are multiples of 32.
 """
 
 import copy
@@ -37,7 +37,7 @@ class _ScatterUnpool(nn.Module):
 
 
 class _FromPixels(nn.Module):
-    """A network with the normalisation of its input."""
+    """A network that takes unnormalised pixels."""
 
     def __init__(self, network: Network) -> None:
         """Wrap a copy of a network, in which scattering takes the place of unpooling."""
@@ -54,7 +54,7 @@ class _FromPixels(nn.Module):
 
 
 def export_onnx(network: Network, file: Path) -> float:
-    """Write a network as an ONNX file, and compare what onnxruntime computes with it on this CPU with the network in torch.
+    """Write a network as an ONNX file, run it in onnxruntime on this CPU, and check that the scores are those of torch.
 
     Args:
         network: the network.
@@ -76,7 +76,8 @@ def export_onnx(network: Network, file: Path) -> float:
     side = network.input_size if has_fixed_size and network.input_size else 64
     moving = {0: "batch"} if has_fixed_size else {0: "batch", 2: "height", 3: "width"}
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined] # of checks of the input's shape
+        # Tracing warns of checks of the input's shape.
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message="Constant folding")
         torch.onnx.export(

@@ -43,11 +43,11 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         mean, var, count = _global_moments(input.detach())
         if count < 2:
             raise ValueError(f"batch norm needs more than 1 value a channel over all workers, got {count}")
-        track(self, mean, var * count / (count - 1))
+        update_running_stats(self, mean, var * count / (count - 1))
         return cast(Tensor, _Normalise.apply(input, self.weight, self.bias, mean, var, count, self.eps))
 
 
-def track(norm: nn.BatchNorm2d, mean: Tensor, unbiased_var: Tensor) -> None:
+def update_running_stats(norm: nn.BatchNorm2d, mean: Tensor, unbiased_var: Tensor) -> None:
     """Update the running mean and variance of a batch norm, as BatchNorm2d does in training.
 
     Args:
@@ -165,7 +165,7 @@ def convert_sync(model: nn.Module) -> nn.Module:
 
 
 def recompute_statistics(model: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Set the running mean and variance of every batch norm that is trained to their average over some batches.
+    """Set the running mean and variance of every trainable batch norm to their average over some batches.
 
     The running averages of training lag behind the weights. Therefore the released DeconvNet also computes them anew, over 500
     batches of training data, before inference. The weights stay as they are. Every worker (training process) must call this.

@@ -35,8 +35,8 @@ class Selection:
 def uncertainty_scores(measures: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """Score images by how unsure their predictions are, compared with the predictions of the other images.
 
-    The measures have different scales. So each value is replaced by the share of the images that have a lower value; images with the
-    same value count by half. The score of an image is the mean of its shares.
+    The measures have different scales, so each value is replaced by its percentile rank: the share of the images with a lower
+    value (ties count half). The score of an image is the mean of its percentile ranks.
 
     Args:
         measures: the columns `MEASURES` of N images, (N, 3).
@@ -59,8 +59,8 @@ def doubtful_class(row: Mapping[str, Any], background: str | None) -> str:
         background: name of the background. None if no class is the background.
 
     Returns:
-        For each class, the probabilities of being another class are summed over its predicted pixels. The class with the largest sum
-        is returned; the background only if the prediction has no other class.
+        The class with the largest sum, over its predicted pixels, of 1 − (probability of the class before the CRF). The
+        background is returned only if the prediction has no other class.
     """
     doubts = {
         name: share * (1 - confidence)
@@ -99,9 +99,9 @@ def select(
 ) -> Selection:
     """Choose images, one after the other: each time the one with the highest score among those that are allowed.
 
-    An image is allowed if its fingerprint differs in at least `min_distance` bits from that of every labelled image and every image
-    chosen before, and if fewer than `quota` images of its class were chosen. When no image is allowed, the quota is lifted. Of
-    images with equal scores, the first one is chosen.
+    An image is allowed if its fingerprint differs in at least `min_distance` bits from that of every labelled image and every
+    image chosen before, and if fewer than `quota` images of its class were chosen. When no image is allowed, the quota is lifted.
+    Of images with equal scores, the first one is chosen.
 
     Args:
         scores: the images' scores, float64 (N,); higher scores are chosen first.

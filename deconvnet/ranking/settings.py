@@ -1,4 +1,4 @@
-"""Define the settings of the choice of images to label."""
+"""Settings for choosing the images to label next."""
 
 from typing import Self
 
@@ -15,7 +15,7 @@ class RankSettings(Section):
     )
     rank_labelled: Location | None = Field(
         None,
-        description="data set in VOC's layout, or folder of images, already labelled: these images and near-duplicates are not chosen",
+        description="data set in VOC's layout, or folder of images, already labelled: these and near-duplicates are not chosen",
     )
     rank_class_share: float | None = Field(
         None, gt=0, le=1, description="largest share of the chosen images that are of one class; empty: twice an equal share"
@@ -24,13 +24,13 @@ class RankSettings(Section):
         11,
         ge=0,
         le=64,
-        description="smallest number of bits, of 64, in which an image's fingerprint must differ from those of all chosen and labelled images; "
-        "0: near-duplicates are chosen, too",
+        description="images are near-duplicates if their fingerprints (64 bits) differ in fewer bits than this; near-duplicates "
+        "of chosen or labelled images are not chosen; 0: near-duplicates are chosen, too",
     )
 
     @model_validator(mode="after")
-    def _ranks(self) -> Self:
-        """Check that the other settings have an effect. Raise ValueError if they don't."""
+    def _check_rank_is_given(self) -> Self:
+        """Raise ValueError if another setting of this section is given, but `rank` is 0."""
         given = [name for name in RankSettings.model_fields if name != "rank" and name in self.model_fields_set]
         if given and not self.rank:
             raise ValueError(

@@ -1,8 +1,8 @@
 """Compare a newly trained model with the champion, the registered model in use, for the report of a retraining.
 
 The new model is called the challenger. Each model is an ensemble of a DeconvNet and an FCN-8s. Both models were evaluated on the
-same images. They are compared on the val images of both (`evaluation/hold_out.py`), by the masks that the ensemble predicts with CRF (the
-result `DECISIVE_RESULT`).
+same images. They are compared on the val images of both (`evaluation/hold_out.py`), by the masks that the ensemble predicts with
+CRF (the result `DECISIVE_RESULT`).
 """
 
 import json
@@ -31,7 +31,7 @@ from infra import storage
 from infra.runtime.executor import Executor
 
 COMPARISON = "against_champion"
-"""Name, without suffix, of the report's files: JSON with the comparison, Parquet with all images, and a PNG of those that changed most."""
+"""Name, without suffix, of three files of the report: JSON (the comparison), Parquet (all images), PNG (largest changes)."""
 COLUMNS = {"champion": "champion", "challenger": "new model"}
 """Headings of the two models' masks."""
 _IMAGES = 3  # number of images with the largest gains, and with the largest losses, that are shown
@@ -74,13 +74,18 @@ def compare_with_champion(
         gpu: whether to predict the masks for the figure on a GPU.
 
     Returns:
-        A dict from file name to content. `against_champion.png` shows the images that changed most; it is missing if no image
-        changed. `against_champion.parquet` has the measures of each image by both models, see `image_changes`.
-        `against_champion.json` has `rise` (of the mean IoU), `lower` and `upper` (its 90 % interval), `images` (their
-        number), `new_images` (number of val images that are not among them), `mean_iou` (by "champion" and "challenger"), and `boundary_f`
-        (by the same names; the mean of the images' boundary F-measures). `images_gained`, `images_lost` and `images_equal` are the
-        numbers of images whose mean IoU rose, fell, or stayed the same. There are three lists of `Change` (a name and its two values):
-        `classes` (largest rise first), `gained` (the images with the largest rises) and `lost` (the images with the largest falls).
+        A dict from file name to content:
+
+        * `against_champion.png`: the images that changed most; missing if no image changed.
+        * `against_champion.parquet`: the measures of each image by both models, see `image_changes`.
+        * `against_champion.json`: a dict with these keys:
+
+          * `rise`, `lower`, `upper`: the rise of the mean IoU and its 90 % interval.
+          * `images`, `new_images`: number of images compared, and of val images that are left out because they are new.
+          * `mean_iou`, `boundary_f`: dicts by "champion" and "challenger"; the latter is the mean over the images.
+          * `images_gained`, `images_lost`, `images_equal`: numbers of images whose mean IoU rose, fell, or stayed the same.
+          * `classes`, `gained`, `lost`: lists of `Change`: all classes (largest rise first), and the images with the largest
+            rises and falls.
 
     Raises:
         UserError: if a file of one of the evaluations is missing or damaged.
@@ -103,7 +108,7 @@ def _measure_changes(report_uri: str, hold_out: HoldOut, classes: Sequence[str])
     """Measure how the results of two evaluated models differ.
 
     Args:
-        report_uri: folder with the files of the challenger's evaluation, with those of the champion's in its subfolder `champion`.
+        report_uri: folder with the files of the challenger's evaluation; those of the champion's are in its subfolder `champion`.
         hold_out: the images on which the models are compared.
         classes: class names, ordered by id.
 
@@ -182,11 +187,11 @@ def load_and_draw_changes(models: Mapping[str, EvaluationInputs], gpu: bool, cha
     """Draw images beside their ground truth and the masks of two models. An executor runs this in the process that draws.
 
     Args:
-        models: a dict from "champion" and "challenger" to that model's networks, the tables of the images and their proposals, the
-            classes, and the options for predicting.
+        models: a dict from "champion" and "challenger" to that model's networks, the tables of the images and their proposals,
+            the classes, and the options for predicting.
         gpu: whether to predict on a GPU.
-        changes: the images to draw, with their mean IoU by each model, under the keys "gained" and "lost". The key is written above
-            each image. There must be at least one image.
+        changes: the images to draw, with their mean IoU by each model, under the keys "gained" and "lost". The key is written
+            above each image. There must be at least one image.
 
     Returns:
         A list with one item: the content of a PNG file, 1,200 px wide.
@@ -227,7 +232,7 @@ def summary_sentence(comparison: Mapping[str, Any]) -> str:
     before, after = (percent(comparison["mean_iou"][name]) for name in ("champion", "challenger"))
     rise, lower, upper = (signed_points(comparison[name]) for name in ("rise", "lower", "upper"))
     new = comparison.get("new_images", 0)
-    left_out = f" {new:,} val images that are new since the champion are left out." if new else ""
+    left_out = f" Left out are {new:,} val images that were added or changed since the champion was registered." if new else ""
     return (
         f"Mean IoU {after} % against the champion's {before} %: {rise} points "
         f"(90 % interval {lower} to {upper}, by a paired bootstrap over {comparison['images']:,} images).{left_out}"

@@ -1,7 +1,7 @@
 """Evaluate DeconvNet and FCN-8s on a split and make the contents of the report's files.
 
-These are the metrics as JSON and Markdown, charts of them, figures of images, and the data of the charts. A result is one of the
-five ways of predicting: FCN-8s, DeconvNet, DeconvNet+CRF, EDeconvNet (the ensemble of both networks) and EDeconvNet+CRF.
+The files are the metrics (JSON and Markdown), charts, figures of images, and the data of the charts. A result is one of the five
+ways of predicting: FCN-8s, DeconvNet, DeconvNet+CRF, EDeconvNet (the ensemble of both networks) and EDeconvNet+CRF.
 """
 
 import json
@@ -26,7 +26,9 @@ from infra.runtime.executor import Executor
 def evaluate_and_report(
     inputs: EvaluationInputs, dataset: str, executor: Executor, gpu: bool = False
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Evaluate DeconvNet and FCN-8s on a split and make the contents of the report's files. Only pictures and masks are written.
+    """Evaluate DeconvNet and FCN-8s on a split and return the contents of the report's files.
+
+    Workers write the pictures and masks of the images to the report's folder. The other files are returned.
 
     Args:
         inputs: the networks, the images and the options.
@@ -90,9 +92,9 @@ def result_charts(results: Mapping[str, Any], breakdowns: Mapping[str, Any]) -> 
             reliability diagram, as `Evaluation.breakdowns` has them.
 
     Returns:
-        Functions that return the content of a PNG, by file name without suffix: "iou_by_class", "iou_by_proposals", "iou_by_size",
-        "confusion" and "calibration" (which is missing if an earlier version of this program has evaluated the networks). Without
-        annotated objects, "iou_by_size" has no bars. With windows, "iou_by_proposals" has no curve of DeconvNet.
+        Functions that return the content of a PNG, by file name without suffix: "iou_by_class", "iou_by_proposals",
+        "iou_by_size", "confusion" and "calibration" (missing if an earlier version of this program evaluated the networks).
+        Without annotated objects, "iou_by_size" has no bars. With windows, "iou_by_proposals" has no curve of DeconvNet.
     """
     title = f"{RESULT_TITLES[DECISIVE_RESULT]}, {results['dataset']}, {results['images']:,} images"
     confusion = np.array(breakdowns["confusion"][DECISIVE_RESULT])
@@ -111,8 +113,8 @@ def result_charts(results: Mapping[str, Any], breakdowns: Mapping[str, Any]) -> 
 def results_markdown(results: Mapping[str, Any]) -> str:
     """Format the metrics of the five results as two Markdown tables, in per cent.
 
-    The first table has a row for each result with its mean IoU, its pixel accuracy and its boundary measures. The second one has a
-    row for each class with its IoU in each result.
+    The first table has a row for each result with its mean IoU, its pixel accuracy and its boundary measures. The second one has
+    a row for each class with its IoU in each result.
 
     Args:
         results: the content of `results.json`: a dict with `dataset` (name), `images` (number), `classes` (names) and `rows`.
@@ -133,9 +135,9 @@ def results_markdown(results: Mapping[str, Any]) -> str:
         f"|---|{'---:|' * len(RESULTS)}",
         *(f"| {c} | {' | '.join(percent(rows[n]['iou'][c]) for n in RESULTS)} |" for c in results["classes"]),
         "",
-        "All numbers are percentages. A class that occurs neither in the ground truth nor in the predictions has no IoU (–) and is left "
-        "out of the mean. The boundary F-measure (within 0.0075 of the diagonal) and the Boundary IoU (bands of 0.02 of the diagonal) are "
-        "means over the classes, too.",
+        "All numbers are percentages. A class that occurs neither in the ground truth nor in the predictions has no IoU (–) and "
+        "is left out of the mean. The boundary F-measure (within 0.0075 of the diagonal) and the Boundary IoU (bands of 0.02 of "
+        "the diagonal) are means over the classes, too.",
         "",
         f"Expected calibration error of {RESULT_TITLES[DECISIVE_RESULT]}: {percent(results.get('expected_calibration_error'))}.",
     ]

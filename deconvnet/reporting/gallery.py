@@ -318,7 +318,7 @@ def draw_examples(examples_uri: str, classes: Sequence[str], count: int = 16, ba
     Args:
         examples_uri: URI of a table of training crops, such as `examples/stage1` in the workspace.
         classes: class names, ordered by id.
-        count: largest number of crops to draw. They are from a quarter as many row groups, which are spread evenly over the table.
+        count: largest number of crops to draw. They are from a quarter as many row groups, spread evenly over the table.
         background: whether class 0 is the background.
 
     Returns:

@@ -1,6 +1,6 @@
 """Draw figures of images and masks, as PNGs, 1,200 px wide. Masks have PASCAL VOC's colours, with a legend below.
 
-Each function takes `background`: whether class 0 is the background, on which the colours depend (`class_palette`).
+Each function takes `background`, which says whether class 0 is the background. The colours depend on it (`class_palette`).
 """
 
 from collections.abc import Mapping, Sequence

@@ -271,8 +271,8 @@ def reliability_diagram(calibration: Mapping[str, Any], error: float | None, tit
     """Draw how often pixels are predicted correctly by the probability of their predicted class, and how many pixels there are.
 
     Args:
-        calibration: the entry `calibration` of `report/analysis.json`: `edges` (limits of the bins), and by bin `pixels`, `confidence`
-            (mean probability) and `accuracy` (see `deconvnet.evaluation.calibration`).
+        calibration: the entry `calibration` of `report/analysis.json`: `edges` (limits of the bins), and by bin `pixels`,
+            `confidence` (mean probability) and `accuracy` (see `deconvnet.evaluation.calibration`).
         error: the expected calibration error, 0 to 1; None if no pixel was counted.
         title: text above the diagram.
 

@@ -50,7 +50,7 @@ def report_proposals(
     recall = measure_recall(images_uri, proposals_uri, split, executor, counts_up_to(settings.max_boxes), area, known)
     if not recall.num_objects:
         return None
-    note = f"{recall.num_objects:,} objects whose box has {area:,.0f} px² or more; the best of each image's first boxes counts."
+    note = f"{recall.num_objects:,} objects whose box has at least {area:,.0f} px²; of the first k boxes, the best IoU counts."
     content = json.dumps({"min_area": area, **recall.as_dict()}, indent=1) + "\n"
     files = {
         "proposals.json": content.encode(),

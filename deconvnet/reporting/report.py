@@ -1,7 +1,7 @@
 """Render `report/index.html`, the page with the results of a pipeline run.
 
-The page is self-contained: its images are embedded, and it loads nothing from elsewhere. Its only script sorts tables. Links lead to
-pictures of the evaluated images beside it.
+The page is self-contained: its images are embedded, and it loads nothing from elsewhere. Its only script sorts tables. Links lead
+to pictures of the evaluated images beside it.
 """
 
 import base64
@@ -42,7 +42,7 @@ Cell = str | tuple[str, str]
 def render_report(run: RunSummary) -> str:
     """Render the report of a pipeline run as HTML. No file is written.
 
-    All texts are escaped, and the page's content security policy forbids external addresses, and all scripts but the one that sorts
+    All texts are escaped. The page's content security policy forbids external addresses, and all scripts but that for sorting
     tables.
 
     Args:
@@ -178,7 +178,8 @@ def champion_image_table(images: Sequence[Mapping[str, Any]]) -> ImageTable:
     Args:
         images: a dict of measures for each image, a row of `report/against_champion.parquet`.
     """
-    heads = ("image", "mean IoU: champion", "new model", "change", "boundary F: champion", "new model", "change", "pictures", "")
+    mean_iou, boundary_f = ((f"{name}: champion", "new model", "change") for name in ("mean IoU", "boundary F"))
+    heads = ("image", *mean_iou, *boundary_f, "pictures", "")
     rows = []
     for row in sorted(images, key=lambda row: _with_none_last(row["change"])):
         before, after = row["boundary_f.champion"], row["boundary_f.challenger"]

@@ -21,16 +21,17 @@ METRICS = {
     "boundary_f": "boundary F",
     "boundary_iou": "Boundary IoU",
 }
-"""Titles of the metrics of each result, by their names in `results.json`, where an earlier version wrote the first two only."""
+"""Titles of the metrics, by their names in `results.json`. Files of earlier versions have only the first two."""
 
 STAGE_DESCRIPTIONS = {
-    "prepare": "Checks the images and their masks and writes them to the table `images`, each with its split: train, dev (for choices "
-    "during training), val or test (for the final results only). Unusable images go to the table `rejects`, with the reason.",
+    "prepare": "Checks the images and their masks and writes them to the table `images`, each with its split: train, dev (for "
+    "choices during training), val or test (for the final results only). Unusable images go to the table `rejects`, with "
+    "the reason.",
     "proposals": "Finds boxes that may contain an object (EdgeBox), best first.",
     "examples": "Cuts DeconvNet's training crops: stage 1 around annotated objects, stage 2 at proposals.",
-    "fcn8s_start": "Fits ImageNet's VGG-16 to FCN-8s, which starts from it.",
-    "stage1_start": "Fits ImageNet's VGG-16 to DeconvNet, which starts from it.",
-    "stage2_start": "Fits ImageNet's VGG-16 to DeconvNet, which starts from it.",
+    "fcn8s_start": "Fits VGG-16's ImageNet weights to FCN-8s (width, batch norm) as its initial weights.",
+    "stage1_start": "Fits VGG-16's ImageNet weights to DeconvNet (width, batch norm) as its initial weights.",
+    "stage2_start": "Fits VGG-16's ImageNet weights to DeconvNet (width, batch norm) as its initial weights.",
     "fcn8s": "Trains FCN-8s, the other network of the ensemble, on whole images.",
     "stage1": "Trains DeconvNet on easy crops: one object each, centred.",
     "stage2": "Trains DeconvNet on crops at proposals or windows, as it will see them when predicting.",
@@ -71,17 +72,17 @@ CHARTS = {
     "iou_by_class": ("IoU by class", "Intersection over union of every class, for the five results."),
     "iou_by_proposals": (
         "IoU by number of proposals",
-        "DeconvNet's mean IoU by the number of proposals that it uses in each image. An image whose boxes end earlier (segment.early_exit) "
-        "counts with its last mask at larger numbers. Mirrored images (segment.flip) are not used here.",
+        "DeconvNet's mean IoU by the number of proposals that it uses in each image. If an image has fewer boxes, or "
+        "segment.early_exit stops before, its last mask is used. Mirrored images (segment.flip) are not used here.",
     ),
     "iou_by_size": ("IoU by object size", "IoU of objects by the share of the image that they cover."),
     "confusion": ("Confusion", "How EDeconvNet+CRF divides each true class's pixels among the classes."),
     "calibration": (
         "Calibration",
-        "Pixels grouped by the probability of the class that EDeconvNet+CRF predicts, and the share of them whose class is right. On the "
-        "diagonal both are equal; below it, the network is overconfident.",
+        "Pixels grouped by the probability of the class that EDeconvNet+CRF predicts, and the share of them whose class is "
+        "right. On the diagonal both are equal; below it, the network is overconfident.",
     ),
-    "proposals": ("Recall of the proposals", "Share of the objects that the first boxes find, and how tightly."),
+    "proposals": ("Recall of the proposals", "Share of the objects that the first boxes find, by number of boxes and by IoU."),
     "training_curves": ("Training", "Loss, pixel accuracy on training crops and mean IoU on dev, by optimiser step."),
 }
 """Titles and explanations of the charts, by file name without suffix, in the report's order."""
@@ -124,7 +125,7 @@ class RunSummary:
             the stage of DeconvNet's training, and "dev" tables are not trained on.
         rejects: the inputs that could not be used.
         seconds: duration of each finished stage of the pipeline in seconds, by stage name, in the order in which they run.
-        step_seconds: for each training stage, the mean seconds a step by what they were spent on (`deconvnet.training.meter.PHASES`).
+        step_seconds: for each training stage, the mean seconds per step by phase (`deconvnet.training.meter.PHASES`).
         proposals: the content of `report/proposals.json`; {} if there is no such file.
         against_champion: the content of `report/against_champion.json`, the comparison with the registered model that was in use;
             {} if there is no such file.
@@ -215,8 +216,8 @@ def result_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
             `rows`. The rows are metrics by result name, see `METRICS`.
 
     Returns:
-        A tuple (title, one text for each of `METRICS`, mean IoU in the paper) for each result, in the paper's order. The title is a
-        text such as "DeconvNet+CRF". The numbers are texts in per cent, or "–" for None.
+        A tuple (title, one text for each of `METRICS`, mean IoU in the paper) for each result, in the paper's order. The title is
+        a text such as "DeconvNet+CRF". The numbers are texts in per cent, or "–" for None.
     """
     rows = results["rows"]
     return [
@@ -246,18 +247,18 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600:,} h {whole % 3600 // 60:02} min"
 
 
-def _decision(verdict: Mapping[str, Any]) -> str:
+def _decision(decision: Mapping[str, Any]) -> str:
     """Return a sentence that says whether the new model was promoted, and why.
 
     Args:
-        verdict: the summary that the stage `verdict` stored, with `version`, `promoted` and `why`; {} if there is none.
+        decision: the summary that the stage `verdict` stored, with `version`, `promoted` and `why`; {} if there is none.
 
     Returns:
-        The sentence; "" if `verdict` is empty.
+        The sentence; "" if `decision` is empty.
     """
-    if not verdict:
+    if not decision:
         return ""
-    return f"Version {verdict['version']} is {'' if verdict['promoted'] else 'not '}promoted: {verdict['why']}."
+    return f"Version {decision['version']} is {'' if decision['promoted'] else 'not '}promoted: {decision['why']}."
 
 
 def _read_rejects(table: str) -> Rejects:

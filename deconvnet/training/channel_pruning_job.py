@@ -26,7 +26,7 @@ from infra.runtime.executor import Executor
 if TYPE_CHECKING:
     from deconvnet.settings import ModelSettings
 
-MOST_INPUTS = 1000
+MAX_INPUTS = 1000
 """Largest number of images or crops that are used for pruning."""
 MOST_BYTES = 2**28
 """Largest size in bytes of the outputs of the pruned network's first layer, over all inputs. Two inputs are always used.
@@ -133,16 +133,15 @@ def _sample_inputs(job: PruningJob, first_channels: int) -> torch.Tensor:
         first_channels: number of channels of the pruned network's first layer. It decides how much memory an input needs.
 
     Returns:
-        float32 tensor of shape (N, 3, S, S) with normalised images. S is the network's input size. N is at most
-        1000.
+        float32 tensor of shape (N, 3, S, S) with normalised images. S is the network's input size. N is at most `MAX_INPUTS`.
 
     Raises:
         UserError: if the table holds fewer than 2 examples.
     """
     architecture = ARCHITECTURES[job.architecture]
     size = architecture.input_size(job.model)
-    examples = open_examples(job.examples_uri, size, architecture.split("train"))
-    count = min(MOST_INPUTS, max(2, MOST_BYTES // (4 * size * size * first_channels)), examples.total)
+    examples = open_examples(job.examples_uri, size, architecture.split_filter("train"))
+    count = min(MAX_INPUTS, max(2, MOST_BYTES // (4 * size * size * first_channels)), examples.total)
     if count < 2:
         raise UserError(
             f"{job.examples_uri} has too few examples to prune VGG-16: add images (at least 2), or leave model.vgg16 empty"

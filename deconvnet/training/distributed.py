@@ -44,15 +44,15 @@ def broadcast_state(state: State | None) -> State | None:
     rank, world_size = rank_and_world_size()
     if world_size == 1:
         return state
-    found = [None if state is None else ({n: (t.shape, t.dtype) for n, t in state.tensors.items()}, state.values)]
-    dist.broadcast_object_list(found, src=0, device=torch.device("cpu"))
-    if found[0] is None:
+    payload = [None if state is None else ({n: (t.shape, t.dtype) for n, t in state.tensors.items()}, state.values)]
+    dist.broadcast_object_list(payload, src=0, device=torch.device("cpu"))
+    if payload[0] is None:
         return None
-    kinds, values = found[0]
+    specs, values = payload[0]
     sent = state.tensors if rank == 0 and state is not None else {}
     tensors = {
         name: sent[name].contiguous() if name in sent else torch.empty(shape, dtype=dtype)
-        for name, (shape, dtype) in kinds.items()
+        for name, (shape, dtype) in specs.items()
     }
     for tensor in tensors.values():
         dist.broadcast(tensor, src=0)
@@ -60,7 +60,7 @@ def broadcast_state(state: State | None) -> State | None:
 
 
 def data_parallel(
-    model: nn.Module, device: torch.device, on_computed: Callable[[], None], bf16: bool = False
+    model: nn.Module, device: torch.device, on_gradients_computed: Callable[[], None], bf16: bool = False
 ) -> DistributedDataParallel:
     """Wrap a model in DistributedDataParallel (DDP), which averages gradients over the ranks.
 
@@ -69,8 +69,8 @@ def data_parallel(
     Args:
         model: the network, already on the device.
         device: the device of this rank. For a GPU without an index, torch's current GPU is used.
-        on_computed: called in each backward pass in which gradients are averaged, when this rank has computed all gradients. What
-            follows in this backward pass is waiting for the average.
+        on_gradients_computed: called when this rank has computed all gradients of a backward pass in which they are averaged. The
+            rest of that backward pass is waiting for the other ranks.
         bf16: whether the ranks exchange gradients in bfloat16, which is half the bytes. Weights and gradients stay float32.
     """
     hook = bf16_compress_hook if bf16 else allreduce_hook
@@ -81,7 +81,7 @@ def data_parallel(
     ) -> torch.futures.Future[Tensor]:
         """Average a bucket of gradients over all ranks. DDP calls this for each bucket, as soon as its gradients are computed."""
         if bucket.is_last():
-            on_computed()
+            on_gradients_computed()
         return hook(group, bucket)  # type: ignore[arg-type]  # None is the group of all ranks
 
     ids = None

@@ -35,8 +35,8 @@ class Outcome:
         epochs: number of epochs done. It is a fraction if `max_steps` ended the training within an epoch.
         dev_mean_iou: mean IoU (0–1) of the final network on the dev examples (held out for evaluation). None if there are none.
         best_dev_mean_iou: highest mean IoU on the dev examples after any epoch. None if there was no such evaluation.
-        step_seconds: mean seconds a step by what they were spent on (`meter.PHASES`), over all ranks and all steps since the run was
-            last started or resumed. {} if there were none. It does not matter to whether two outcomes are equal.
+        step_seconds: mean seconds per step by phase (`meter.PHASES`), over all ranks and all steps since the run was last started
+            or resumed; {} if there were no steps. It is ignored when two outcomes are compared.
     """
 
     steps: int

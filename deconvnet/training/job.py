@@ -93,8 +93,8 @@ class TrainingJob:
         check_batching(*sizes, setting=f"train.{self.stage}", needs_two=self.architecture.needs_two_examples)
         if self.stage == "fcn8s" and not self.model.fcn_batch_norm and self.model.vgg16 is None and self.init is None:
             logger.warning(
-                "  FCN-8s hardly learns from random weights without batch norm: set model.fcn_batch_norm to true, or name weights in "
-                "model.vgg16"
+                "  FCN-8s hardly learns from random weights without batch norm: set model.fcn_batch_norm to true, or name "
+                "weights in model.vgg16"
             )
 
     def dev_examples(self) -> Examples | None:
@@ -112,11 +112,11 @@ class TrainingJob:
         if self.dev_uri is None:
             return None
         try:
-            found = open_examples(self.dev_uri, self.architecture.input_size(self.model), self.architecture.split("dev"))
+            found = open_examples(self.dev_uri, self.architecture.input_size(self.model), self.architecture.split_filter("dev"))
         except NoExamples:
             logger.info(
                 f"  {self.dev_uri} has no dev examples, so the mean IoU is not measured during training: "
-                "the schedule plateau keeps the learning rate, and early_stopping_patience has no effect"
+                "schedule plateau never reduces the learning rate, and early_stopping_patience has no effect"
             )
             return None
         used, total = dev_counts(found)
@@ -139,7 +139,7 @@ class TrainingJob:
         """
         architecture = self.architecture
         jitter = self.settings.scale_jitter if architecture.whole_images else 0.0
-        size, split = architecture.input_size(self.model), architecture.split("train")
+        size, split = architecture.input_size(self.model), architecture.split_filter("train")
         examples = open_examples(self.examples_uri, size, split, jitter)
         return BatchPlan.of(examples, self.settings.batch, workers, self.seed)
 
@@ -150,8 +150,8 @@ class TrainingJob:
             plan: plan of the batches, made by `batch_plan`.
         """
         logger.info(
-            f"  {plan.examples.total:,} examples an epoch, {plan.steps_per_epoch:,} steps of {self.settings.batch}, "
-            f"at most {self.settings.total_steps(plan.steps_per_epoch):,} steps"
+            f"  each epoch: {plan.examples.total:,} examples in {plan.steps_per_epoch:,} steps of {self.settings.batch}; "
+            f"at most {self.settings.total_steps(plan.steps_per_epoch):,} steps in all"
         )
 
 
@@ -182,7 +182,7 @@ def run_job(
         should_save: called before each step. If it returns True on any rank, a checkpoint is reported after the step.
 
     Returns:
-        The numbers of steps and epochs, the mean IoU on the dev examples, and what the time was spent on.
+        The numbers of steps and epochs, the mean IoU on the dev examples, and the mean time of each phase of a step.
 
     Raises:
         UserError: if the weights or the checkpoint to start from don't fit the network.
@@ -194,8 +194,8 @@ def run_job(
     model = build_network(job.architecture, job.model, len(job.classes))
     if state is None and rank == 0:  # DDP copies rank 0's weights to all ranks
         initialise(model, job.model, job.classes, job.init)
-    formats = {"bf16": job.compute.bf16 and fast_bf16(device), "bf16_allreduce": job.compute.allreduce_dtype == "bfloat16"}
-    trainer = Trainer(model, job.settings, loader, seed=job.seed, dev=dev, device=device, **formats)
+    precision = {"bf16": job.compute.bf16 and fast_bf16(device), "bf16_allreduce": job.compute.allreduce_dtype == "bfloat16"}
+    trainer = Trainer(model, job.settings, loader, seed=job.seed, dev=dev, device=device, **precision)
     if state is not None:
         trainer.load_state_dict(state)
     try:
@@ -213,7 +213,7 @@ def run_job(
     return outcome
 
 
-_FORMATS = (
+_METRIC_TEXTS = (
     ("loss", "loss {:.4f}"),
     ("pixel_accuracy", "pixel accuracy {:.1%}"),
     ("lr", "lr {:.2g}"),
@@ -235,13 +235,13 @@ def progress_line(metrics: Mapping[str, Any], total_steps: int) -> str:
         The line, such as "step 20/1,000, epoch 0.40, loss 1.2345".
     """
     parts = [f"step {metrics['step']:,}/{total_steps:,}", f"epoch {metrics['epoch']:.2f}"]
-    return ", ".join(parts + [form.format(metrics[name]) for name, form in _FORMATS if name in metrics])
+    return ", ".join(parts + [form.format(metrics[name]) for name, form in _METRIC_TEXTS if name in metrics])
 
 
 def log_step_seconds(step_seconds: Mapping[str, float]) -> None:
-    """Log what the time of the training steps was spent on, such as "0.44 s a step: forward and backward 0.40, optimiser 0.03".
+    """Log the mean time of a training step and of its phases: "0.44 s a step: forward and backward 0.40, optimiser 0.03".
 
-    The largest phases come first. Those that take less than 1 % of a step are left out. Without steps nothing is logged.
+    The longest phases come first. Phases below 1 % of a step are left out. If there were no steps, nothing is logged.
 
     Args:
         step_seconds: seconds a step by phase (`Outcome.step_seconds`).

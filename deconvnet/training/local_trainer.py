@@ -26,13 +26,13 @@ LOCAL_CHECKPOINT = "step_"
 """Prefix of the names of this module's checkpoint folders. Names of Ray Train's checkpoints begin with `checkpoint_`."""
 
 CHECKPOINT_SECONDS = 300.0
-"""A checkpoint is due this many seconds after the last one, besides those that the setting `checkpoint_every` asks for.
+"""Seconds after the last checkpoint at which another one is saved, besides those that the setting `checkpoint_every` requests.
 
-It comes later if saving takes long (`CHECKPOINT_SHARE`).
+If saving takes long, it is saved later (`CHECKPOINT_SHARE`).
 """
 
 CHECKPOINT_SHARE, CHEAP_SECONDS = 0.05, 1.0
-"""Checkpoints that take more than `CHEAP_SECONDS` are written so rarely that they take at most this share of the training time."""
+"""Checkpoints that take longer than `CHEAP_SECONDS` may use at most the share `CHECKPOINT_SHARE` of the training time."""
 
 logger = logging.getLogger(__name__)
 
@@ -80,11 +80,11 @@ def train_locally(
         """Log the metrics, pass them to `on_report`, and save a checkpoint if the training state is given."""
         logger.info(f"  {progress_line(metrics, job.settings.total_steps(plan.steps_per_epoch))}")
         on_report(metrics)
-        if state is not None and (stop.seen or checkpoints.pays()):
+        if state is not None and (stop.is_set or checkpoints.pays()):
             checkpoints.save(state)
 
     with freed_memory_is_kept(), caught_signals() as caught:
-        stop = StopFlag(lambda: bool(caught) or should_stop())
+        stop = StopLatch(lambda: bool(caught) or should_stop())
         outcome = run_job(
             job,
             BatchLoader(plan, threads=threads, own_process=device.type == "cuda"),
@@ -99,32 +99,32 @@ def train_locally(
     return asdict(outcome)
 
 
-class StopFlag:
-    """Asks whether the training should stop, and remembers a yes, after which the state is reported for the last time.
+class StopLatch:
+    """A callable that returns whether the training should stop, and stays True once it was True.
 
     Attributes:
-        seen: whether the answer has been yes.
+        is_set: whether a call has returned True. The next checkpoint is then the last one of this process.
     """
 
     def __init__(self, should_stop: Callable[[], bool]) -> None:
-        """Remember the function that is asked.
+        """Store the function that decides.
 
         Args:
             should_stop: returns True if the training should stop.
         """
         self._should_stop = should_stop
-        self.seen = False
+        self.is_set = False
 
     def __call__(self) -> bool:
         """Return whether the training should stop."""
-        self.seen = self._should_stop() or self.seen
-        return self.seen
+        self.is_set = self._should_stop() or self.is_set
+        return self.is_set
 
 
 class LocalCheckpoints:
     """The checkpoints of one training run in a single local process. Only the newest one is kept.
 
-    It stays after the end of the training, so that little is repeated if the pipeline can't complete the stage.
+    It is not deleted when the training ends. If the pipeline then fails to complete the stage, the next run starts from it.
     """
 
     def __init__(self, uri: str) -> None:
@@ -151,13 +151,14 @@ class LocalCheckpoints:
         return time.monotonic() - self._saved_at
 
     def pays(self) -> bool:
-        """Return whether enough time has passed since the last checkpoint, by how long that one took (`CHECKPOINT_SHARE`)."""
+        """Return whether the last checkpoint was cheap, or took at most `CHECKPOINT_SHARE` of the time since then."""
         return self._saving_seconds <= max(CHEAP_SECONDS, CHECKPOINT_SHARE * self.seconds_since_save())
 
     def save(self, state: State) -> None:
-        """Save a checkpoint in a new subfolder, then delete those of fewer steps that this class saved, also in earlier processes.
+        """Save a checkpoint in a new subfolder, and delete the checkpoints of fewer steps that this class has saved.
 
-        A checkpoint of more steps is of a run that has taken over the workspace while this one was suspended, so it stays.
+        Those of earlier processes are deleted, too. Checkpoints of more steps are kept: they are of another run, which took over
+        the workspace while this one was suspended.
 
         Args:
             state: the training state.

@@ -1,4 +1,4 @@
-"""What a training run keeps between two reports, to log loss, accuracy and speed, and what its time was spent on."""
+"""Running metrics of a training: loss, accuracy and speed between two reports, and the time of each phase of a step."""
 
 import time
 from typing import Any
@@ -111,7 +111,7 @@ class StepTimes:
         self._laps.append((phase, self._clock.mark()))
 
     def read(self) -> dict[str, float]:
-        """Return how long a step took since the last call on average, over all ranks (training processes).
+        """Return the mean time of a step since the last call, over all ranks (training processes).
 
         Every rank must call this. On a GPU it waits for the end of the last phase.
 

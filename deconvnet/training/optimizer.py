@@ -62,7 +62,7 @@ def make_sgd(model: nn.Module, settings: StageSettings, fused: bool = True) -> t
     Args:
         model: the model, whose trainable parameters are optimised.
         settings: settings of the stage. Learning rate, momentum, weight decay, `bias_lr_factor` and `encoder_lr_factor` are used.
-        fused: whether `FusedSGD` may be used on CPUs, where numba can compile it. Else torch's SGD is used there.
+        fused: whether `FusedSGD` may be used on CPUs. If it is False, or numba cannot compile it, torch's SGD is used.
 
     Returns:
         The optimiser, with separate parameter groups for weights, biases and batch norm (see `parameter_groups`).

@@ -17,7 +17,7 @@ SPEED = Metric(
 LOSS = Metric("deconvnet_train_loss", "Mean loss of the latest steps", ("stage",))
 DEV_MEAN_IOU = Metric("deconvnet_train_dev_mean_iou", "Mean IoU on the dev examples, 0 to 1", ("stage",))
 STEP_SECONDS = Metric(
-    "deconvnet_train_step_seconds", "Seconds of a step by what they were spent on (meter.PHASES)", ("stage", "part")
+    "deconvnet_train_step_seconds", "Mean seconds per optimiser step by phase (meter.PHASES)", ("stage", "part")
 )
 _REPORTED = {"step": STEP, "samples_per_s": SPEED, "loss": LOSS, "dev_mean_iou": DEV_MEAN_IOU, "final_dev_mean_iou": DEV_MEAN_IOU}
 
@@ -99,12 +99,12 @@ class LiveMetricsCallback(ray.train.UserCallback):
 
         Args:
             stage: name of the training stage, such as "stage1".
-            metrics: exports them. None for the metrics of Ray.
+            metrics: exporter to use. None: Ray's own metrics (`RayMetrics`).
         """
         self._stage, self._metrics = stage, metrics or RayMetrics()
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Export rank 0's metrics. Ray Train's controller calls this after every report. For the arguments see above."""
+        """Export rank 0's metrics. Ray Train calls this after every report. Arguments: see `ReportForwarder.after_report`."""
         reported = metrics[0] if metrics and metrics[0] else {}
         for name, metric in _REPORTED.items():
             if reported.get(name) is not None:

@@ -1,8 +1,8 @@
 """Running a training stage on Ray Train.
 
 The training is distributed over several workers by DDP, with NCCL on GPUs and gloo on CPUs. Each worker makes its own batches.
-If a worker or its node dies, Ray Train restarts all workers from the last checkpoint. It starts the same number again. With
-`compute.min_workers` it starts as many as there is room for.
+If a worker or its node dies, Ray Train restarts the training from the last checkpoint, with the same number of workers. If
+`compute.min_workers` is set, it continues with as many workers as the remaining nodes have resources for.
 
 The driver (the process that calls `train_on_ray`) checks the settings, starts the run, logs the workers' reports and waits.
 When it is interrupted by Ctrl-C, SIGTERM or `ray job stop`, it asks the workers to stop. They save a checkpoint first.
@@ -40,10 +40,10 @@ POLL_SECONDS = 0.2
 Ray's default of 2 s would delay every report.
 """
 PREEMPTION_POLL_SECONDS = 1.0
-"""Seconds between two looks for nodes that will be taken away. Ray's default of 5 s would waste a part of a short notice."""
+"""Seconds between two checks for nodes that will be preempted. Ray's default of 5 s would use up part of a short notice."""
 PLACEMENT_SECONDS = 20
-"""Seconds after which Ray Train gives up a request for the workers' CPUs and GPUs, reports it, and makes another request."""
-_STOPPED = "interrupted while waiting for room for the workers: the same command resumes from the last checkpoint"
+"""Timeout in seconds for the resources of the workers. Ray Train then reports that they are missing, and tries again."""
+_STOPPED = "interrupted while waiting for resources for the workers: the same command resumes from the last checkpoint"
 COLLECTIVE_SECONDS = 600
 """Longest time in seconds that a worker waits for the others in a collective operation. Writing a checkpoint takes less."""
 
@@ -110,13 +110,13 @@ def check_resources(compute: ComputeSettings, cluster: ClusterSettings) -> None:
     if fits >= _fewest_workers(compute):
         return
     check_nodes(cluster, "training_nodes")
-    what = f"{_needed_room(compute)} (Ray has it for {fits})"
+    what = f"{_needed_workers(compute)} (Ray has resources for {fits})"
     if not can_autoscale(cluster) and len(live_nodes()) == 1:
         raise UserError(
             f"compute requests {what}: lower compute.workers or compute.cpus_per_worker"
             + (", or set compute.gpu to false" if compute.gpu else "")
         )
-    logger.info(f"  waiting for {what}")
+    logger.info(f"  waiting for resources for {what}")
 
 
 def _fewest_workers(compute: ComputeSettings) -> int:
@@ -124,18 +124,19 @@ def _fewest_workers(compute: ComputeSettings) -> int:
     return compute.workers if compute.min_workers is None else compute.min_workers
 
 
-def _needed_room(compute: ComputeSettings) -> str:
-    """Describe the resources that a training needs to run, for a message: "room for 2 training workers of 1 CPU each"."""
+def _needed_workers(compute: ComputeSettings) -> str:
+    """Describe the workers that a training needs to run, for a message: "2 training workers of 1 CPU each"."""
     each = f"{compute.cpus_per_worker} CPU{'s' * (compute.cpus_per_worker > 1)}" + (" and a GPU" if compute.gpu else "")
     workers = _fewest_workers(compute)
-    return f"room for {workers} training workers of {each} each" if workers > 1 else f"room for a training worker of {each}"
+    return f"{workers} training workers of {each} each" if workers > 1 else f"a training worker of {each}"
 
 
 def _set_ray_train_variables() -> None:
     """Set environment variables that configure Ray Train. Variables that the user has set stay as they are.
 
-    The variables set how often Ray Train checks its workers, and looks for nodes that will be preempted (taken away soon). If
-    Ray has a single node, they switch that look off. They also set how long Ray Train waits for resources until it reports.
+    The variables set how often Ray Train checks its workers and how often it checks for nodes that will be preempted. With a
+    single node, this second check is disabled. They also set how long Ray Train waits for resources before it reports that they
+    are missing.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", str(PREEMPTION_POLL_SECONDS))
@@ -247,7 +248,7 @@ class _Run:
                     raise Interrupted(_STOPPED)
                 thread.join(POLL_SECONDS)
             self._log_messages()
-            return self._result()  # within the block, because a signal that has stopped the training must not be sent again
+            return self._result()  # raises within the block; otherwise `caught_signals` would send the caught signal again
 
     def _result(self) -> dict[str, Any]:
         """Return what the worker of rank 0 returned, or raise the error with which the run ended (see `wait`)."""
@@ -274,29 +275,29 @@ class _Run:
     def _log_messages(self) -> None:
         """Take all messages from the run's message queue and log them.
 
-        They are metrics, failures of workers, notices of nodes that will be taken away, and changes of the number of workers.
+        They are metrics, failures of workers, notices of nodes that will be preempted, and changes of the number of workers.
         """
         for message in ray.get(self._queue.take.remote()):
             if "failed" in message:
                 reasons = "; ".join(f"worker {rank}: {reason}" for rank, reason in message["failed"].items())
                 logger.info(f"  workers failed ({reasons}); Ray Train restarts them from the last checkpoint, or gives up")
             elif "leaving" in message:
-                logger.info(f"  a node will be taken away in {message['leaving']:.0f} s: a checkpoint was saved")
+                logger.info(f"  a node will be preempted in {message['leaving']:.0f} s: a checkpoint was saved")
             elif "workers" in message:
                 self._log_workers(message["workers"])
             else:
                 logger.info(f"  {progress_line(message, self._total_steps)}")
 
     def _log_workers(self, workers: int) -> None:
-        """Log the number of workers if it has changed. A number that cannot change is logged only after a wait.
+        """Log the number of workers if it has changed. Without `min_workers` it is logged only after a wait for resources.
 
         Args:
-            workers: number of workers that run now; 0 while there is no room for them.
+            workers: number of workers that run now; 0 while there are no resources for them.
         """
         compute = self._job.compute
         before, self._workers = self._workers, workers
         if workers == 0 != before:
-            logger.info(f"  workers: none yet; waiting for {_needed_room(compute)} that no other work takes")
+            logger.info(f"  workers: none yet; waiting for free resources for {_needed_workers(compute)}")
         elif workers not in (0, before) and (compute.min_workers is not None or before is not None):
             logger.info(f"  workers: {workers}")
 

@@ -41,8 +41,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         config: a dictionary with the keys "job" (the `TrainingJob`), "plan" (the `BatchPlan`, for any number of workers), "dev"
-            (the examples to evaluate on, or None) and "queue" (handle of the Ray actor of class `ReportQueue`, which tells whether
-            the driver wants the run to stop).
+            (the examples to evaluate on, or None) and "queue" (handle of the Ray actor of class `ReportQueue`, which tells
+            whether the driver wants the run to stop).
 
     Returns:
         The results by name: "steps", "epochs", "dev_mean_iou", "best_dev_mean_iou" and "step_seconds". If training was stopped or
@@ -86,10 +86,10 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
 
 
 class Preemption:
-    """Decides when a checkpoint must be saved because Ray will take a node of the training away.
+    """Decides when to save checkpoints after Ray's notice that a node of the training will be preempted.
 
-    A first checkpoint is saved as soon as Ray gives notice. Then training goes on. A last one is saved so early that it is complete
-    when the node is taken away, and after it the training waits, because Ray will restart it and further steps would be lost.
+    The first checkpoint is saved right after the notice, and training continues. The last one is started early enough to be
+    complete before the deadline. Then training waits for Ray to restart it, because further steps would be lost.
     """
 
     MARGIN_SECONDS = 2.0
@@ -101,12 +101,12 @@ class Preemption:
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Prepare for a notice.
+        """Store the functions. Nothing is checked yet.
 
         Args:
-            deadline: returns when a node will be taken away, in seconds by `clock`, or infinity if that is not known. None if none
-                will be taken away.
-            on_notice: called with the seconds that are left, when the first checkpoint was saved.
+            deadline: returns the time, by `clock`, at which a node will be preempted: infinity if the time is not known, None if
+                no node will be preempted.
+            on_notice: called once, after the first checkpoint was saved, with the seconds that are left.
             clock: returns the time in seconds.
             sleep: waits for some seconds.
         """
@@ -117,7 +117,7 @@ class Preemption:
         self._saving_seconds = 0.0
 
     def seconds_left(self) -> float | None:
-        """Return the seconds until Ray takes a node away and restarts the training. None if there is no notice."""
+        """Return the seconds until a node is preempted and Ray restarts the training. None if there is no notice."""
         deadline, now = self._deadline(), self._clock()
         if deadline is None:
             return None
@@ -132,7 +132,7 @@ class Preemption:
         return left is not None and (not self._saved or 0 < left <= self._reserve())
 
     def saved(self, seconds: float) -> None:
-        """Take note that a checkpoint was saved after a notice. If it was the last, wait until the node was taken away.
+        """Record that a checkpoint was saved. If it was the last one before the deadline, wait until Ray ends this process.
 
         Args:
             seconds: how long it took to save the checkpoint.
@@ -147,7 +147,7 @@ class Preemption:
             self._sleep(left + self.MARGIN_SECONDS)  # Ray ends this process meanwhile
 
     def _reserve(self) -> float:
-        """Return how many seconds before the deadline the last checkpoint must be begun. A single slow step does not count."""
+        """Return how many seconds before the deadline the last checkpoint must begin, by the faster of the last two steps."""
         step = min((after - before for before, after in pairwise(self._calls)), default=0.0)
         return 2 * (step + self._saving_seconds) + self.MARGIN_SECONDS
 
@@ -155,8 +155,8 @@ class Preemption:
 class RayCheckpoints:
     """Reports rank 0's metrics and checkpoints to Ray Train.
 
-    The training waits only until a checkpoint's tensors are copied in memory. A thread of Ray Train writes the copy. There is one
-    copy, whose memory is used again, because new memory takes far longer to fill: before the next one is made, the training waits
+    The training waits only until a checkpoint's tensors are copied in memory. A thread of Ray Train then writes the copy. The
+    memory of the copy is reused, because filling new memory takes far longer. So before the next copy is made, the training waits
     until the previous one was written.
     """
 
@@ -165,7 +165,7 @@ class RayCheckpoints:
 
         Args:
             run_uri: folder of the run's checkpoints (local or in a bucket), which is Ray Train's experiment folder.
-            preemption: whether a node will be taken away. If so, the training waits until a checkpoint was written.
+            preemption: tells whether a node will be preempted. If so, the training waits until each checkpoint was written.
         """
         self._run_uri, self._preemption = run_uri, preemption
         self._copy: dict[str, Tensor] = {}
@@ -179,7 +179,7 @@ class RayCheckpoints:
             state: the training state. Its tensors may change after this call.
         """
         modes = ray.train.CheckpointUploadMode
-        if state is None:  # a report waits for those before it, unless it is asynchronous, too
+        if state is None:  # a synchronous report would wait until the asynchronous one before it has been uploaded
             ray.train.report(metrics, checkpoint_upload_mode=modes.ASYNC if self._writing.locked() else modes.SYNC)
             return
         self._writing.acquire()
@@ -188,7 +188,7 @@ class RayCheckpoints:
         started = time.monotonic()
         ray.train.report(
             metrics,
-            # An empty folder, in place of which `_write` writes the state. Ray deletes it.
+            # Ray requires a local folder. It stays empty, because `_write` writes the state itself. Ray deletes it.
             checkpoint=ray.train.Checkpoint.from_directory(tempfile.mkdtemp()),
             checkpoint_upload_mode=modes.SYNC if waits else modes.ASYNC,
             checkpoint_upload_fn=partial(self._write, kept),

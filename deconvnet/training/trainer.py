@@ -2,7 +2,7 @@
 
 The loop runs in one process, or in several processes (ranks) of torch.distributed. In both cases the network learns nearly the
 same, because the global batch does not depend on the number of ranks, and the loss is the mean over all non-void pixels of the
-global batch. Only the statistics of batch norm are those of a rank's own examples, unless these are few (`SYNC_BELOW`).
+global batch. Only batch norm's statistics are those of a rank's own examples, unless these are few (`SYNC_BELOW`).
 
 Before each step, the random generator for dropout is seeded with the seed, the step and the rank. So a checkpoint with the seed
 and the step is enough to restore the random state.
@@ -89,7 +89,7 @@ class Trainer:
         model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.world_size > 1 and settings.batch // (self.world_size * self.micro_batches) < SYNC_BELOW:
             convert_sync(model)
-        # All ranks or none: the two kinds of synchronised batch norm don't exchange the same numbers, and weights would drift apart.
+        # On all ranks or none: fused and plain synchronised batch norm exchange different numbers, and weights would drift apart.
         if fused := int(sum_over_ranks(torch.tensor(int(use_fused(self.device))))) == self.world_size:
             from deconvnet.models.fused.layers import use_fused_layers  # needs numba
 
@@ -114,8 +114,8 @@ class Trainer:
     ) -> Outcome:
         """Train from the current step to the end.
 
-        The end is after `total_steps`, or earlier if the schedule decides so. Then batch norm's statistics are recomputed, if
-        the settings ask for it, and the network is evaluated on the dev examples.
+        Training ends after `total_steps` steps, or earlier if the schedule is finished. Then, if the settings ask for it, batch
+        norm's statistics are recomputed. Finally, the network is evaluated on the dev examples, if there are any.
 
         Args:
             report: function that gets metrics by name and, if a checkpoint must be saved, the training state (else None). It is
@@ -125,7 +125,7 @@ class Trainer:
             should_save: called before each step. If it returns True on any rank, the state is reported after the step.
 
         Returns:
-            The number of steps and epochs, the mean IoU on the dev examples, and what the time was spent on.
+            The numbers of steps and epochs, the mean IoU on the dev examples, and the mean time of each phase of a step.
 
         Raises:
             Interrupted: if `should_stop` returned True. The state was reported before.
@@ -144,14 +144,14 @@ class Trainer:
             if stop:
                 report(self._position(), self.state_dict())
                 raise Interrupted(f"stopped after step {self.step}")
-            due = bool(save) or self._checkpoint_is_due(self.step + 1)
-            logs = due or (self.step + 1) % self.settings.log_every == 0
-            rate = self.train_step(images, masks, valid_pixels, count_correct=logs)
-            if logs:
+            saves_now = bool(save) or self._checkpoint_is_due(self.step + 1)
+            reports_now = saves_now or (self.step + 1) % self.settings.log_every == 0
+            rate = self.train_step(images, masks, valid_pixels, count_correct=reports_now)
+            if reports_now:
                 metrics = {**self._position(), "lr": rate, **self._loss_metrics(valid_pixels)}
                 if self._ends_epoch(self.step):
                     metrics |= self._evaluate_epoch()
-                report(metrics | times.read(), self.state_dict() if due else None)
+                report(metrics | times.read(), self.state_dict() if saves_now else None)
                 times.lap("checkpoints")
                 self._meter = Meter()
             if self._ends_epoch(self.step) and self.schedule.finished:
@@ -252,7 +252,7 @@ class Trainer:
         """
         if state.values.get("order") != ORDER_VERSION:
             raise UserError(
-                "the checkpoint was written by another version of this program, which read the examples in another order: delete it"
+                "the checkpoint was written by another version of this program, with another order of the examples: delete it"
             )
         weights = {name.removeprefix("model."): value for name, value in state.tensors.items() if name.startswith("model.")}
         own = self.model.state_dict()

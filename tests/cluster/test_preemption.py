@@ -32,7 +32,7 @@ def test_at_most_a_step_is_repeated(cluster: ClusterFixture, tmp_path: Path, whi
     training = [node for node in cluster.local.nodes if node.processes("RayTrainWorker")]
     assert len(training) == 2
     deadline = cluster.drain(training[which], NOTICE_SECONDS)
-    driver.until(r"a node will be taken away in \d+ s: a checkpoint was saved")
+    driver.until(r"a node will be preempted in \d+ s: a checkpoint was saved")
     wait_until(lambda: time.time() >= deadline, description="the deadline")
     training[which].kill()
     restarted = driver.until("workers: 1")

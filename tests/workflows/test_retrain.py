@@ -121,7 +121,8 @@ def test_val_images_that_are_new_or_have_moved_are_left_out_of_the_comparison(re
         with training_gives(0.4):
             done = retrained()
         assert done.returncode == 0, done.stdout + done.stderr
-        told = f"compared on the val images of both models: {kept}; left out, because new since the champion: {moved}"
+        left_out = f"left out, because added or changed since the champion's registration: {moved}"
+        told = f"compared on the val images of both models: {kept}; {left_out}"
         assert told in done.stdout and f"version {number} is not promoted" in done.stdout
     assert "only 2 of the 5 val images of the champion are still unchanged val images" in done.stdout
     outcome = retrained.generations()[-1].outcome

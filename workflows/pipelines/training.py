@@ -126,7 +126,7 @@ class Pipeline(TrackedPipeline):
 
         Returns:
             The summary of the stage: the numbers of `steps` and `epochs`, the mean IoU (0 to 1) on the dev examples at the end
-            (`dev_mean_iou`) and at its best (`best_dev_mean_iou`), and the seconds a step by what they were spent on
+            (`dev_mean_iou`) and at its best (`best_dev_mean_iou`), and the mean seconds per step by phase
             (`step_seconds`). Dev examples come from training images that are set aside.
         """
         from deconvnet.reporting import plots

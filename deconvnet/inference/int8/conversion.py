@@ -10,7 +10,7 @@ from deconvnet.inference.int8.layers import Int8Conv2d, Int8PixelDeconv2d
 from deconvnet.inference.int8.ranges import Ranges
 from deconvnet.models.fused.available import use_fused
 from deconvnet.models.fused.layers import use_fused_layers
-from deconvnet.models.fusion import without_norm
+from deconvnet.models.fusion import fold_batch_norm
 from deconvnet.models.layers import MatrixDeconv2d, as_convolution_kernel, units
 from deconvnet.models.network import Network
 from deconvnet.models.preprocessing import prepare
@@ -34,8 +34,8 @@ def computes_int8(device: torch.device | str) -> bool:
 def to_int8(network: N, ranges: Ranges) -> N:
     """Return a copy of a network that computes about the same scores with 8-bit integers.
 
-    Weights have a scale for each output channel. Activations have one for each layer: its largest activation divided by 255. The first
-    layer rounds the pixels. Score layers return float32.
+    Weights have a scale for each output channel. Activations have one for each layer: its largest activation divided by 255. The
+    first layer rounds the pixels. Score layers return float32.
 
     Args:
         network: a trained network on the CPU. It is not changed.
@@ -55,7 +55,7 @@ def to_int8(network: N, ranges: Ranges) -> N:
     before = 1.0
     for number, (name, unit) in enumerate(layers.items()):
         limits = None if number else _limits(network.convention)
-        network.set_submodule(name, _converted(without_norm(unit), before, scales[name], limits))
+        network.set_submodule(name, _converted(fold_batch_norm(unit), before, scales[name], limits))
         before = scales[name]
     for name, block in _SCORES.items():
         if hasattr(network, name):

@@ -1,10 +1,10 @@
 """Layers that compute with 8-bit integers, for prediction on CPUs.
 
-Between layers, activations are uint8 tensors. A value q stands for the activation q · s. The scale s of each layer is known before
-prediction, see `conversion`. All activations are at least 0, because each layer ends with ReLU.
+Between layers, activations are uint8 tensors. A value q stands for the activation q · s. The scale s of each layer is known
+before prediction, see `conversion`. All activations are at least 0, because each layer ends with ReLU.
 
-Convolutions are computed by oneDNN, with the operators that torch's compiler uses for networks in 8-bit integers. Sums of products
-of integers are exact, so results depend neither on the number of threads nor on the other examples of a batch.
+Convolutions are computed by oneDNN, with the operators that torch's compiler uses for networks in 8-bit integers. Sums of
+products of integers are exact, so results depend neither on the number of threads nor on the other examples of a batch.
 """
 
 from typing import cast
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 _LARGEST_WEIGHT = 127
 _LARGEST_ACTIVATION = 255
-_SMALLEST = 1e-20  # of the largest weights of channels, so that channels without weights divide nothing by 0
+_SMALLEST = 1e-20  # lower limit of a channel's largest weight, so that a channel of zeros does not cause a division by 0
 
 
 class Int8Conv2d(nn.Module):

@@ -1,6 +1,6 @@
-"""Largest activations of a network's layers, which say how activations are rounded to 8-bit integers.
+"""The largest activation of each layer of a network, from which the scales of the 8-bit activations follow (calibration).
 
-They are recorded while a network predicts some images, and kept in the network's model folder.
+It is recorded while the network predicts some images, and stored in the network's model folder.
 """
 
 from collections.abc import Iterator, Sequence

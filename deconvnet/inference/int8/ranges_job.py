@@ -63,15 +63,15 @@ class _Unit:
 
 
 def record_missing_ranges(inputs: RangeInputs, executor: Executor, registered: bool = False) -> None:
-    """Record the ranges of two networks in their folders, unless these of the same images and options are there.
+    """Record the activation ranges of two networks in their folders, unless they were recorded with the same images and options.
 
-    All workers compute on CPUs. The images are taken at even distances from all training images, so the ranges are the same for any
-    number of workers.
+    All workers compute on CPUs. The images are taken at even distances from all training images, so the ranges are the same for
+    any number of workers.
 
     Args:
         inputs: the networks and the images.
         executor: runs the workers, each of which holds both networks.
-        registered: whether the networks are those of a registered model. It is used with its own ranges, if it has any.
+        registered: whether the networks are a registered model. If both have ranges, these are used, of whatever images.
 
     Raises:
         UserError: if there are no training images, or no boxes in them.
@@ -89,7 +89,8 @@ def record_missing_ranges(inputs: RangeInputs, executor: Executor, registered: b
         deconvnet, fcn8s = largest(deconvnet, found[0]), largest(fcn8s, found[1])
     if not deconvnet:
         raise UserError(
-            f"segment.int8 needs training images with boxes, and {len(units)} were tried: set it to false, or lower segment.min_side"
+            f"segment.int8 needs training images with boxes, and {len(units)} were tried: set it to false, or lower "
+            "segment.min_side"
         )
     for folder, ranges in zip(folders, (deconvnet, fcn8s), strict=True):
         save_ranges(folder, ranges, made_from)

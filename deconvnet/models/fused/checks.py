@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def check_class_ids(targets: Tensor, scores: Tensor) -> None:
-    """Raise ValueError unless `targets` are int64 of shape (N, H, W), for scores of shape (N, C, H, W). Values are not checked."""
+    """Raise ValueError unless `targets` are int64 (N, H, W), for scores of shape (N, C, H, W). Values are not checked."""
     shape = (len(scores), *scores.shape[2:])
     if targets.dtype != torch.int64 or targets.shape != shape:
         raise ValueError(f"class ids must be int64 of shape {shape}, got {targets.dtype} of shape {tuple(targets.shape)}")

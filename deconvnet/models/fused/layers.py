@@ -1,8 +1,8 @@
 """Layers that compute training steps faster, and the conversion of networks to them.
 
 In evaluation mode they compute what torch's layers do, with two exceptions: the batch norm of a frozen convolution is folded into
-its weights, and pooling and unpooling accept uint8 activations (`inference.int8`). They have no attributes of their own, so a layer
-is converted by changing its class.
+its weights, and pooling and unpooling accept uint8 activations (`inference.int8`). They have no attributes of their own, so a
+layer is converted by changing its class.
 """
 
 from typing import cast
@@ -74,7 +74,7 @@ def _frozen_unit(conv: nn.Conv2d, norm: nn.BatchNorm2d, input: Tensor) -> Tensor
 
 
 class FusedMaxPool2d(nn.MaxPool2d):
-    """A 2×2 max-pooling layer that keeps the positions of maxima as uint8 for `FusedUnpool`: in training, and of uint8 activations."""
+    """A 2×2 max-pooling layer whose positions of maxima are uint8, for `FusedUnpool`, in training or for uint8 activations."""
 
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Take the maximum of each 2×2 square.

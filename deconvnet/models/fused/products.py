@@ -10,19 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_VECTOR = 16  # numbers of channels are multiples of it
+_VECTOR = 16  # numbers of channels must be multiples of it
 _HUGE = 2**24  # weights of a kernel that does not fit into the processor's caches
-_MAX_PIXELS = 256  # of the output, up to which torch spends more time on the order of a huge kernel's weights than on computing
+_MAX_PIXELS = 256  # largest number of output pixels for which torch spends more time reordering a huge kernel than computing
 
 
 class WinogradConv2d(nn.Module):
-    """A 3×3 convolution that needs a quarter of the multiplications, by Winograd's method, and ReLU if asked for.
+    """A 3×3 convolution by Winograd's method, with a quarter of the multiplications, optionally followed by ReLU.
 
     Its weights take four times the memory. Results differ from torch's by about 1e-5 of the largest one.
     """
 
     weight: Tensor
-    finish: Tensor
+    epilogue: Tensor
 
     def __init__(self, conv: nn.Conv2d, relu: bool = False) -> None:
         """Take the weights of a convolution for which `WinogradConv2d.suits` is true.
@@ -36,7 +36,7 @@ class WinogradConv2d(nn.Module):
         super().__init__()
         bias = cast(Tensor, conv.bias).detach()
         self.register_buffer("weight", transformed_weights(conv.weight.detach()))
-        self.register_buffer("finish", torch.stack([bias, torch.full_like(bias, 0.0 if relu else -torch.inf)]))
+        self.register_buffer("epilogue", torch.stack([bias, torch.full_like(bias, 0.0 if relu else -torch.inf)]))
 
     @staticmethod
     def suits(layer: nn.Module) -> bool:
@@ -61,14 +61,14 @@ class WinogradConv2d(nn.Module):
         """
         from deconvnet.models.fused.cpu.winograd import convolve
 
-        return convolve(x, self.weight, self.finish.shape[1], self.finish)
+        return convolve(x, self.weight, self.epilogue.shape[1], self.epilogue)
 
 
 class NeighbourhoodConv2d(nn.Conv2d):
-    """A convolution with a huge kernel, as FCN-8s' fc6, that is computed as the product of the pixels' neighbourhoods and the kernel.
+    """A convolution with a huge kernel, such as FCN-8s' fc6, computed by im2col: neighbourhoods of pixels times the kernel.
 
-    torch's own brings the weights (0.4 GB for fc6) into another order in each call. For many pixels this matters little, so torch's
-    is used.
+    torch's convolution reorders the weights (0.4 GB for fc6) in each call. If there are many pixels, this hardly matters, and
+    torch's convolution is used.
     """
 
     @staticmethod

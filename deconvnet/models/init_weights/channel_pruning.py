@@ -94,8 +94,9 @@ def prune_vgg16(
 ) -> Iterator[PrunedLayer]:
     """Prune VGG-16's 13 convolutions (reduce their numbers of channels), one layer after the other.
 
-    At width 1, all channels and weights are kept, and only the statistics are measured. Otherwise, for each layer, the channels to keep are selected and their new weights are fitted. Both use the responses (outputs before
-    ReLU) of the full network at randomly drawn positions of the inputs.
+    At width 1, all channels and weights are kept, and only the statistics are measured. Otherwise, for each layer, the channels
+    to keep are selected and their new weights are fitted. Both use the responses (outputs before ReLU) of the full network at
+    randomly drawn positions of the inputs.
 
     The outputs of each pruned layer approximate the full network's kept channels, divided by one number per layer. This number
     is chosen so that the outputs after ReLU have a mean square of 1. VGG-16's own outputs are in the hundreds, which would make

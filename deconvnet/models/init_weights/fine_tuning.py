@@ -1,6 +1,6 @@
 """Fine-tuning: initial weights from a model that was trained for other classes.
 
-The weights of the class scores are taken over for classes with the same name. All other weights are taken over unchanged.
+Weights that belong to a class are copied if both models have a class of this name. All other weights are copied unchanged.
 """
 
 from collections.abc import Mapping, Sequence

@@ -63,8 +63,8 @@ def load_vgg16(model: Network, uri: str) -> tuple[str, ...]:
 
     Args:
         model: the network, changed in place.
-        uri: file of weights (local, https:// or in a bucket) in one of these formats: a `.pth` or `.safetensors` file with the tensor
-            names of torchvision's vgg16 or vgg16_bn (for RGB input, 0–1); a `.npz` file with Caffe's tensor names
+        uri: file of weights (local, https:// or in a bucket) in one of these formats: a `.pth` or `.safetensors` file with the
+            tensor names of torchvision's vgg16 or vgg16_bn (for RGB input, 0–1); a `.npz` file with Caffe's tensor names
             ("conv1_1.weight", …, for BGR input, 0–255); a `.npz` file of pruned weights made by `write_vgg16`.
 
     Returns:

@@ -1,5 +1,5 @@
 "use strict";
-// A click on a column's head sorts the table by it: numbers largest first, then smallest first; cells without a number come last.
+// A click on a column's header sorts the table by it: numbers largest first, then smallest first; cells without a number come last.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => {

@@ -19,10 +19,10 @@ def even_ranges(count: int, parts: int) -> list[range]:
 def micro_batch_count(batch: int, workers: int, micro_batch: int | None) -> int:
     """Return the number of micro-batches that each worker divides its share of a global batch into.
 
-    A micro-batch contains the examples that a worker computes at once. The number is the same for all workers, because with
-    synchronised batch norm they wait for each other at every micro-batch. No micro-batch is empty, so where the shares differ in
-    size and `micro_batch` is 1, some have 2 examples. DeconvNet on a single worker needs at least 2 in each, because of batch norm
-    after fc6 (`check_batching`).
+    A micro-batch contains the examples that a worker computes at once. All workers use the same number, because with synchronised
+    batch norm they wait for each other at every micro-batch. No micro-batch is empty. So if the shares differ in size and
+    `micro_batch` is 1, some micro-batches have 2 examples. On a single worker, DeconvNet needs at least 2 examples in each
+    micro-batch, because of the batch norm after fc6 (`check_batching`).
 
     Args:
         batch: number of examples in a global batch.
@@ -46,8 +46,8 @@ def check_batching(
         needs_two: whether a worker that trains alone must compute at least 2 examples at once (see `Architecture`).
 
     Raises:
-        UserError: if a worker would get no example, `min_workers` exceeds `workers`, `micro_batch` exceeds `batch`, or a worker that
-            trains alone would compute a single example at once although it needs two.
+        UserError: if a worker would get no example, `min_workers` exceeds `workers`, `micro_batch` exceeds `batch`, or a worker
+            that trains alone would compute a single example at once although it needs two.
     """
     if min_workers is not None and min_workers > workers:
         raise UserError(
@@ -67,5 +67,6 @@ def check_batching(
             raise UserError(f"{setting}.batch 1{reason}: raise it")
         more = ", or raise compute.min_workers to 2" if workers > 1 else ""
         raise UserError(
-            f"{setting}.micro_batch {micro_batch} with {setting}.batch {batch}{reason}: take {2 + batch % 2} or more, leave it empty{more}"
+            f"{setting}.micro_batch {micro_batch} with {setting}.batch {batch}{reason}: "
+            f"take {2 + batch % 2} or more, leave it empty{more}"
         )

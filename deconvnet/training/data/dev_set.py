@@ -15,15 +15,18 @@ DEV_LIMIT = 2048
 """Largest number of dev examples over all ranks, unless the caller of `DevSet` sets another."""
 
 DEV_BYTES = 2**30
-"""About the largest size in bytes of the encoded dev examples, over all ranks. It is estimated from the mean of the table's rows."""
+"""Approximate limit in bytes of the encoded dev examples over all ranks. Their size is estimated from the mean row size."""
 
 
 def dev_counts(examples: Examples, limit: int = DEV_LIMIT) -> tuple[int, int]:
-    """Return how many dev examples a training is evaluated on, over all ranks, and how many the table has.
+    """Count the dev examples of a training.
 
     Args:
         examples: all dev examples of the table.
         limit: largest number of examples to evaluate on.
+
+    Returns:
+        The number of examples that are evaluated, over all ranks, and the number that the table has.
     """
     groups, total = examples.groups, int(_counts(examples).sum())
     fitting = int(DEV_BYTES * groups.rows.sum() / max(1, groups.nbytes.sum()))
@@ -38,8 +41,8 @@ def _counts(examples: Examples) -> np.ndarray:
 class DevSet:
     """A rank's share of the dev examples, on which the network is evaluated after each epoch.
 
-    At most `limit` examples of the table are used, and fewer if about `DEV_BYTES` would be exceeded. They are spread
-    evenly over the table, and divided among the ranks (training processes). They are kept in memory in their encoded form and decoded for each evaluation.
+    At most `limit` examples of the table are used, and fewer if they would exceed about `DEV_BYTES`. They are spread evenly over
+    the table and divided among the ranks (training processes). They stay encoded in memory and are decoded for each evaluation.
     """
 
     def __init__(self, examples: Examples, rank: int = 0, workers: int = 1, limit: int = DEV_LIMIT, threads: int = 2) -> None:

@@ -20,7 +20,7 @@ class NoExamples(UserError):
 
 @dataclass(frozen=True, eq=False)
 class RowGroups:
-    """The row groups of a table's Parquet files that hold examples, as columns: a large table has hundreds of thousands.
+    """The row groups of a table that hold examples. Arrays instead of objects, because a table may have hundreds of thousands.
 
     Attributes:
         files: names of the table's Parquet files, which are paths below its folder.

@@ -10,14 +10,14 @@ from torch.utils.data import DataLoader, IterableDataset
 from deconvnet.training.interfaces import Batch
 from infra.errors import UserError
 
-AHEAD = 2
+PREFETCH = 2
 """Number of batches that the process makes ahead of their use."""
 
 
 class _MadeBatches(IterableDataset[Batch | UserError]):
-    """The batches that a function makes, and the user's error that ends them, if there is one.
+    """The batches that a function makes, followed by the UserError that it raised, if any.
 
-    The error is an item, not raised, because torch would put the process's traceback in place of its message.
+    The error is yielded instead of raised, because torch would replace its message by the traceback of the process.
     """
 
     def __init__(self, make: Callable[[], Iterator[Batch]]) -> None:
@@ -52,9 +52,10 @@ def made_by_process(make: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
         _MadeBatches(make),
         batch_size=None,  # an item is a batch already
         num_workers=1,
-        prefetch_factor=AHEAD,
+        prefetch_factor=PREFETCH,
         multiprocessing_context="spawn",  # a fork of a process with threads may hang
-        generator=torch.Generator(),  # of a seed for each process: drawn from torch's own, it would change the training
+        # DataLoader draws a seed for its worker. From torch's global generator, this would change the training's random numbers.
+        generator=torch.Generator(),
     )
     batches = iter(loader)
     lost = ""
@@ -64,11 +65,11 @@ def made_by_process(make: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
                 raise made
             images, masks = made
             yield images.numpy(), masks.numpy()
-    except (ConnectionError, EOFError) as error:  # torch names a dead process, but not if it dies while it hands over a batch
+    except (ConnectionError, EOFError) as error:  # the process died while it sent a batch; otherwise torch raises RuntimeError
         lost = repr(error)
     finally:
-        # Ends the process, and torch's watch over it, which raises an error in any code as soon as it sees a process die. An error
-        # that has left this function keeps its variables alive, and so the process and the watch.
+        # Deleting the iterator ends the process, and torch's watch on it, which would raise an error in unrelated code when the
+        # process dies. It must be deleted explicitly, because an exception that leaves this function keeps local variables alive.
         del batches
-    if lost:  # raised here, because there the error would be the cause of this one, and keep torch's variables alive
+    if lost:  # not raised in the `except` block: the caught error would be its context, and keep torch's variables alive
         raise RuntimeError(f"the process that makes batches was killed, or lost a connection: {lost}")

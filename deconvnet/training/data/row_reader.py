@@ -1,4 +1,4 @@
-"""Reading the encoded rows that fill some places of the batches, each row group once, a little ahead of their use."""
+"""Read one worker's share of each batch from the table: every row group once, shortly before its rows are needed."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -25,28 +25,27 @@ Row = tuple[bytes, bytes]
 
 @dataclass
 class _Group:
-    """A row group that is being read or was read, until all windows that need it have taken its rows.
+    """A row group in memory, or being read. It is dropped when every window that needs it has taken its rows.
 
     Attributes:
-        rows: its rows. Each occurs as often as it has examples. Those that a window has taken are replaced by None.
+        rows: its rows, each repeated as often as it occurs in the epoch. Rows that a window has taken are None.
         start: position of its first example in the layout of the epoch.
-        left: number of its examples that windows have yet to take.
+        num_pending: number of its examples that no window has taken yet.
     """
 
     rows: Future[list[Row | None]]
     start: int
-    left: int
+    num_pending: int
 
 
 class RowReader:
-    """The encoded rows for some places of the batches of consecutive steps.
+    """A reader of the encoded rows for one worker's share of the batches, step by step.
 
-    Row groups are read by threads, some steps before their rows are needed. A row is kept in memory until its last example has
-    been used.
+    Threads read row groups some steps before their rows are needed. A row stays in memory until its last example was used.
 
     Attributes:
-        places: the places.
-        groups_read: how many row groups have been read.
+        places: the share, as consecutive indices into each global batch (see `sampler`).
+        groups_read: number of row groups read so far.
         bytes_read: their size in bytes.
     """
 
@@ -79,21 +78,21 @@ class RowReader:
         """
         self._groups.clear()
         windows = self._order.windows(self.places, first_step, stop_step)
-        coming = next(windows, None)
-        ahead: deque[Window] = deque()  # whose row groups are being read
-        taken: dict[int, list[Row]] = {}  # by slot: the rows of its window that were not used yet, the next ones last
-        early = 1 + int(READ_AHEAD * self._order.window)
+        next_window = next(windows, None)
+        requested: deque[Window] = deque()  # whose row groups are being read
+        rows_by_slot: dict[int, list[Row]] = {}  # of its window that were not used yet, the next ones last
+        lead = 1 + int(READ_AHEAD * self._order.window)
         threads = ThreadPoolExecutor(READERS, "read-rows")
         try:
             for step in range(first_step, stop_step):
-                while coming is not None and coming.steps.start <= step + early:
-                    self._request(coming, first_step, threads)
-                    ahead.append(coming)
-                    coming = next(windows, None)
-                while ahead and ahead[0].steps.start <= step:
-                    window = ahead.popleft()
-                    taken[window.slot.index] = self._take(window, step)
-                yield [taken[slot.index].pop() for slot in self._slots for _ in self._columns(slot.places)]
+                while next_window is not None and next_window.steps.start <= step + lead:
+                    self._request(next_window, first_step, threads)
+                    requested.append(next_window)
+                    next_window = next(windows, None)
+                while requested and requested[0].steps.start <= step:
+                    window = requested.popleft()
+                    rows_by_slot[window.slot.index] = self._take(window, step)
+                yield [rows_by_slot[slot.index].pop() for slot in self._slots for _ in self._columns(slot.places)]
         finally:
             threads.shutdown(cancel_futures=True)
 
@@ -116,10 +115,10 @@ class RowReader:
                 number = int(layout.groups[entry])
                 self.groups_read += 1
                 self.bytes_read += int(self._examples.groups.nbytes[number])
-                left = self._examples_left(layout, entry, first_step)
-                self._groups[layout.epoch, entry] = _Group(threads.submit(self._read, number), layout.start(entry), left)
+                pending = self._examples_pending(layout, entry, first_step)
+                self._groups[layout.epoch, entry] = _Group(threads.submit(self._read, number), layout.start(entry), pending)
 
-    def _examples_left(self, layout: Layout, entry: int, first_step: int) -> int:
+    def _examples_pending(self, layout: Layout, entry: int, first_step: int) -> int:
         """Count the examples of a row group in those windows of this reader's slots that are used from `first_step` on.
 
         Args:
@@ -144,7 +143,8 @@ class RowReader:
         """
         layout = window.layout
         columns = self._columns(window.slot.places)
-        positions = self._order.drawn(window)[step - window.steps.start :, columns.start : columns.stop].ravel()[::-1]
+        positions = self._order.drawn(window)[step - window.steps.start :, columns.start : columns.stop]
+        positions = positions.ravel()[::-1]
         entries = layout.entries(window.positions)
         groups = {entry: self._groups[layout.epoch, entry] for entry in entries}
         of_position = entries.start + np.searchsorted(layout.ends[entries.start : entries.stop], positions, side="right")
@@ -155,8 +155,8 @@ class RowReader:
         for entry, group in groups.items():
             first, stop = max(group.start, window.positions.start), min(int(layout.ends[entry]), window.positions.stop)
             group.rows.result()[first - group.start : stop - group.start] = [None] * (stop - first)
-            group.left -= stop - first
-            if not group.left:
+            group.num_pending -= stop - first
+            if not group.num_pending:
                 del self._groups[layout.epoch, entry]
         return [row for row in found if row is not None]
 
@@ -179,7 +179,7 @@ class RowReader:
             row for row, weight in zip(rows, found["weight"].to_pylist(), strict=True) for _ in range(weight)
         ]
         del found
-        pa.default_memory_pool().release_unused()  # or each thread keeps what it has read, several row groups
+        pa.default_memory_pool().release_unused()  # otherwise, each thread's pool keeps the memory of several row groups
         if len(repeated) != (promised := int(self._examples.groups.examples[number])):
-            raise ValueError(f"row group {number} holds {len(repeated)} examples, its table promised {promised}")
+            raise ValueError(f"row group {number} holds {len(repeated)} examples, but the table's commit record says {promised}")
         return repeated

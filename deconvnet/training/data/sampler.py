@@ -1,4 +1,6 @@
-"""The random order of the examples in an epoch: which example is at which place of which batch, and what a worker must read for it.
+"""The random order of the examples in an epoch.
+
+It decides which example fills which place of which batch, and so which row groups a worker must read.
 
 An example is one occurrence of a row of the table. A row may be repeated in an epoch to balance the classes; each repeat is an
 example. A *place* is an index into a global batch (the examples of one optimiser step of all workers), from 0.
@@ -8,38 +10,37 @@ the table (`Order`):
 
 1. The row groups of the table are permuted and laid end to end (`Layout`). The repeats of a row lie beside each other, and so do
    the crops of an image. The index of an example in this layout is its *position*.
-2. The positions are cut into *slots* of equal length, one for each place of the global batch. Each batch takes one example of each
-   slot. So a slot lasts for the whole epoch. If a slot is longer by one than the epoch has batches, one of its examples is not used.
+2. The positions are cut into *slots* of equal length, one for each place of the global batch. Each batch takes one example of
+   each slot. So a slot lasts for the whole epoch. If a slot has one more example than the epoch has batches, one is not used.
 3. The examples of a slot are shuffled in *windows*, runs of consecutive positions, one window after the other (`Window`).
 
 **Any number of workers.** A worker takes consecutive places of the batch, so it reads only the slots of these places. The batches
 are the same whatever the number of workers, and every step can be computed without those before it, so a training may be resumed
 at any step by another number of workers.
 
-**What is read.** The workers' slots are consecutive runs of row groups, so together they read the table once in an epoch. Only the
-row groups that are cut by the border of two workers are read by both: one fewer than there are workers. A row group that is cut by
-the border of two slots of one worker would be needed at the end of one slot and at the beginning of the next. Therefore every
-second slot runs backwards through its positions: neighbours need their common row group at the same time, and read it once.
-A row group of a small table that spans many slots is read once, too, and kept until the last of them has taken its examples. So N
-workers read N − 1 row groups more than the table has: with 8 workers a tenth of a table of 70 row groups (of at most 1 MB each).
+**What is read.** A worker's slots are a run of consecutive row groups, so all workers together read the table once per epoch.
+There is one exception: a row group on the border between two workers is read by both. So N workers read N − 1 row groups more
+than the table has; with 8 workers and 70 row groups (of at most 1 MB each), this is a tenth of the table.
+Within a worker, a row group on the border between two slots would be needed at the end of one slot and at the beginning of the
+next. Therefore every second slot runs backwards through its positions: both slots then need the row group at the same time, and
+it is read once. In a small table, a row group may span many slots. It is read once, too, and kept until all of them have used it.
 
-**Memory.** A worker holds a window of each of its slots. A row leaves memory when it is drawn, so on average half of a window is held,
-and half of the row group that the window's end cuts. Windows are read ahead by an eighth of their length. So with S slots, windows of
-w bytes and row groups of g bytes, a single worker holds S · (5/8 w + g / 2) bytes. The window length w is chosen so that this equals
-`held_bytes`. (With more workers each holds less, but the order must not depend on their number.) Windows of different slots begin at
-different steps; otherwise all of them would be read, and be full, at the same time. Their starts are spaced by the golden ratio, which
-spreads the starts of any consecutive slots evenly.
-If S row groups don't fit in memory, there are fewer slots, and each fills several places of the batch. If such a slot fills
-places of two workers, both read it. None of this grows with the table.
+**Memory.** A worker holds a window of each of its slots. A row leaves memory when it is drawn, so on average half of a window is
+held, and half of the row group that the window's end cuts. Windows are read ahead by an eighth of their length. So with S slots,
+windows of w bytes and row groups of g bytes, a single worker holds S · (5/8 w + g / 2) bytes. The window length w is chosen so
+that this equals `held_bytes`. (With more workers each holds less, but the order must not depend on their number.) Windows of
+different slots begin at different steps; otherwise all of them would be read, and be full, at the same time. Their starts are
+spaced by the golden ratio, which spreads the starts of any consecutive slots evenly. If S row groups don't fit in memory, there
+are fewer slots, and each fills several places of the batch. If such a slot fills places of two workers, both read it. None of
+this grows with the table.
 
-**Mixing.** If the table has at most `held_bytes`, a slot is a single window: it is shuffled as a whole. Compared with one permutation
-of all examples, the batches are even more alike, since each takes one example of every part of the table (a stratified sample): the
-variance of the class counts of a batch is at most that of chance. The repeats of a row and the crops of an image, which lie in one slot
-(or in two, if a border cuts them), are spread over the epoch, and at most two of them meet in a batch. In a larger table each batch is still a stratified
-sample of the whole table, and the repeats of a row still don't meet in a batch, but they
-are spread only over the row's window, a share w / (bytes of the table / S) of the epoch. With this memory, no more is possible if
-the table is read once. So the classes of consecutive batches are correlated.
-How much is measured in docs/experiments.md. Where slots fill several places, two examples of one window may meet in a batch, as by chance.
+**Mixing.** Each batch takes one example from every slot, so it is a stratified sample of the table. The repeats of a row and the
+crops of an image lie in one slot (or in two, if a border cuts them), so at most two of them are in the same batch.
+If the table has at most `held_bytes`, each slot is a single window, which is shuffled as a whole. Then repeats are spread over
+the whole epoch, and the class counts of the batches vary at most as much as with one permutation of all examples. In a larger
+table, repeats are spread over one window only, which is the share w / (bytes of the table / S) of the epoch. More is not possible
+with this memory if the table is read once. So the classes of consecutive batches are correlated; docs/experiments.md measures how
+much. If slots fill several places, a batch may contain two examples of one window.
 
 **Short epochs.** An epoch with fewer examples than a batch has one batch, for which the layout is repeated until it fills it.
 """
@@ -98,7 +99,7 @@ class Slot:
         index: number of the slot, from 0. Slots with odd numbers run backwards.
         places: the places of a global batch that it fills.
         positions: its positions in the layout of an epoch.
-        phase: the slot's windows begin at the steps of an epoch that leave this remainder on division by the windows' length.
+        phase: offset of the slot's windows: they begin at the steps s of an epoch with s % `Order.window` == phase.
     """
 
     index: int
@@ -151,7 +152,7 @@ class Order:
             nbytes: integer array of shape (G,): the size in bytes of each row group.
             batch: number of examples in a global batch.
             seed: seed of the training.
-            held_bytes: bytes that a worker that makes whole batches may hold on average.
+            held_bytes: encoded bytes that a single worker, which makes whole batches, may hold on average.
         """
         total, size = int(examples.sum()), float(nbytes.sum())
         # The mean size of the row group that a byte is in.
@@ -163,7 +164,7 @@ class Order:
         window, phases = steps, np.zeros(count)
         if size > held_bytes:
             window = max(1, int((held_bytes - count * group / 2) / (1 / 2 + READ_AHEAD) * total / (size * batch)))
-            # Neighbours that meet at their ends (0 and 1, 2 and 3 …) begin their windows together, and so read their common row group.
+            # Neighbours that meet at their ends (0 and 1, 2 and 3 …) begin their windows together, to share the row group there.
             phases = np.floor(np.arange(count) // 2 * _GOLDEN % 1 * window)
         slots = []
         for index, places in enumerate(even_ranges(batch, count)):
@@ -259,13 +260,13 @@ class Order:
         return slot.positions[::-1][start:end][::-1] if slot.index % 2 else slot.positions[start:end]
 
     def drawn(self, window: Window) -> np.ndarray:
-        """Shuffle the examples of a window. The result depends on the seed, the epoch, the slot and the window's first step alone.
+        """Shuffle the examples of a window. The result depends only on the seed, the epoch, the slot and the window's first step.
 
         Args:
             window: the window.
 
         Returns:
-            int64 array of shape (steps of the window, places of its slot): the positions that fill the slot's places at each step.
+            int64 array (steps of the window, places of its slot): the positions that fill the slot's places at each step.
         """
         first = window.steps.start - window.layout.epoch * self.steps_per_epoch
         rng = np.random.default_rng([self.seed, window.layout.epoch, 1, window.slot.index, first])

@@ -35,7 +35,10 @@ def test_fewer_than_half_of_the_champion_s_images_are_too_few(images: int, gone:
     ("hold_out", "text"),
     [
         (HoldOut(["a"], 0, 0), "val images of both models: 1"),
-        (HoldOut(["a"], 1200, 0), "val images of both models: 1; left out, because new since the champion: 1,200"),
+        (
+            HoldOut(["a"], 1200, 0),
+            "val images of both models: 1; left out, because added or changed since the champion's registration: 1,200",
+        ),
         (HoldOut(["a"], 0, 2), "val images of both models: 1; changed or removed since the champion: 2"),
     ],
 )

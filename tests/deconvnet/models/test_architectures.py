@@ -52,7 +52,7 @@ def test_every_training_stage_has_an_architecture():
 
 @pytest.mark.parametrize("stage", ["stage3", "", "deconvnet"])
 def test_an_unknown_training_stage_is_named(stage):
-    with pytest.raises(ValueError, match=f"no training stage '{stage}', but .*stage1, stage2"):
+    with pytest.raises(ValueError, match=f"no training stage '{stage}'; the stages are .*stage1, stage2"):
         architecture_of_stage(stage)
 
 

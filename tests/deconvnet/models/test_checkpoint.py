@@ -125,5 +125,5 @@ def test_damaged_models_are_user_errors(saved, damage):
 @pytest.mark.parametrize("make", [lambda p: None, lambda p: p.write_text("a file"), lambda p: p.mkdir()])
 def test_folders_that_are_no_checkpoints_are_user_errors(tmp_path, make):
     make(tmp_path / "x")
-    with pytest.raises(UserError, match="is not a checkpoint"):
+    with pytest.raises(UserError, match="is not a model folder"):
         load_model(str(tmp_path / "x"))

@@ -186,7 +186,7 @@ def test_the_texts_name_the_interval_and_the_changes() -> None:
         "Mean IoU 51.2 % against the champion's 50.0 %: +1.2 points (90 % interval -0.4 to +2.9, by a paired bootstrap over "
     )
     assert summary_sentence(comparison) == sentence + "1,060 images)."
-    left_out = " 1,200 val images that are new since the champion are left out."
+    left_out = " Left out are 1,200 val images that were added or changed since the champion was registered."
     assert summary_sentence(comparison | {"new_images": 1200}) == sentence + "1,060 images)." + left_out
     assert class_changes(comparison) == [
         ("cat", "50.0", "75.0", "+25.0"),

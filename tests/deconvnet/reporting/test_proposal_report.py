@@ -41,7 +41,7 @@ def test_the_files_hold_the_recall(arguments, executor):
     markdown = files["proposals.md"].decode()
     assert markdown.startswith("# Proposals: mine dev\n")
     assert "| dev | 50 | 0.500 | 0.000 |" in markdown and "| dev | 500 | 1.000 | 0.500 |" in markdown
-    assert "2 objects whose box has 2,000 px² or more" in markdown
+    assert "2 objects whose box has at least 2,000 px²" in markdown
     assert files["proposals.png"] == b"chart of ['dev']"
 
 

@@ -212,7 +212,7 @@ def test_training_without_dev_examples_says_what_they_would_have_decided(folder:
     tables.commit(f"{tmp_path}/none", "f", [])
     with caplog.at_level(logging.INFO):
         assert job(folder, dev_uri=f"{tmp_path}/none").dev_examples() is None
-    assert "none has no dev examples" in caplog.text and "plateau keeps the learning rate" in caplog.text
+    assert "none has no dev examples" in caplog.text and "plateau never reduces the learning rate" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO):
         assert job(folder).dev_examples() and job(folder, dev_uri=None).dev_examples() is None

@@ -24,13 +24,13 @@ from tests.waiting import wait_until
 
 @pytest.mark.ray
 def test_more_resources_than_ray_has_are_refused(tmp_path: Path, ray_session, logged):
-    with pytest.raises(UserError, match=r"room for 8 training workers of 1 CPU each \(Ray has it for 2\): lower compute.workers"):
+    with pytest.raises(UserError, match=r"8 training workers of 1 CPU each \(Ray has resources for 2\): lower compute.workers"):
         train_on_ray(job(tmp_path, compute=ComputeSettings(workers=8)))
     with pytest.raises(
-        UserError, match=r"room for a training worker of 1 CPU and a GPU \(Ray has it for 0\).*compute.gpu to false"
+        UserError, match=r"a training worker of 1 CPU and a GPU \(Ray has resources for 0\).*compute.gpu to false"
     ):
         train_on_ray(job(tmp_path, compute=ComputeSettings(gpu=True)))
-    with pytest.raises(UserError, match=r"room for 3 training workers"):
+    with pytest.raises(UserError, match=r"requests 3 training workers"):
         check_resources(ComputeSettings(workers=8, min_workers=3), ClusterSettings())
     with pytest.raises(
         UserError, match=r"no living node of this Ray is labelled pool=gpu \(cluster.training_nodes\): .*--labels pool=gpu`"
@@ -129,8 +129,8 @@ def test_a_training_says_that_it_waits_for_cpus_that_other_work_takes_and_ends_w
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
     examples_table(f"{tmp_path}/examples", 60)
     other = ray.remote(ReportQueue).options(num_cpus=1).remote()
-    waits = "  workers: none yet; waiting for room for 2 training workers of 1 CPU each that no other work takes"
-    with pytest.raises(Interrupted, match="while waiting for room for the workers: the same command resumes"):
+    waits = "  workers: none yet; waiting for free resources for 2 training workers of 1 CPU each"
+    with pytest.raises(Interrupted, match="while waiting for resources for the workers: the same command resumes"):
         train_on_ray(job(tmp_path, compute=ComputeSettings(workers=2)), should_stop=lambda: waits in logged.messages)
     assert logged.messages.count(waits) == 1 and not any("stopping" in message for message in logged.messages)
     wait_until(lambda: not processes_below(os.getpid(), "TrainController"), seconds=60)

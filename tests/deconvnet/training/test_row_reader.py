@@ -75,7 +75,7 @@ class Made(Examples):
         return Table(image=Column(names), mask=pa.array([b""] * len(names)), weight=pa.array(weights))
 
     def weights(self, number: int) -> list[int]:
-        """Return how often each row occurs: rows with 1, 2 and 3 repeats, as many examples as were promised."""
+        """Return how often each row occurs: rows with 1, 2 and 3 repeats, as many examples as the commit record says."""
         left, found = int(self.groups.examples[number]), []
         while left:
             found.append(min(left, 1 + len(found) % 3))
@@ -182,10 +182,10 @@ def test_what_is_held_is_what_memory_allows_whatever_the_size_of_the_table(group
     assert Live.count == 0
 
 
-def test_a_row_group_with_other_rows_than_promised_is_an_error(tmp_path: Path):
+def test_a_row_group_with_other_rows_than_recorded_is_an_error(tmp_path: Path):
     table = made(np.array([5]), np.array([100]))
     table.groups.examples[0] = 6
     order = Order.of(table.groups.examples, table.groups.nbytes, 2, 0)
     table.weights = lambda number: [5]
-    with pytest.raises(ValueError, match="holds 5 examples, its table promised 6"):
+    with pytest.raises(ValueError, match="holds 5 examples, but the table's commit record says 6"):
         list(RowReader(table, order, range(2)).steps(0, 1))

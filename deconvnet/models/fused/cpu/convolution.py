@@ -1,8 +1,8 @@
 """Convolutions and 3×3 deconvolutions without bias, with the algorithm that is fastest on CPUs for each of their gradients.
 
-oneDNN computes most of them. But where there are few pixels, most of its time goes to rearranging weights and gradients, and matrix
-products are several times as fast. With more pixels, Winograd's method needs fewer multiplications for 3×3 kernels, where these are
-in float32. A deconvolution is the gradient of a convolution by its input, so it needs no flipped weights.
+oneDNN computes most of them. But where there are few pixels, most of its time goes to rearranging weights and gradients, and
+matrix products are several times as fast. With more pixels, Winograd's method needs fewer multiplications for 3×3 kernels, where
+these are in float32. A deconvolution is the gradient of a convolution by its input, so it needs no flipped weights.
 """
 
 from typing import Any, cast
@@ -15,10 +15,16 @@ from deconvnet.models.fused.cpu import winograd
 from deconvnet.models.layers import Deconv3x3
 
 FEW_PIXELS, FEWER_PIXELS = 1024, 512
-"""Up to how many pixels, over all examples, the gradient of the weights is a matrix product, and the other results too."""
+"""Largest numbers of pixels, over all examples, for which matrix products are used.
+
+The first is for the gradient of the weights, the second for the forward pass and the gradient of the input.
+"""
 LEAST_CHANNELS, LEAST_WORK, LEAST_WEIGHTS = 32, 2**25, 2**14
-"""From how many input and output channels, pixels · inputs · outputs, and, for the gradient of the weights, inputs · outputs
-Winograd's method was measured to be faster."""
+"""Smallest sizes at which Winograd's method was measured to be faster.
+
+They are: the number of input channels and of output channels; pixels · inputs · outputs; and, for the gradient of the weights,
+inputs · outputs.
+"""
 
 
 def convolve(layer: nn.Module, x: Tensor) -> Tensor:
@@ -52,8 +58,8 @@ def convolve_relu(x: Tensor, weight: Tensor, bias: Tensor, padding: tuple[int, .
         Tensor of shape (N, C', H', W').
     """
     if _winograd_suits(x, weight, padding) and not torch.is_autocast_enabled("cpu"):
-        finish = torch.stack([bias, torch.zeros_like(bias)])
-        return winograd.convolve(x, winograd.transformed_weights(weight), len(weight), finish)
+        epilogue = torch.stack([bias, torch.zeros_like(bias)])
+        return winograd.convolve(x, winograd.transformed_weights(weight), len(weight), epilogue)
     return F.relu(F.conv2d(x, weight, bias, padding=padding), inplace=True)
 
 
@@ -70,7 +76,7 @@ def _winograd_suits(x: Tensor, kernel: Tensor, padding: tuple[int, ...]) -> bool
         (*kernel.shape[2:], *padding) == (3, 3, 1, 1)
         and kernel.dtype == x.dtype
         and x.dtype in winograd.DTYPES
-        and all(winograd.divides(channels) for channels in kernel.shape[:2])
+        and all(winograd.supports_channels(channels) for channels in kernel.shape[:2])
         and least >= LEAST_CHANNELS
         and pixels > FEW_PIXELS
         and pixels * kernel.shape[0] * kernel.shape[1] >= LEAST_WORK
@@ -78,7 +84,7 @@ def _winograd_suits(x: Tensor, kernel: Tensor, padding: tuple[int, ...]) -> bool
 
 
 def _gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, padding: tuple[int, ...], which: list[bool]
+    grad: Tensor, x: Tensor, weight: Tensor, padding: tuple[int, ...], output_mask: list[bool]
 ) -> tuple[Tensor, Tensor, None]:
     """Compute the gradients of a convolution by oneDNN.
 
@@ -87,10 +93,10 @@ def _gradients(
         x: the input. For its gradient only its shape counts.
         weight: the kernel, of the same dtype.
         padding: padding of height and width.
-        which: whether to compute the gradients of the input, of the weight, and (not supported here) of a bias.
+        output_mask: whether to compute the gradients of the input, of the weight, and (not supported here) of a bias.
     """
     one, zero = (1, 1), (0, 0)
-    result = torch.ops.aten.convolution_backward(grad, x, weight, None, one, padding, one, False, zero, 1, which)
+    result = torch.ops.aten.convolution_backward(grad, x, weight, None, one, padding, one, False, zero, 1, output_mask)
     return cast(tuple[Tensor, Tensor, None], result)
 
 
@@ -159,7 +165,7 @@ class _Convolution(torch.autograd.Function):
         grad_x = None
         if ctx.needs_input_grad[0]:
             if _winograd_suits(x, kernel, ctx.padding):
-                grad_x = winograd.convolve(grad, winograd.transformed_weights(kernel, turned=True), x.shape[1])
+                grad_x = winograd.convolve(grad, winograd.transformed_weights(kernel, for_input_gradient=True), x.shape[1])
             elif grad.numel() // grad.shape[1] <= FEWER_PIXELS:
                 grad_x = _input_gradient(grad, x, kernel, ctx.padding)
             else:
@@ -190,7 +196,7 @@ class _Deconvolution(torch.autograd.Function):
         ctx.save_for_backward(x, kernel)
         ctx.dtype = weight.dtype
         if _winograd_suits(x, kernel, (1, 1)):
-            return winograd.convolve(x, winograd.transformed_weights(kernel, turned=True), weight.shape[1])
+            return winograd.convolve(x, winograd.transformed_weights(kernel, for_input_gradient=True), weight.shape[1])
         shape = (len(x), weight.shape[1], *x.shape[2:])
         like = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
         return _gradients(x, like, kernel, (1, 1), [True, False, False])[0]

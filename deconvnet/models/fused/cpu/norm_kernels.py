@@ -1,8 +1,8 @@
 """Kernels of batch norm followed by ReLU, on activations in memory format channels_last.
 
-They see activations as a flat array in which channels repeat: channel c has the indices c, c + C, c + 2C, … The loops go over
-rows of `width` numbers, a multiple of C of some hundred, because short loops are slow. So numbers for each channel (scale,
-shift …) are arrays of `width` numbers, in which those of the channels repeat.
+The kernels see activations as a flat array in which channels repeat: channel c has the indices c, c + C, c + 2C, … Short loops
+are slow, so the loops go over rows of `width` numbers, where `width` is a multiple of C of at least a few hundred. Values per
+channel (scale, shift …) are tiled to arrays of `width` numbers.
 
 Their first arguments are the number of all activations, `width`, and the number of rows in a chunk.
 """
@@ -14,8 +14,8 @@ from numba import carray, types
 
 from deconvnet.models.fused.cpu.parallel import compiled, load, pointer, store, take_chunk
 
-MATHS = {"contract", "reassoc", "nsz", "arcp"}
-"""Freedoms of the compiler: those of fast mathematics that keep infinity and NaN as they are."""
+FASTMATH_FLAGS = {"contract", "reassoc", "nsz", "arcp"}
+"""Those of LLVM's fast-math flags with which infinities and NaNs stay as they are."""
 
 
 class NormKernels(NamedTuple):
@@ -36,7 +36,7 @@ def norm_kernels(dtype: Any, sums: Any) -> NormKernels:
         sums: numba type of the calculation and of sums, float32 or float64.
     """
 
-    @compiled(dtype, sums, fastmath=MATHS)
+    @compiled(dtype, sums, fastmath=FASTMATH_FLAGS)
     def moments(block: Any) -> None:
         """Sum up x − shift and its square. Further arguments: x, shift (width,), and the sums (chunks, 2, width), 0 before."""
         a = carray(block, 8)
@@ -55,7 +55,7 @@ def norm_kernels(dtype: Any, sums: Any) -> NormKernels:
                     first[i] += value
                     square[i] += value * value
 
-    @compiled(dtype, sums, fastmath=MATHS)
+    @compiled(dtype, sums, fastmath=FASTMATH_FLAGS)
     def apply(block: Any) -> None:
         """Compute max(0, scale·x + offset). Further arguments: x, scale and offset (width,), and the result."""
         a = carray(block, 9)
@@ -72,7 +72,7 @@ def norm_kernels(dtype: Any, sums: Any) -> NormKernels:
                     value = load(row, i) * scale[i] + offset[i]
                     store(target, i, sums(0) if value < 0 else value)  # NaN stays NaN
 
-    @compiled(dtype, sums, fastmath=MATHS)
+    @compiled(dtype, sums, fastmath=FASTMATH_FLAGS)
     def gradient_sums(block: Any) -> None:
         """Sum up the gradient g before ReLU, and g·(x − mean).
 
@@ -96,7 +96,7 @@ def norm_kernels(dtype: Any, sums: Any) -> NormKernels:
                     first[i] += grad
                     product[i] += grad * (value - mean[i])
 
-    @compiled(dtype, sums, fastmath=MATHS)
+    @compiled(dtype, sums, fastmath=FASTMATH_FLAGS)
     def gradient(block: Any) -> None:
         """Compute scale·g + b·x + c, where g is the gradient before ReLU.
 

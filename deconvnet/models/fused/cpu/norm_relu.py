@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from deconvnet.models.fused.checks import check_count
 from deconvnet.models.fused.cpu.norm_kernels import DTYPES, NormKernels, norm_kernels
 from deconvnet.models.fused.cpu.parallel import run
-from deconvnet.models.sync_batchnorm import SyncBatchNorm2d, track, world_size
+from deconvnet.models.sync_batchnorm import SyncBatchNorm2d, update_running_stats, world_size
 
 WIDTH = 256
-"""Least length of the loops."""
+"""Smallest length of the loops."""
 CHUNK, CHUNKS = 2**15, 64
 """About the smallest number of activations in a chunk, and the largest number of chunks.
 
@@ -28,7 +28,7 @@ def norm_relu(x: Tensor, norm: nn.BatchNorm2d, bias: Tensor | None = None) -> Te
 
     Args:
         x: activations of shape (N, C, H, W) on the CPU, of bfloat16, float32 or float64.
-        norm: the batch norm, of float32 or float64. If it is a `SyncBatchNorm2d`, all workers (training processes) must call this.
+        norm: the batch norm, of float32 or float64. If it is a `SyncBatchNorm2d`, all training processes must call this.
         bias: the bias of the layer before, of shape (C,), if it is not yet added to `x`.
 
     Returns:
@@ -43,7 +43,7 @@ def norm_relu(x: Tensor, norm: nn.BatchNorm2d, bias: Tensor | None = None) -> Te
     mean, var, count = layout.moments(x.detach(), sync)
     check_count(count)
     shifted = mean if bias is None else mean + bias.detach().numpy()
-    track(norm, torch.from_numpy(shifted), torch.from_numpy(var * (count / (count - 1))))
+    update_running_stats(norm, torch.from_numpy(shifted), torch.from_numpy(var * (count / (count - 1))))
     inverse = (var + norm.eps) ** -0.5
     return cast(Tensor, _NormRelu.apply(x, norm.weight, norm.bias, bias, layout, mean, inverse, count, sync))
 

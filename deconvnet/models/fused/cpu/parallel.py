@@ -1,7 +1,7 @@
 """Compiled loops (numba) that run on torch's own threads.
 
-numba has a pool of threads of its own. But after each operation torch's threads spin while they wait for the next one, so they would
-take the cores from numba's. Therefore loops run on the threads of torch's OpenMP library, by its function GOMP_parallel.
+numba has its own thread pool. But torch's threads spin between two operations, so both pools would compete for the cores.
+Therefore the loops run on the threads of torch's OpenMP library, through its function GOMP_parallel.
 
 A kernel is a C function of one argument, the address of an array of 64-bit integers. The first two are the number of chunks taken
 so far and the number of all chunks (parts of the work); the others are sizes and the addresses of tensors. Threads take a chunk
@@ -32,8 +32,8 @@ _BITS, _LONG = ir.IntType(32), ir.IntType(64)
 def compiled(*dtypes: Any, **options: Any) -> Callable[[Callable[[Any], None]], Any]:
     """Return a decorator that compiles a kernel, or reads it from numba's cache.
 
-    Its files in the cache are named after the dtypes and this module's version. By itself, numba would keep a compiled kernel when
-    this module changes, and two processes that add kernels for different dtypes at the same time could exchange them.
+    Its files in the cache are named after the dtypes and this module's version. By itself, numba would keep a compiled kernel
+    when this module changes, and two processes that add kernels for different dtypes at the same time could exchange them.
 
     Args:
         dtypes: the numba types that the kernel is compiled for, if it exists for several.
@@ -53,7 +53,7 @@ def run(kernel: Any, chunks: int, *arguments: "int | Tensor | np.ndarray") -> No
     Args:
         kernel: the kernel, made by `compiled`.
         chunks: number of chunks.
-        arguments: sizes, and tensors and arrays whose addresses the kernel gets. They must have the memory layout that it expects.
+        arguments: sizes, and tensors and arrays whose addresses the kernel gets, in the memory layout that it expects.
 
     Raises:
         ValueError: if a tensor has gaps in memory, because kernels would read what is in the gaps.
@@ -72,7 +72,7 @@ def run(kernel: Any, chunks: int, *arguments: "int | Tensor | np.ndarray") -> No
 
 @cache
 def _gomp_parallel() -> Any:
-    """Return GOMP_parallel of the OpenMP library that torch has loaded, or None if there is none. Then one thread does the work."""
+    """Return GOMP_parallel of the OpenMP library that torch has loaded, or None if there is none (then one thread is used)."""
     maps = Path("/proc/self/maps")
     lines = maps.read_text().splitlines() if maps.exists() else []
     loaded = sorted({line.split(maxsplit=5)[-1] for line in lines if "libgomp" in line})

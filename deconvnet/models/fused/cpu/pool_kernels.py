@@ -50,7 +50,7 @@ def pool_kernels(dtype: Any, bits: Any) -> PoolKernels:
             for pixel in range(chunk * per_chunk * width, min(rows, (chunk + 1) * per_chunk) * width):
                 upper = x[(2 * pixel + (pixel // width) * 2 * width) * channels :][: 2 * channels]
                 lower = x[(2 * pixel + (pixel // width) * 2 * width + 2 * width) * channels :][: 2 * channels]
-                target, places = out[pixel * channels :][:channels], positions[pixel * channels :][:channels]
+                target, pixel_positions = out[pixel * channels :][:channels], positions[pixel * channels :][:channels]
                 for i in range(channels):
                     best, position = load(upper, i), types.uint8(0)
                     other = load(upper, channels + i)
@@ -63,7 +63,7 @@ def pool_kernels(dtype: Any, bits: Any) -> PoolKernels:
                     larger = other > best or other != other
                     best, position = (other if larger else best), (types.uint8(3) if larger else position)
                     store(target, i, best)
-                    places[i] = position
+                    pixel_positions[i] = position
 
     @compiled(dtype, bits)
     def unpool(block: Any) -> None:
@@ -83,13 +83,13 @@ def pool_kernels(dtype: Any, bits: Any) -> PoolKernels:
                 lower = upper[2 * width * channels :]
                 first, second = upper[:channels], upper[channels:][:channels]
                 third, fourth = lower[:channels], lower[channels:][:channels]
-                values, places = x[pixel * channels :][:channels], positions[pixel * channels :][:channels]
+                values, pixel_positions = x[pixel * channels :][:channels], positions[pixel * channels :][:channels]
                 for i in range(channels):
-                    value, position = values[i], places[i]
+                    value, position = values[i], pixel_positions[i]
                     first[i] = value if position == 0 else zero
                     second[i] = value if position == 1 else zero
                 for i in range(channels):  # a loop of its own, because LLVM vectorises no loop that writes to four arrays
-                    value, position = values[i], places[i]
+                    value, position = values[i], pixel_positions[i]
                     third[i] = value if position == 2 else zero
                     fourth[i] = value if position == 3 else zero
 
@@ -108,9 +108,9 @@ def pool_kernels(dtype: Any, bits: Any) -> PoolKernels:
             for pixel in range(chunk * per_chunk * width, min(rows, (chunk + 1) * per_chunk) * width):
                 upper = x[(2 * pixel + (pixel // width) * 2 * width) * channels :][: 2 * channels]
                 lower = x[(2 * pixel + (pixel // width) * 2 * width + 2 * width) * channels :][: 2 * channels]
-                target, places = out[pixel * channels :][:channels], positions[pixel * channels :][:channels]
+                target, pixel_positions = out[pixel * channels :][:channels], positions[pixel * channels :][:channels]
                 for i in range(channels):
-                    position = places[i]
+                    position = pixel_positions[i]
                     first, second, third, fourth = upper[i], upper[channels + i], lower[i], lower[channels + i]
                     above, below = second if position == 1 else first, fourth if position == 3 else third
                     target[i] = above if position < 2 else below

@@ -11,7 +11,7 @@ from torch import Tensor
 from deconvnet.models.fused.cpu.parallel import compiled, pointer, run, take_chunk
 
 CHUNK = 2**17
-"""Most numbers in a chunk. Each chunk belongs to one parameter."""
+"""Largest number of elements in a chunk. Each chunk belongs to one parameter."""
 
 
 class FusedSGD(torch.optim.SGD):
@@ -71,8 +71,8 @@ def _laid_out_as(parameter: Tensor, values: Tensor) -> Tensor:
 def _kernel(block: Any) -> None:
     """Change parameters and momenta.
 
-    Arguments: a table of chunks, int64 (chunks, 5): addresses of parameter, gradient and momentum, their number, and the row of the
-    second table, float32 (parameters, 3): learning rate, weight decay, momentum.
+    Arguments: a table of chunks, int64 (chunks, 5): addresses of parameter, gradient and momentum, their number, and the row of
+    the second table, float32 (parameters, 3): learning rate, weight decay, momentum.
     """
     a = carray(block, 4)
     table = carray(pointer(a[2], types.int64), a[1] * 5)
@@ -82,12 +82,12 @@ def _kernel(block: Any) -> None:
             return
         row = table[chunk * 5 :][:5]
         count = row[3]
-        parameter, momentum = carray(pointer(row[0], types.float32), count), carray(pointer(row[2], types.float32), count)
+        parameter, velocity = carray(pointer(row[0], types.float32), count), carray(pointer(row[2], types.float32), count)
         gradient = carray(pointer(row[1], types.float32), count)
         rates = carray(pointer(a[3] + 12 * row[4], types.float32), 3)
-        rate, decay, keep = rates[0], rates[1], rates[2]
+        lr, decay, momentum = rates[0], rates[1], rates[2]
         for i in range(count):
             value = parameter[i]
-            speed = momentum[i] * keep + (gradient[i] + value * decay)
-            momentum[i] = speed
-            parameter[i] = value - speed * rate
+            step = velocity[i] * momentum + (gradient[i] + value * decay)
+            velocity[i] = step
+            parameter[i] = value - step * lr

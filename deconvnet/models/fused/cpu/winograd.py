@@ -24,35 +24,38 @@ NUMBERS = 2**18
 """About how many numbers a thread works on at a time, so that they stay in the caches of its core (1 MB of float32)."""
 WEIGHTS_PER_TILE = 2**9
 """A thread works on at least one tile for this many weights, because weights are read once for all tiles together."""
-MOST_TILES = 16 * ROWS
+MAX_TILES = 16 * ROWS
 """Largest number of tiles that `WEIGHTS_PER_TILE` may ask for."""
 KEPT, KEPT_PER_WEIGHT = 2**19, 2**5
-"""Lower limits of how many transformed numbers are kept at a time when the gradient of the weights is computed: in all, and for each
-pair of an input and an output channel. Fewer would be slower, because the sums are read and written once for all of them."""
-BLOCK = (128, 2 * PANEL)
+"""The gradient of the weights is computed in passes over some of the tiles. A pass holds at most so many transformed numbers.
+
+The limit is the larger of `KEPT` and `KEPT_PER_WEIGHT` · inputs · outputs. Smaller passes would be slower, because each pass
+reads and writes all sums once.
+"""
+MAX_BLOCK = (128, 2 * PANEL)
 """Largest numbers of output and of input channels of a block of weights whose gradient is computed at a time."""
 
 
-def divides(channels: int) -> bool:
+def supports_channels(channels: int) -> bool:
     """Return whether these functions can compute with a number of channels."""
     return channels > 0 and channels % WIDTH == 0
 
 
-def transformed_weights(kernel: Tensor, turned: bool = False) -> Tensor:
+def transformed_weights(kernel: Tensor, for_input_gradient: bool = False) -> Tensor:
     """Transform the weights of a convolution for `convolve`.
 
     Args:
-        kernel: kernel (outputs, inputs, 3, 3) of a dtype in `DTYPES`, with numbers of channels that `divides` accepts.
-        turned: True to prepare the weights for the gradient of the input. The deconvolution with this kernel is the same
-            computation.
+        kernel: kernel (outputs, inputs, 3, 3) of a dtype in `DTYPES`, with numbers of channels that `supports_channels` accepts.
+        for_input_gradient: True to prepare the weights for the gradient of the input. The deconvolution with this kernel is the
+            same computation.
 
     Returns:
         The weights. They are not meant for any other use.
     """
     size, (outputs, inputs) = kernel.element_size(), kernel.shape[:2]
     numbers = kernel.permute(0, 2, 3, 1).reshape(outputs, 9 * inputs)
-    rows, columns = (outputs, inputs) if turned else (inputs, outputs)
-    if turned:
+    rows, columns = (outputs, inputs) if for_input_gradient else (inputs, outputs)
+    if for_input_gradient:
         start, step, row = numbers.data_ptr() + 8 * inputs * size, -inputs * size, 9 * inputs * size
     else:
         numbers = numbers.t().contiguous()  # (3, 3, inputs, outputs)
@@ -66,15 +69,15 @@ def transformed_weights(kernel: Tensor, turned: bool = False) -> Tensor:
     return weights
 
 
-def convolve(x: Tensor, weights: Tensor, outputs: int, finish: Tensor | None = None) -> Tensor:
+def convolve(x: Tensor, weights: Tensor, outputs: int, epilogue: Tensor | None = None) -> Tensor:
     """Compute a convolution.
 
     Args:
         x: tensor of shape (N, inputs, H, W) on the CPU.
         weights: weights of the same dtype, made by `transformed_weights`.
         outputs: number of output channels.
-        finish: tensor of shape (2, outputs): for each channel, a number that is added to the results, and their lower limit
-            afterwards. None to leave the results as they are.
+        epilogue: tensor of shape (2, outputs): for each channel, a bias that is added to the results, and their minimum
+            afterwards (0 for ReLU). None to leave the results as they are.
 
     Returns:
         Tensor of shape (N, outputs, H, W), in memory format channels_last.
@@ -90,16 +93,16 @@ def convolve(x: Tensor, weights: Tensor, outputs: int, finish: Tensor | None = N
         )
     x = x.contiguous(memory_format=torch.channels_last)
     out = torch.empty((count, outputs, height, width), dtype=x.dtype, memory_format=torch.channels_last)
-    if finish is None:
-        finish = x.new_tensor([[0.0], [-torch.inf]]).repeat(1, outputs)
+    if epilogue is None:
+        epilogue = x.new_tensor([[0.0], [-torch.inf]]).repeat(1, outputs)
     tiles, threads, each = _tiles(x), torch.get_num_threads(), 36 * (inputs + panels * PANEL + 2 * WIDTH)
-    most = min(MOST_TILES, max(NUMBERS // each, inputs * outputs // WEIGHTS_PER_TILE), -(-tiles // threads))
+    most = min(MAX_TILES, max(NUMBERS // each, inputs * outputs // WEIGHTS_PER_TILE), -(-tiles // threads))
     most = max(1, -(-most // ROWS)) * ROWS
     threads = max(1, min(threads, -(-tiles // most)))
     memory = x.new_empty(threads, TABLES // size + most * each)
     outside = x.new_zeros(inputs), x.new_empty(outputs)
     kernel, counter = convolution_kernel(DTYPES[x.dtype]), np.zeros(1, np.int64)
-    tensors = x, weights, out, *outside, finish[0], finish[1], counter, memory
+    tensors = x, weights, out, *outside, epilogue[0], epilogue[1], counter, memory
     run(kernel, threads, tiles, most, inputs, outputs, height, width, *tensors, memory.shape[1] * size)
     return out
 
@@ -137,7 +140,7 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
 
 def _block(outputs: int, inputs: int) -> tuple[int, int]:
     """Return how many outputs and inputs the gradient of the weights is computed for at a time, so that all threads have work."""
-    rows, columns = min(BLOCK[0], outputs), min(BLOCK[1], -(-inputs // PANEL) * PANEL)
+    rows, columns = min(MAX_BLOCK[0], outputs), min(MAX_BLOCK[1], -(-inputs // PANEL) * PANEL)
     while rows > 2 * WIDTH and -(-outputs // rows) * -(-inputs // columns) < 4 * torch.get_num_threads():
         rows //= 2
     return -(-rows // WIDTH) * WIDTH, columns

@@ -22,9 +22,9 @@ VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
 """Version of this module, for the names of the kernels that use it."""
 
 Matrix = tuple[tuple[float, ...], ...]
-# Winograd's F(4×4, 3×3), Lavin and Gray (CVPR 2016), §4.3: 4×4 outputs are A·[(G·g·Gᵀ) ∘ (B·d·Bᵀ)]·Aᵀ for a kernel g, 6×6 inputs d.
-# The gradient of g is therefore Gᵀ·[(Aᵀ·y·A) ∘ (B·d·Bᵀ)]·G for the outputs' gradients y, summed over the tiles. Each of the three
-# matrices is the product of two with fewer numbers that are not 0. The second one of a pair is applied first.
+# Winograd's F(4×4, 3×3), Lavin and Gray (CVPR 2016), §4.3: 4×4 outputs are A·[(G·g·Gᵀ) ∘ (B·d·Bᵀ)]·Aᵀ for a kernel g, 6×6 inputs
+# d. The gradient of g is therefore Gᵀ·[(Aᵀ·y·A) ∘ (B·d·Bᵀ)]·G for the outputs' gradients y, summed over the tiles. Each of the
+# three matrices is the product of two with fewer numbers that are not 0. The second one of a pair is applied first.
 B: tuple[Matrix, ...] = (
     (
         (1, 0, 0, 0, 0, 0),
@@ -102,19 +102,19 @@ def _matrix_column(builder: Any, matrices: tuple[Matrix, ...], values: list[Any]
     return values
 
 
-def transformation(matrices: tuple[Matrix, ...], finish: bool = False) -> Any:
+def transformation(matrices: tuple[Matrix, ...], epilogue: bool = False) -> Any:
     """Return a function for kernels that computes M·d·Mᵀ for `WIDTH` channels.
 
     Its arguments, by their index:
 
         0, 1  address of a table with the addresses of d's numbers, row by row, and what to add to each of these addresses
         2, 3  the same for the result
-        4, 5  addresses of what to add to all results, and of their least values; they count if `finish` is set
+        4, 5  addresses of the bias and of the minimum of all results; they are used if `epilogue` is set
         6     dtype, float32 or float64
 
     Args:
         matrices: matrices whose product is M.
-        finish: whether to add to the results and to limit them.
+        epilogue: whether to add a bias to the results, and then to replace lower ones by a minimum.
     """
     size, side = len(matrices[0]), len(matrices[-1][0])
     table = ir.IntType(64).as_pointer()
@@ -131,18 +131,18 @@ def transformation(matrices: tuple[Matrix, ...], finish: bool = False) -> Any:
         for column in range(side):
             numbers = [builder.load(place(args[0], side * row + column, args[1]), align=align) for row in range(side)]
             columns.append(_matrix_column(builder, matrices, numbers))
-        if finish:
-            added, least = (builder.load(builder.inttoptr(address, vector), align=align) for address in args[4:6])
+        if epilogue:
+            bias, minimum = (builder.load(builder.inttoptr(address, vector), align=align) for address in args[4:6])
         for row in range(size):
             for column, value in enumerate(_matrix_column(builder, matrices, [each[row] for each in columns])):
-                if finish:
-                    value = builder.fadd(value, added)
-                    value = builder.select(builder.fcmp_ordered("<", value, least), least, value)  # NaN stays NaN
+                if epilogue:
+                    value = builder.fadd(value, bias)
+                    value = builder.select(builder.fcmp_ordered("<", value, minimum), minimum, value)  # NaN stays NaN
                 builder.store(value, place(args[2], size * row + column, args[3]), align=align)
         return context.get_dummy_value()
 
     @intrinsic
-    def transform(typing: Any, given: Any, offset: Any, result: Any, out: Any, added: Any, least: Any, dtype: Any) -> Any:
+    def transform(typing: Any, given: Any, offset: Any, result: Any, out: Any, bias: Any, minimum: Any, dtype: Any) -> Any:
         return types.void(*[types.int64] * 6, dtype), code
 
     return transform

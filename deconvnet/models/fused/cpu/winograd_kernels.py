@@ -38,11 +38,11 @@ class Planes(NamedTuple):
     panel: int  # bytes between groups of `PANEL` columns
 
 
-class Finish(NamedTuple):
-    """What is done to results: addresses of two numbers for each channel."""
+class Epilogue(NamedTuple):
+    """Addresses of two numbers for each channel: what is added to the results, and their minimum afterwards."""
 
-    added: int
-    least: int
+    bias: int
+    minimum: int
 
 
 def _tile_table(side: int) -> Any:
@@ -65,20 +65,20 @@ def _tile_table(side: int) -> Any:
 def _tiles(matrices: tuple[Matrix, ...], given: bool) -> Any:
     """Return a function for kernels that transforms tiles to planes, or planes to tiles.
 
-    Its arguments are in this order: the address of `TABLES` bytes; the first tile; the number of tiles; the number of channels; where
-    the images are; where the planes are; what is done to the results, if these are tiles; the dtype.
+    Its arguments are in this order: the address of `TABLES` bytes; the first tile; the number of tiles; the number of channels;
+    where the images are; where the planes are; what is done to the results, if these are tiles; the dtype.
 
     Args:
         matrices: matrices whose product is that of the transform. Tiles of 6×6 pixels overlap, those of 4×4 do not.
         given: whether tiles are given and planes are the result.
     """
-    transform = transformation(matrices, finish=not given)
+    transform = transformation(matrices, epilogue=not given)
     side = len(matrices[-1][0] if given else matrices[0])
     fill, before = _tile_table(side), (side - 4) // 2
 
     @njit
     def move(
-        tables: int, first: int, count: int, channels: int, images: Images, planes: Planes, finish: Finish, dtype: Any
+        tables: int, first: int, count: int, channels: int, images: Images, planes: Planes, epilogue: Epilogue, dtype: Any
     ) -> None:
         pixels, matrices = carray(pointer(tables, types.int64), 36), carray(pointer(tables + 288, types.int64), 36)
         for i in range(36):
@@ -101,7 +101,7 @@ def _tiles(matrices: tuple[Matrix, ...], given: bool) -> Any:
                 if given:
                     transform(tables, start + at, tables + 288, here, at, at, dtype)
                 else:
-                    transform(tables + 288, here, tables, start + at, finish.added + at, finish.least + at, dtype)
+                    transform(tables + 288, here, tables, start + at, epilogue.bias + at, epilogue.minimum + at, dtype)
             column += 1
             if column == columns:
                 row, column = row + 1, 0
@@ -114,8 +114,8 @@ def _tiles(matrices: tuple[Matrix, ...], given: bool) -> Any:
 def _planes(matrices: tuple[Matrix, ...]) -> Any:
     """Return a function for kernels that transforms planes to planes.
 
-    Its arguments are the address of `TABLES` bytes; the first row and the number of rows; the number of columns; where both planes
-    are; the bytes of a number, and the dtype.
+    Its arguments are the address of `TABLES` bytes; the first row and the number of rows; the number of columns; where both
+    planes are; the bytes of a number, and the dtype.
 
     Args:
         matrices: matrices whose product is that of the transform.
@@ -192,7 +192,7 @@ def convolution_kernel(dtype: Any) -> Any:
         10      address of the results
         11      address of a pixel of zeros, which is read in place of those outside
         12      address of a pixel that is written in place of those outside
-        13, 14  addresses of what to add to each channel, and of each channel's least value
+        13, 14  addresses of each channel's bias and minimum
         15      address of a number that counts the tiles, 0 before
         16, 17  address of the memory for the chunks, and its bytes for each
 
@@ -207,7 +207,7 @@ def convolution_kernel(dtype: Any) -> Any:
         tiles, most, inputs, outputs = a[2], a[3], a[4], a[5]
         before = Images(a[8], a[6], a[7], inputs * size, a[11])
         after = Images(a[10], a[6], a[7], outputs * size, a[12])
-        finish = Finish(a[13], a[14])
+        epilogue = Epilogue(a[13], a[14])
         panels = (outputs + PANEL - 1) // PANEL
         row, out_row = (inputs + WIDTH) * size, (panels * PANEL + WIDTH) * size
         while True:
@@ -222,7 +222,7 @@ def convolution_kernel(dtype: Any) -> Any:
                 if first >= tiles:
                     break
                 count = min(most, tiles - first)
-                _move_inputs(tables, first, count, inputs, before, planes, finish, dtype)
+                _move_inputs(tables, first, count, inputs, before, planes, epilogue, dtype)
                 for i in range(36):
                     for panel in range(panels):
                         right = a[9] + (i * panels + panel) * inputs * PANEL * size
@@ -230,7 +230,7 @@ def convolution_kernel(dtype: Any) -> Any:
                             left = planes.address + i * planes.step + tile * row
                             out = products.address + i * products.step + tile * out_row + panel * PANEL * size
                             _multiply(left, row, size, right, PANEL * size, out, out_row, inputs, 0, dtype)
-                _move_outputs(tables, first, count, outputs, after, products, finish, dtype)
+                _move_outputs(tables, first, count, outputs, after, products, epilogue, dtype)
 
     return convolution
 
@@ -268,9 +268,9 @@ def planes_kernel(dtype: Any, inputs: bool) -> Any:
             part = Planes(planes.address + first * planes.row, planes.step, planes.row, 0)
             tables, count = a[13] + chunk * TABLES, min(a[4], a[3] - first)
             if inputs:
-                _move_inputs(tables, a[2] + first, count, a[5], images, part, Finish(0, 0), dtype)
+                _move_inputs(tables, a[2] + first, count, a[5], images, part, Epilogue(0, 0), dtype)
             else:
-                _move_gradients(tables, a[2] + first, count, a[5], images, part, Finish(0, 0), dtype)
+                _move_gradients(tables, a[2] + first, count, a[5], images, part, Epilogue(0, 0), dtype)
 
     return to_planes
 

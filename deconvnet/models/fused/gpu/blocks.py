@@ -13,8 +13,8 @@ PROGRAMS = 1024
 """How many programs compute sums, about: enough for all processors of a large GPU."""
 ELEMENTS = 4096
 """Number of elements of a block."""
-MOST_COLUMNS = 128
-"""Most columns of a block."""
+MAX_COLUMNS = 128
+"""Largest number of columns of a block."""
 
 
 def block_sizes(channels: int) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def block_sizes(channels: int) -> dict[str, Any]:
     Args:
         channels: number of channels.
     """
-    columns = min(MOST_COLUMNS, power_of_2(channels))
+    columns = min(MAX_COLUMNS, power_of_2(channels))
     return {"ROWS": ELEMENTS // columns, "COLUMNS": columns}
 
 

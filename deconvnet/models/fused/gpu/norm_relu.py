@@ -11,7 +11,7 @@ from deconvnet.models.fused.checks import check_count
 from deconvnet.models.fused.gpu.blocks import PROGRAMS, block_sizes, channels_last
 
 SUMMED_COLUMNS, SUMMED_ROWS = 16, 64
-"""Numbers of columns and rows that a program which adds up sums reads at once."""
+"""Size of the blocks, in columns and rows, in which `_add_up` reads the partial sums."""
 
 
 def norm_relu(x: Tensor, norm: nn.BatchNorm2d, bias: Tensor | None = None) -> Tensor:
@@ -142,7 +142,7 @@ class _Grid:
 
 @triton.jit
 def _moments(x, out, rows, channels, blocks, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Sum up a channel's values and their squares, after subtracting its first value, so that squares of large means don't lose precision."""
+    """Sum up each channel's values and their squares. The channel's first value is subtracted first, for precision."""
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < channels
     shift = tl.load(x + columns, mask=inside, other=0).to(tl.float32)

@@ -103,8 +103,8 @@ def _run(kernel: Any, small: Tensor, *tensors: Tensor) -> None:
 
 
 @triton.jit
-def _places(pixels, channels, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Return the offsets of a block in the smaller map, those of its squares' first pixels in the larger map, and the block's mask."""
+def _offsets(pixels, channels, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Return a block's offsets in the smaller map, the offsets of its 2×2 squares in the larger map, and its mask."""
     pixel = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     first = (pixel // width).to(tl.int64) * 4 * width + 2 * (pixel % width)  # rows of the larger map have 2·width pixels
@@ -119,7 +119,7 @@ def _places(pixels, channels, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 @triton.jit
 def _pool(large, maxima, positions, pixels, channels, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Find the maximum of each square and its position. The first of equal values counts, and NaN above all, as in torch."""
-    at, first, mask = _places(pixels, channels, width, ROWS, COLUMNS)
+    at, first, mask = _offsets(pixels, channels, width, ROWS, COLUMNS)
     best = tl.load(large + first, mask=mask, other=0).to(tl.float32)
     position = tl.zeros([ROWS, COLUMNS], tl.int32)
     for k in tl.static_range(1, 4):
@@ -134,7 +134,7 @@ def _pool(large, maxima, positions, pixels, channels, width, ROWS: tl.constexpr,
 @triton.jit
 def _put(small, positions, large, pixels, channels, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Write each value to its position in its square, and 0 to the others."""
-    at, first, mask = _places(pixels, channels, width, ROWS, COLUMNS)
+    at, first, mask = _offsets(pixels, channels, width, ROWS, COLUMNS)
     value = tl.load(small + at, mask=mask, other=0).to(tl.float32)
     position = tl.load(positions + at, mask=mask, other=0)
     for k in tl.static_range(4):
@@ -145,7 +145,7 @@ def _put(small, positions, large, pixels, channels, width, ROWS: tl.constexpr, C
 @triton.jit
 def _take(large, positions, small, pixels, channels, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Read the value at the position in each square."""
-    at, first, mask = _places(pixels, channels, width, ROWS, COLUMNS)
+    at, first, mask = _offsets(pixels, channels, width, ROWS, COLUMNS)
     position = tl.load(positions + at, mask=mask, other=0)
     out = tl.zeros([ROWS, COLUMNS], tl.float32)
     for k in tl.static_range(4):
