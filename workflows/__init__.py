@@ -1,8 +1,8 @@
 """The commands of this project, one script each, and the pipelines and operations that they run.
 
-When a command imports this package, signal handlers are set: SIGTERM and Ctrl-C end the process with exit code 75, until
-`workflows.cli.run` replaces the handlers. So a command can also be stopped while its modules are still being imported. The
-scripts therefore import this package before all modules of the project that load large libraries such as torch.
+If this package is imported by a command, it installs handlers for SIGTERM and Ctrl-C that end the process with exit code 75,
+until `workflows.cli.run` replaces them. They cover the seconds in which large libraries such as torch are imported, so the
+scripts import this package before all modules that load such a library.
 """
 
 import multiprocessing
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def _exit(number: int, frame: Any) -> None:
-    """Print that the command was interrupted, and exit with code 75. This function handles SIGTERM and SIGINT.
+    """Handle SIGTERM or SIGINT: print that the command was interrupted, and exit with code 75.
 
     Args:
         number: number of the signal. Not used.

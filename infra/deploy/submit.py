@@ -2,7 +2,7 @@
 
   python -m infra.deploy.submit --address http://HEAD:8265 -- python workflows/retrain.py --config FILE
 
-`ray job submit` exits with 1 whatever the command's exit code was, and if it is stopped, the job goes on. A schedule such as a
+`ray job submit` exits with 1 whatever the command's exit code was, and if it is stopped, the job continues. A schedule such as a
 Kubernetes CronJob needs both: an error in the settings (2) must not be tried again, an interrupted run (75) must, and a run that
 is stopped at the schedule's deadline must stop. On SIGTERM or Ctrl-C the job gets SIGTERM, and time to write a checkpoint.
 
@@ -26,7 +26,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from infra.redaction import without_secrets
 
 LOST = 75
-"""Exit code if it may help to run the same command again, as of the project's commands."""
+"""Exit code if running the same command again may help; the same as the exit code of an interrupted command of the project."""
 POLL_SECONDS = 1.0
 """Seconds between two looks at whether the job has ended."""
 AWAY_SECONDS = 60.0
@@ -59,11 +59,11 @@ def run(client: JobSubmissionClient, command: Sequence[str]) -> int:
 
 
 async def _print_log(client: JobSubmissionClient, job: str) -> None:
-    """Print the log of a job while it runs. If the connection breaks, say so and return, since the job goes on without it."""
+    """Print the log of a job while it runs. If the connection breaks, print a message and return; the job continues."""
     try:
         async for text in client.tail_job_logs(job):
             print(text, end="", flush=True)
-    except Exception as error:  # of aiohttp or Ray
+    except Exception as error:  # from aiohttp or Ray
         text = f"the log of job {job} ends here, as its connection broke: {error}; the job is waited for"
         print(without_secrets(text), file=sys.stderr, flush=True)
 

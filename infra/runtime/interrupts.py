@@ -12,8 +12,8 @@ def caught_signals() -> Iterator[list[int]]:
     """Catch SIGINT (Ctrl-C) and SIGTERM for the duration of a `with` statement, so that work can be saved first.
 
     The first signal is only recorded. The block must check the yielded list, and stop by raising an exception. A second signal
-    raises KeyboardInterrupt. If the block ends without an exception although a signal was caught, because it came after the last
-    check, the signal is sent again, to the handler that was there before.
+    raises KeyboardInterrupt. If a signal comes after the last check, so that the block ends without an exception, the signal is
+    raised again for the previous handler.
 
     Yields:
         A list to which the number of each signal is appended. It stays empty outside the main thread, because Python can't

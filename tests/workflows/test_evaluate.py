@@ -121,7 +121,7 @@ def test_masks_that_break_a_rule_are_not_written(
     ("more", "said"),
     [
         (("--submission", "out.zip"), r"--submission out\.zip is not allowed: the server takes \.tar\.gz or \.tgz"),
-        (("--split", "dev"), "dev is this project's own part of train"),
+        (("--split", "dev"), "dev can't be submitted, as it is this project's own part of train"),
         (("--data.root", ""), "name their folder, in VOC's layout, by --data.root"),
         (("--workspace", "nowhere"), "nowhere has no fcn8s and no stage2 yet"),
         (("--data.max_pixels", "100"), "is larger than 100 pixels"),
@@ -145,7 +145,7 @@ def test_a_submission_cuts_windows_as_for_training(root: Path, tmp_path: Path, m
     (tmp_path / "work" / RUN_FILE).write_text(json.dumps({"settings": settings}))
     for more in (("--examples.context", "1.5"), ("--examples.window", "stretched"), ("--proposals.kind", "windows")):
         with pytest.raises(
-            UserError, match=rf"were trained with other windows: {more[0][2:]} {more[1]} \(was .*: set the same value"
+            UserError, match=rf"were trained with other settings: {more[0][2:]} {more[1]} \(was .*: set the same values"
         ):
             submit(tmp_path / "work", root, tmp_path / "out.tar.gz", *more)
     with pytest.raises(UserError, match="is larger than 100 pixels"):
@@ -199,7 +199,7 @@ def prepared(folder: Path, *then: str, now: Sequence[str] = ()) -> Pipeline:
 def test_windows_are_cut_as_they_were_for_training(name: str, tmp_path: Path) -> None:
     value = {"examples.context": "1.5", "examples.window": "stretched"}[name]
     for then, now in (((), (f"--{name}", value)), ((f"--{name}", value), ())):
-        with pytest.raises(UserError, match=rf"were trained with other windows: {name} .* \(was .*\): set the same value"):
+        with pytest.raises(UserError, match=rf"were trained with other settings: {name} .* \(was .*\): set the same values"):
             prepared(tmp_path, *then, now=now).use_as_prepared()
 
 

@@ -332,7 +332,7 @@ def test_val_images_that_are_new_or_have_moved_are_left_out_of_the_comparison(co
         assert done.returncode == 0, done.stdout + done.stderr
         told = f"compared on the val images of both models: {kept}; left out, because new since the champion: {moved}"
         assert told in done.stdout and f"version {number} is not promoted" in done.stdout
-    assert "only 2 of the 5 val images of the champion are still unchanged val images" in done.stdout
+    assert "only 2 of the champion's 5 val images are still in val and unchanged" in done.stdout
     outcome = copied.generations()[-1].outcome
     assert outcome and (outcome["images"], outcome["new_images"], outcome["gone_images"]) == (2, 3, 3)
 
@@ -352,7 +352,7 @@ def test_a_killed_run_is_resumed_and_its_challenger_measured_beside_the_champion
         said += line
         if "fcn8s:" in line:
             beside = retrainings(*rules)
-            assert beside.returncode == 3 and "holds the lock" in beside.stderr and "Traceback" not in beside.stderr
+            assert beside.returncode == 3 and "has held the lock" in beside.stderr and "Traceback" not in beside.stderr
             first.send_signal(signal.SIGKILL)
             break
     first.wait()

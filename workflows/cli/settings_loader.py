@@ -253,7 +253,7 @@ def _read(config: str) -> dict[str, Any]:
 def _expand(text: str, config: str) -> str:
     """Replace ${NAME} and ${NAME:-default} in a text by environment variables, so that one file serves several machines.
 
-    As in a shell, the default stands for a variable that is not set or empty. Lines that begin with # are comments, and stay.
+    As in a shell, the default replaces a variable that is unset or empty. Comment lines are left unchanged.
 
     Args:
         text: content of a settings file.
@@ -312,7 +312,7 @@ def _sentence(fault: Any, kind: type[CommandSettings], config: str) -> str:
 
 
 def _may_hold_secret(path: str, kind: type[CommandSettings]) -> bool:
-    """Return whether a value that a command's settings refuse may be or contain a secret.
+    """Return whether a rejected value may be or contain a secret, because its setting or a setting below it is a SecretStr.
 
     Args:
         path: dotted name of the setting or of the section.

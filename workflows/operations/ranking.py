@@ -30,7 +30,7 @@ from workflows.operations.label_export import read_classes
 
 logger = logging.getLogger(__name__)
 
-_IMAGES_FOLDER = "JPEGImages"  # of VOC's layout
+_IMAGES_FOLDER = "JPEGImages"  # name in VOC's layout
 _MOST_DRAWN = 60  # largest number of images on the contact sheet
 _FACTS = pa.schema([("place", pa.int32()), ("score", pa.float32()), ("class", pa.string())])
 _NAMES = ("image_id", "path", "confidence", "confidence_before_crf", *MEASURES, "mask", "confidence_map")
@@ -89,15 +89,15 @@ def write_ranking(
         number: number of images to choose.
         labelled: folder of images that are labelled already, see `_labelled_fingerprints`. None if there are none.
         class_share: largest share of the chosen images that are of one class, see `selection.class_quota`.
-        min_distance: number of bits in which the fingerprints of chosen images differ at least.
+        min_distance: smallest Hamming distance, in bits, between the fingerprints of two chosen images.
 
     Returns:
         The chosen images.
 
     Raises:
         FileNotFoundError: if there is no table `predictions`.
-        UserError: if there are no names of classes, the folder of labelled images has none, or a chosen image was removed after it was
-            predicted.
+        UserError: if there are no names of classes, the folder of labelled images has none, or a chosen image was removed after
+            it was predicted.
         Interrupted: if another run has taken the lock.
     """
     ranking = rank(output, number, _labelled_fingerprints(labelled) if labelled else [], class_share, min_distance)
@@ -113,7 +113,7 @@ def write_ranking(
         guard.write(storage.join(output, RANKING, name), data)
     if not sheet:
         guard.check()
-        storage.remove(storage.join(output, RANKING, "images.png"))  # of an earlier choice
+        storage.remove(storage.join(output, RANKING, "images.png"))  # left by an earlier run
     return ranking
 
 
@@ -125,7 +125,7 @@ def rank(output: str, number: int, labelled: Sequence[str], class_share: float |
         number: number of images to choose.
         labelled: fingerprints of the images that are labelled already.
         class_share: largest share of the chosen images that are of one class, see `selection.class_quota`.
-        min_distance: number of bits in which the fingerprints of chosen images differ at least.
+        min_distance: smallest Hamming distance, in bits, between the fingerprints of two chosen images.
 
     Returns:
         The chosen images.
@@ -163,7 +163,7 @@ def rank(output: str, number: int, labelled: Sequence[str], class_share: float |
 
 
 def _labelled_fingerprints(folder: str) -> list[str]:
-    """Compute the fingerprints of labelled images. Files that can't be read are counted in a warning.
+    """Compute the perceptual fingerprints of labelled images, to find near-duplicates. A warning names unreadable files.
 
     Args:
         folder: data set in VOC's layout, or folder of images; local or in a bucket.
@@ -187,7 +187,7 @@ def _labelled_fingerprints(folder: str) -> list[str]:
     found = dict(zip(names, thread_map(read, names, available_cpus(), "labelled images", "images"), strict=True))
     if unread := [name for name, digits in found.items() if not digits]:
         logger.warning(
-            f"{len(unread):,} labelled images can't be read, so nothing is compared with them: {', '.join(unread[:10])}"
+            f"{len(unread):,} labelled images can't be read, so near-duplicates of them are not found: {', '.join(unread[:10])}"
         )
     return [digits for digits in found.values() if digits]
 

@@ -92,8 +92,8 @@ class WorkspaceFigures:
         charts = result_charts(results, self._json("report/analysis.json"))
         if name not in charts:
             raise UserError(
-                f"{self.workspace} was evaluated by an earlier version, which did not measure what {name} shows: run train_pipeline.py "
-                "on it again, which repeats the stage evaluate"
+                f"{self.workspace} was evaluated by an earlier version of this program and lacks the data of the figure {name}: "
+                "run train_pipeline.py on it again; this repeats the stage evaluate"
             )
         return {f"{name}.png": charts[name]()}
 
@@ -237,8 +237,7 @@ class WorkspaceFigures:
     def _predictor(self) -> "Predictor":
         """Load the predictor with the workspace's trained networks, onto a GPU if there is one. It is loaded only once.
 
-        It has the options with which the report was made. If there is no report yet, it has the windows of the last run, and the
-        default options otherwise.
+        Its options are those of the report. Without a report, they are the defaults, with the windows of the last run.
         """
         import torch
 
@@ -273,7 +272,7 @@ class WorkspaceFigures:
 
         Raises:
             UserError: if the file, table or folder does not exist or is not complete, or was made from other images or models
-                than the present ones. The message names the stage that makes it.
+                than the current ones. The message names the stage that makes it.
         """
         proof = f"{name}/model.json" if name.startswith("models") else name
         if not self._has(proof):
@@ -283,7 +282,7 @@ class WorkspaceFigures:
             )
         if outdated(self.workspace, [_MADE_BY[name]]):
             raise UserError(
-                f"{self.workspace}: a run there did not come to its end, so {name} may not belong to the present images and "
-                "models: run workflows/train_pipeline.py on this workspace first"
+                f"{self.workspace}: the last run there did not finish, so {name} may not match the current images and models: "
+                "run workflows/train_pipeline.py on this workspace first"
             )
         return Workspace(self.workspace).table(name) if name in MADE_BY else storage.join(self.workspace, name)

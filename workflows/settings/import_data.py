@@ -59,15 +59,18 @@ class ImportSettings(CommandSettings):
     run_order: Literal["columns", "rows"] | None = Field(
         None, description="kaggle: run lengths count pixels down the columns or along the rows; empty: by the column's name"
     )
-    crowd: Literal["void", "object"] = Field("void", description="coco: what crowds (iscrowd) become; if all are masks: objects")
+    crowd: Literal["void", "object"] = Field(
+        "void",
+        description="coco: what crowds (iscrowd) become; if every annotation is a crowd with run lengths, each is an object",
+    )
     table: Location | None = Field(
         None,
         description="masks: text file of classes and their ids or colours, as `road, 7` or `road, 128 64 128`; empty: inferred",
     )
-    mask_suffix: str = Field("", description="masks: end of the masks' names before the dot: _mask for a.jpg and a_mask.png")
-    image_suffix: str = Field("", description="masks: end of the images' names in place of it: _leftImg8bit for Cityscapes")
+    mask_suffix: str = Field("", description="masks: suffix of mask names before the extension: _mask for a.jpg and a_mask.png")
+    image_suffix: str = Field("", description="masks: suffix of image names before the extension: _leftImg8bit for Cityscapes")
     strange: Literal["reject", "void"] = Field(
-        "reject", description="masks: what values without a class do: reject the image, or become void"
+        "reject", description="masks: what happens at mask values without a class: the image is rejected, or they become void"
     )
     transparent: Literal["background", "void", "opaque"] = Field(
         "background",

@@ -35,7 +35,7 @@ REJECTS = pa.schema(
 """One row per input that could not be used."""
 
 Key = int | str
-"""What tells the parts of a table apart: their positions, or digests (in hexadecimal) of what they are made from."""
+"""Identifies a part within its table: its position, or a hexadecimal digest of its inputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A line of text that a job stores in the summary of a part, for jobs that need to know it without reading the rows."""
+    """A line of text that a job stores in the summary of a part, so that later jobs can use it without reading the rows."""
 
     text: str
 
@@ -155,7 +155,7 @@ def write_part(
 ) -> Part:
     """Write one part of a table, unless it is already complete.
 
-    If it is complete, `rows` is not iterated over. So no work is done twice if a task is retried or a job is resumed.
+    If it is complete, `rows` is not iterated over, so no work is done twice if a task is retried or a job is resumed.
 
     Args:
         table: URI of the table's folder.

@@ -292,7 +292,7 @@ def test_only_versions_of_the_same_generation_and_workspace_are_its_own(shared) 
 
 
 def take_over(lock: Lock) -> LockRecord:
-    """Let another run take the lock, as if it had expired. Its fencing number is one higher."""
+    """Let another run take the lock, as if it had expired. Its fencing token is one higher."""
     mine = LockRecord(**json.loads(Path(lock.uri).read_text()))
     theirs = replace(mine, token="theirs", holder="retrain.py of anne", fence=mine.fence + 1)
     Path(lock.uri).write_bytes(theirs.to_bytes())

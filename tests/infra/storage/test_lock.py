@@ -42,7 +42,7 @@ def uri(folder: str) -> str:
 
 
 def is_free(uri: str) -> bool:
-    """Whether the lock was released: its file stays, for the fencing number."""
+    """Whether the lock was released: its file stays, for the fencing token."""
     return storage.read_json(uri)["expires"] == 0
 
 
@@ -274,7 +274,7 @@ def test_one_of_two_racing_processes_takes_the_lock(uri, left):
         go(racer)
     printed = [racer.communicate()[0] for racer in racers]
     assert sorted(text.startswith("holds") for text in printed) == [False, True], printed
-    assert any("holds the lock" in text for text in printed)
+    assert any("has held the lock" in text for text in printed)
     assert is_free(uri)
 
 
