@@ -101,11 +101,11 @@ def _rows_to_copy(
     """
     common = {part.name for part in images} & {part.name for part in before}
     wanted = {note.image_id: note.pixels for part in images if part.name not in common for note in read_notes(part)}
-    there = set(tables.part_files(out_uri)) if wanted and before else set()
+    existing = set(tables.part_files(out_uri)) if wanted and before else set()
     found: dict[str, str] = {}
     for part in before:
         name = tables.part_name(recipe, pixels_key(part))
-        if part.name not in common and name in there:
+        if part.name not in common and name in existing:
             found |= {
                 note.image_id: name for note in read_notes(part) if note.usable and wanted.get(note.image_id) == note.pixels
             }

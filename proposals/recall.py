@@ -62,16 +62,16 @@ def best_overlaps(boxes: np.ndarray, objects: np.ndarray, counts: Sequence[int] 
     return best_so_far[[min(k, len(best_so_far)) - 1 for k in counts]].T.astype(np.float32)
 
 
-def counts_up_to(most: int) -> tuple[int, ...]:
+def counts_up_to(max_boxes: int) -> tuple[int, ...]:
     """Choose the numbers of boxes at which to measure recall.
 
     Args:
-        most: largest number of boxes per image.
+        max_boxes: largest number of boxes per image.
 
     Returns:
-        The numbers of `CURVE_COUNTS` (1, 2, 5, 10, … 2000) that are below `most`, followed by `most`.
+        The numbers of `CURVE_COUNTS` (1, 2, 5, 10, … 2000) that are below `max_boxes`, followed by `max_boxes`.
     """
-    return (*(k for k in CURVE_COUNTS if k < most), most)
+    return (*(k for k in CURVE_COUNTS if k < max_boxes), max_boxes)
 
 
 @dataclass(frozen=True)

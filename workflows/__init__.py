@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 
-def _exit(number: int, frame: Any) -> None:
+def _exit_on_signal(signum: int, frame: Any) -> None:
     """Handle SIGTERM or SIGINT: print that the command was interrupted, and exit with code 75.
 
     Args:
-        number: number of the signal. Not used.
+        signum: number of the signal. Not used.
         frame: stack frame that the signal interrupted. Not used.
     """
     print("\ninterrupted: nothing was started yet", file=sys.stderr)
@@ -35,6 +35,6 @@ def _is_command() -> bool:
 
 
 if _is_command():
-    for _number in (signal.SIGTERM, signal.SIGINT):
-        if signal.getsignal(_number) is not signal.SIG_IGN:  # a shell that starts a job in the background ignores SIGINT
-            signal.signal(_number, _exit)
+    for _signum in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(_signum) is not signal.SIG_IGN:  # a shell that starts a job in the background ignores SIGINT
+            signal.signal(_signum, _exit_on_signal)

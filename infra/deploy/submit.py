@@ -69,7 +69,7 @@ async def _print_log(client: JobSubmissionClient, job: str) -> None:
 
 
 def _wait(client: JobSubmissionClient, job: str) -> JobDetails:
-    """Wait until a job has ended, and return what Ray knows about it.
+    """Wait until a job has ended, and return Ray's description of it.
 
     Raises:
         Exception: if the cluster has not answered for a minute (AWAY_SECONDS).
@@ -92,7 +92,7 @@ def exit_code(job: JobDetails) -> int:
     """Return the exit code for a job that has ended.
 
     Args:
-        job: what Ray knows about the job. `driver_exit_code` is None if the job ended with its supervisor or its node.
+        job: Ray's description of the job. `driver_exit_code` is None if the job ended with its supervisor or its node.
     """
     if job.status == JobStatus.SUCCEEDED:
         return 0
@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = command_line().parse_args(argv)
 
-    def stop(number: int, frame: Any) -> None:
+    def stop(signum: int, frame: Any) -> None:
         """Raise KeyboardInterrupt, as Python does for Ctrl-C."""
         raise KeyboardInterrupt
 

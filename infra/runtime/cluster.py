@@ -168,8 +168,8 @@ def actor_slots(nodes: Mapping[str, str], cpus: float, gpus: float = 0) -> int:
         cpus: number of CPUs that each actor takes.
         gpus: number of GPUs that each actor takes.
     """
-    there = [node["Resources"] for node in live_nodes(nodes)]
-    return sum(int(min(has.get("CPU", 0) // cpus, has.get("GPU", 0) // gpus if gpus else math.inf)) for has in there)
+    resources = [node["Resources"] for node in live_nodes(nodes)]
+    return sum(int(min(has.get("CPU", 0) // cpus, has.get("GPU", 0) // gpus if gpus else math.inf)) for has in resources)
 
 
 def check_nodes(settings: ClusterSettings, kind: Literal["data_nodes", "training_nodes"]) -> None:

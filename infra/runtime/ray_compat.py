@@ -346,5 +346,5 @@ class ElasticTrainer(ray.train.torch.TorchTrainer):
     def _create_default_callbacks(self) -> list[Any]:
         """Return the training's callbacks: first a `StartGuard`, then Ray's own without its placement group cleaner."""
         usual = super()._create_default_callbacks()
-        guard = StartGuard(self._queue, report=not self.scaling_config.elasticity_enabled)
-        return [guard, *(c for c in usual if not isinstance(c, PlacementGroupCleanerCallback))]
+        first = StartGuard(self._queue, report=not self.scaling_config.elasticity_enabled)
+        return [first, *(c for c in usual if not isinstance(c, PlacementGroupCleanerCallback))]

@@ -285,12 +285,12 @@ class Stages:
         record = read_record(self.workspace, stage.name)
         if record is None or record.fingerprint != fingerprint or record.tables.keys() != stage.tables.keys():
             return None
-        there = all(
+        complete = all(
             made is not None and made == tables.fingerprint_of(tables.at_version(stage.tables[name], version))
             for name, (version, made) in record.tables.items()
         )
-        there = there and all(_has_fingerprint(uri, fingerprint) for uri in stage.outputs)
-        return record if there and stage.exists(record) else None
+        complete = complete and all(_has_fingerprint(uri, fingerprint) for uri in stage.outputs)
+        return record if complete and stage.exists(record) else None
 
     def _check_inputs(self, stage: Stage, records: Mapping[str, Record]) -> None:
         """Check that no other run has changed the outputs that a stage reads since this run made or found them.

@@ -70,25 +70,25 @@ def _signals_raise() -> Iterator[list[int]]:
     """Let SIGTERM and Ctrl-C raise KeyboardInterrupt in a `with` block. Yield a list that gets the number of each signal."""
     signals: list[int] = []
 
-    def stop(number: int, frame: Any) -> None:
+    def stop(signum: int, frame: Any) -> None:
         """Record a signal, and raise KeyboardInterrupt, as Python does for Ctrl-C.
 
         Args:
-            number: number of the signal.
+            signum: number of the signal.
             frame: stack frame that the signal interrupted. Not used.
         """
-        signals.append(number)
+        signals.append(signum)
         raise KeyboardInterrupt
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number, handler in before.items():
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    for signum, handler in before.items():
         if handler is not signal.SIG_IGN:  # a shell that starts a job in the background ignores SIGINT
-            signal.signal(number, stop)
+            signal.signal(signum, stop)
     try:
         yield signals
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _stdout_is_closed() -> bool:

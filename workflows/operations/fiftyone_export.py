@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 Unit = Callable[[], Iterable[Sample | Reject]]
 _STAGE = "export"
 _SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8": ".jpg"}  # by the first bytes of a file
-_AGAIN = "run train_pipeline.py, or evaluate.py for another split, on this workspace again"
+_RUN_AGAIN = "run train_pipeline.py, or evaluate.py for another split, on this workspace again"
 
 
 class _Source(NamedTuple):
@@ -171,16 +171,16 @@ def _evaluation_source(settings: ExportSettings, name: str) -> _Source:
         rows = choose_rows(rows, read_split_list(settings.only, "only"), root, settings.only, "were not evaluated")
     images = Workspace(root).images
     units: list[Unit] = []
-    there: set[str] = set()
+    existing: set[str] = set()
     for part in tables.require_commit(images).parts:
         for number in range(len(part.row_groups)):
             ids = tables.read_row_group(images, part.name, number, ["image_id"])["image_id"].to_pylist()
             if wanted := {each: rows[each] for each in ids if each in rows}:
                 units.append(partial(_load_evaluated, images, part, number, wanted, report))
-                there |= wanted.keys()
-    reason = f"the image is not in the data set any more: {_AGAIN}"
-    gone = [Reject(image_id, images, _STAGE, reason) for image_id in rows if image_id not in there]
-    return _Source(rules, units, len(there), gone)
+                existing |= wanted.keys()
+    reason = f"the image is not in the data set any more: {_RUN_AGAIN}"
+    gone = [Reject(image_id, images, _STAGE, reason) for image_id in rows if image_id not in existing]
+    return _Source(rules, units, len(existing), gone)
 
 
 def _read_evaluation(root: str, report: str, settings: ExportSettings) -> dict[str, dict[str, Any]]:
@@ -203,10 +203,12 @@ def _read_evaluation(root: str, report: str, settings: ExportSettings) -> dict[s
             "the folder there that evaluate.py wrote, such as evaluations/dev"
         )
     if settings.evaluation.split("/")[0] == "report" and outdated(root, ["evaluate"]):
-        raise UserError(f"{root}: the last run there did not finish, so its report may not match the current images: {_AGAIN}")
+        raise UserError(
+            f"{root}: the last run there did not finish, so its report may not match the current images: {_RUN_AGAIN}"
+        )
     rows = {row["image_id"]: row for row in read_images(storage.join(report, IMAGES_FILE))}
     if not all(row.get("mask") for row in rows.values()):
-        raise UserError(f"{report} was made by an earlier version of this program, which kept no masks: {_AGAIN}")
+        raise UserError(f"{report} was made by an earlier version of this program, which kept no masks: {_RUN_AGAIN}")
     return rows
 
 
@@ -256,7 +258,7 @@ def _load_evaluated(
             truth = decode_mask(image["class_mask"]) if image["class_mask"] else np.zeros((0, 0), np.uint8)
             mask = decode_mask(read_input(storage.join(report, row["mask"])))
             if not _is_evaluated(truth, mask, row["pixel_accuracy"]):
-                raise BadInput(f"its annotation or its mask is not the one that was evaluated: {_AGAIN}")
+                raise BadInput(f"its annotation or its mask is not the one that was evaluated: {_RUN_AGAIN}")
         except BadInput as error:
             yield Reject(image_id, images, _STAGE, str(error))
             continue

@@ -311,15 +311,15 @@ def _gpus_per_actor(settings: PredictSettings) -> float:
     if settings.executor == "local":
         import torch
 
-        there, may_grow = torch.cuda.is_available(), False
+        has_gpu, may_grow = torch.cuda.is_available(), False
     else:
         import ray
 
         from infra.runtime.cluster import can_autoscale
 
-        there, may_grow = ray.cluster_resources().get("GPU", 0) > 0, can_autoscale(settings.cluster)
-    if settings.compute.gpu and not there and not may_grow:
+        has_gpu, may_grow = ray.cluster_resources().get("GPU", 0) > 0, can_autoscale(settings.cluster)
+    if settings.compute.gpu and not has_gpu and not may_grow:
         where = "this machine" if settings.executor == "local" else "Ray"
         raise UserError(f"compute.gpu is true, and {where} has no GPU: set it to false, or leave it empty")
-    wanted = there if settings.compute.gpu is None else settings.compute.gpu
+    wanted = has_gpu if settings.compute.gpu is None else settings.compute.gpu
     return settings.compute.gpus_per_actor if wanted else 0

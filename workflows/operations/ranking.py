@@ -31,10 +31,10 @@ from workflows.operations.label_export import read_classes
 logger = logging.getLogger(__name__)
 
 _IMAGES_FOLDER = "JPEGImages"  # name in VOC's layout
-_MOST_DRAWN = 60  # largest number of images on the contact sheet
-_FACTS = pa.schema([("place", pa.int32()), ("score", pa.float32()), ("class", pa.string())])
+_MAX_DRAWN = 60  # largest number of images on the contact sheet
+_OWN_COLUMNS = pa.schema([("place", pa.int32()), ("score", pa.float32()), ("class", pa.string())])
 _NAMES = ("image_id", "path", "confidence", "confidence_before_crf", *MEASURES, "mask", "confidence_map")
-_COPIED = pa.schema([PREDICTIONS.field(name) for name in _NAMES])
+_COPIED_COLUMNS = pa.schema([PREDICTIONS.field(name) for name in _NAMES])
 """Columns of the tables of chosen images: their own, and those of the table `predictions`."""
 
 
@@ -101,7 +101,7 @@ def write_ranking(
         Interrupted: if another run has taken the lock.
     """
     ranking = rank(output, number, _labelled_fingerprints(labelled) if labelled else [], class_share, min_distance)
-    table = pa.Table.from_pylist(ranking.rows, pa.schema([*_FACTS, *_COPIED]))
+    table = pa.Table.from_pylist(ranking.rows, pa.schema([*_OWN_COLUMNS, *_COPIED_COLUMNS]))
     parquet, text = io.BytesIO(), io.BytesIO()
     pq.write_table(table, parquet)
     pa_csv.write_csv(table, text)
@@ -155,11 +155,11 @@ def rank(output: str, number: int, labelled: Sequence[str], class_share: float |
         labelled=unpack(labelled),
     )
     places = {found[i][0]: place for place, i in enumerate(selection.chosen, start=1)}
-    columns = [*_COPIED.names, "classes"]
+    columns = [*_COPIED_COLUMNS.names, "classes"]
     rows = [row for row in tables.iter_rows(table, columns) if row["image_id"] in places]
     rows.sort(key=lambda row: places[row["image_id"]])
-    facts = [{"place": n, "score": float(scores[i]), "class": classes[i]} for n, i in enumerate(selection.chosen, start=1)]
-    return Ranking([fact | row for fact, row in zip(facts, rows, strict=True)], selection, len(labelled))
+    own = [{"place": n, "score": float(scores[i]), "class": classes[i]} for n, i in enumerate(selection.chosen, start=1)]
+    return Ranking([each | row for each, row in zip(own, rows, strict=True)], selection, len(labelled))
 
 
 def _labelled_fingerprints(folder: str) -> list[str]:
@@ -207,7 +207,7 @@ def _contact_sheet(rows: Sequence[Mapping[str, Any]], output: str) -> bytes | No
     Raises:
         UserError: if an image was changed or removed after it was predicted.
     """
-    drawn = rows[:_MOST_DRAWN]
+    drawn = rows[:_MAX_DRAWN]
     if not drawn:
         return None
     names = read_classes(output)

@@ -121,21 +121,21 @@ def _run(pipeline: Retraining, config: str, webhook: Webhook, metrics: RunMetric
         generations.prune_tables_after_run(base, pipeline.store, name, pipeline.locks[0])
         return outcome
     pipeline.locks[0].check()
-    verdict = records["verdict"].summary
-    generations.finish(base, generation, verdict)
-    title = f"{name} version {verdict['version']} of {base}"
-    stays = f", version {verdict['champion']} stays" if verdict["champion"] else ""
-    webhook.send(f"{title} is {'the champion' if verdict['promoted'] else f'not promoted{stays}'}: {verdict['why']}")
+    decision = records["verdict"].summary
+    generations.finish(base, generation, decision)
+    title = f"{name} version {decision['version']} of {base}"
+    stays = f", version {decision['champion']} stays" if decision["champion"] else ""
+    webhook.send(f"{title} is {'the champion' if decision['promoted'] else f'not promoted{stays}'}: {decision['why']}")
     _measure_results(pipeline, metrics)
     _measure_state(pipeline, records["prepare"], webhook, metrics)
     _prune_generations(pipeline)
     generations.prune_tables_after_run(base, pipeline.store, name, pipeline.locks[0])
     logger.info(cli.results_text(storage.read_json(pipeline.report("results.json"))))
-    logger.info(f"\nversion {verdict['version']} is {'' if verdict['promoted'] else 'not '}promoted: {verdict['why']}")
-    logger.info(f"champion {name} version {verdict['champion']}" if verdict["champion"] else f"{name} has no champion")
+    logger.info(f"\nversion {decision['version']} is {'' if decision['promoted'] else 'not '}promoted: {decision['why']}")
+    logger.info(f"champion {name} version {decision['champion']}" if decision["champion"] else f"{name} has no champion")
     logger.info(f"report   {pipeline.report()}")
     logger.info(f"MLflow   {cli.mlflow_hint(pipeline.store)}")
-    return "promoted" if verdict["promoted"] else "refused"
+    return "promoted" if decision["promoted"] else "refused"
 
 
 def _prune_generations(pipeline: Retraining) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from deconvnet.inference.predictor import Predictor
 
 _IMAGES = f"report/{IMAGES_FILE}"
-_MADE_BY = {
+_STAGE_OF_PATH = {
     **MADE_BY,
     "models/fcn8s": "fcn8s",
     "models/stage2": "stage2",
@@ -183,10 +183,10 @@ class WorkspaceFigures:
 
         images, proposals = self._need("images"), self._need("proposals")
         parts = tables.require_commit(proposals).parts
-        most = max((len(boxes) for part in parts for _, boxes, _ in iter_proposals(proposals, part)), default=1)
+        max_boxes = max((len(boxes) for part in parts for _, boxes, _ in iter_proposals(proposals, part)), default=1)
         area = self._json("report/proposals.json")["min_area"] if self._has("report/proposals.json") else MIN_AREA
         with LocalExecutor(1) as executor:
-            found = measure_recall(images, proposals, "val", executor, counts_up_to(most), area)
+            found = measure_recall(images, proposals, "val", executor, counts_up_to(max_boxes), area)
         if not found.num_objects:
             raise UserError(f"the val images of {self.workspace} have no objects of {area:,.0f} px² or more to find")
         return plots.recall_curves({"val": found})
@@ -255,7 +255,7 @@ class WorkspaceFigures:
 
     def _json(self, name: str) -> Any:
         """Return the content of the JSON file at the path `name` in the workspace."""
-        return storage.read_json(self._need(name) if name in _MADE_BY else storage.join(self.workspace, name))
+        return storage.read_json(self._need(name) if name in _STAGE_OF_PATH else storage.join(self.workspace, name))
 
     def _has(self, name: str) -> bool:
         """Return whether a file exists at the path `name` in the workspace, or the workspace has a table of this name."""
@@ -268,7 +268,7 @@ class WorkspaceFigures:
 
         Args:
             name: path in the workspace, such as "report/results.json". Only paths whose pipeline stage is known to this module
-                (in `_MADE_BY`) are allowed.
+                (in `_STAGE_OF_PATH`) are allowed.
 
         Raises:
             UserError: if the file, table or folder does not exist or is not complete, or was made from other images or models
@@ -277,10 +277,10 @@ class WorkspaceFigures:
         proof = f"{name}/model.json" if name.startswith("models") else name
         if not self._has(proof):
             raise UserError(
-                f"{self.workspace} has no {name}, which the stage {_MADE_BY[name]} writes: "
+                f"{self.workspace} has no {name}, which the stage {_STAGE_OF_PATH[name]} writes: "
                 "run workflows/train_pipeline.py on this workspace first"
             )
-        if outdated(self.workspace, [_MADE_BY[name]]):
+        if outdated(self.workspace, [_STAGE_OF_PATH[name]]):
             raise UserError(
                 f"{self.workspace}: the last run there did not finish, so {name} may not match the current images and models: "
                 "run workflows/train_pipeline.py on this workspace first"

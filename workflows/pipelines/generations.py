@@ -27,7 +27,7 @@ from infra.storage import tables
 from infra.storage.lock import Lock, check_held
 from workflows.pipelines.workspace import MADE_BY, NAME_FORMAT, TAG, Workspace, is_generation
 
-FILE = "generation.json"
+GENERATION_FILE = "generation.json"
 """Name of the file in a generation's folder that describes the generation."""
 UNCHANGED = "seen.json"
 """File in generations/: digest of the data files that a retraining last found unchanged, and key of the table compared with."""
@@ -43,7 +43,7 @@ class Generation:
 
     Attributes:
         name: name of its folder, such as "20260131-235959".
-        previous: URI of the complete workspace with whose images the current ones are compared. None if there is none.
+        previous: URI of the complete workspace to compare the images with. None if there is none.
         version: number of the registered model version that the new model has to beat. None if there is no such version.
         forced: True to train even if no image or mask is new.
         finished: True once the run has finished.
@@ -110,7 +110,7 @@ def write(workspace: str, generation: Generation) -> None:
         workspace: URI of the parent workspace.
         generation: the generation.
     """
-    storage.write_json(storage.join(folder(workspace, generation.name), FILE), asdict(generation))
+    storage.write_json(storage.join(folder(workspace, generation.name), GENERATION_FILE), asdict(generation))
 
 
 def finish(workspace: str, generation: Generation, outcome: dict[str, Any]) -> Generation:
@@ -143,7 +143,7 @@ def read_all(workspace: str) -> list[Generation]:
     """
     found = []
     for name in _names(workspace):
-        uri = storage.join(folder(workspace, name), FILE)
+        uri = storage.join(folder(workspace, name), GENERATION_FILE)
         if storage.exists(uri):
             try:
                 found.append(Generation(**storage.read_json(uri)))
@@ -188,7 +188,7 @@ def remove(workspace: str, name: str) -> None:
         workspace: URI of the parent workspace.
         name: name of the generation.
     """
-    storage.remove(storage.join(folder(workspace, name), FILE))  # first, so that a partial deletion does not look complete
+    storage.remove(storage.join(folder(workspace, name), GENERATION_FILE))  # first: a partial deletion must not look complete
     storage.remove(folder(workspace, name))
 
 
@@ -254,8 +254,8 @@ def prune_tables(workspace: str, champion: Mapping[str, str], lock: Lock) -> Non
         table = storage.join(workspace, name)
         check_held(lock)
         if deleted := tables.prune(table, used[name]):
-            kept = ", ".join(map(str, tables.kept_versions(table)))
-            logger.info(f"  {name}: {deleted:,} files of unused versions were deleted; kept: {kept}")
+            versions = ", ".join(map(str, tables.kept_versions(table)))
+            logger.info(f"  {name}: {deleted:,} files of unused versions were deleted; kept: {versions}")
 
 
 def prune_tables_after_run(workspace: str, store: str, model: str, lock: Lock) -> None:

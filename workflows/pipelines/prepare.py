@@ -65,8 +65,8 @@ class PreparingPipeline(BasePipeline):
         found = tables.read_commit(tables.at_version(folder, number))
         if found is None:
             kept = ", ".join(map(str, tables.kept_versions(folder)))
-            there = f"its versions are {kept}: name one of them" if kept else "there is no such table"
-            raise UserError(f"data.version {number} is not a version of {folder}: {there}, or leave it out to read data.root")
+            advice = f"its versions are {kept}: name one of them" if kept else "there is no such table"
+            raise UserError(f"data.version {number} is not a version of {folder}: {advice}, or leave it out to read data.root")
         data = self.settings.data
         now = {"classes": list(images_table.class_names(data)), "background": data.background}
         for name, value in now.items():

@@ -1,7 +1,7 @@
-"""Retrain the current model on the current images, and replace it if the new model is better.
+"""Retrain the champion on the current images, and replace it if the new model is better.
 
-The current model is called the champion: it is the model version with the alias "champion" in MLflow's registry. The new model is
-called the challenger. Its training starts from the champion's weights. A generation is one retraining run and its workspace.
+The champion is the model version with the alias "champion" in MLflow's registry. The new model is called the challenger. Its
+training starts from the champion's weights. A generation is one retraining run and its workspace.
 """
 
 import logging

@@ -39,7 +39,7 @@ TAG = "tables"
 logger = logging.getLogger(__name__)
 
 
-def base_of(workspace: str) -> str:
+def parent_workspace(workspace: str) -> str:
     """Return the URI of the workspace that holds a generation, given the URI of the generation's workspace.
 
     The path of a generation's workspace ends like WORKSPACE/generations/20260131-235959. The URI of any other workspace is
@@ -48,8 +48,8 @@ def base_of(workspace: str) -> str:
     Args:
         workspace: URI of a workspace.
     """
-    base, *rest = workspace.rstrip("/").rsplit("/", 2)
-    return base if len(rest) == 2 and rest[0] == "generations" and is_generation(rest[1]) else workspace
+    parent, *rest = workspace.rstrip("/").rsplit("/", 2)
+    return parent if len(rest) == 2 and rest[0] == "generations" and is_generation(rest[1]) else workspace
 
 
 def is_generation(name: str) -> bool:
@@ -96,9 +96,9 @@ def hold_workspace(
             likely cause.
     """
     held = [] if held is None else held
-    if not held and (base := base_of(workspace)) != workspace:
+    if not held and (parent := parent_workspace(workspace)) != workspace:
         with (
-            hold_workspace(base, command, minutes, held, should_stop, replace_lost_run),
+            hold_workspace(parent, command, minutes, held, should_stop, replace_lost_run),
             hold_workspace(workspace, command, minutes, held, should_stop) as lock,
         ):
             yield lock
@@ -184,7 +184,7 @@ class Workspace:
             root: local folder or bucket prefix.
         """
         self.root = root
-        self.tables_root = base_of(root)
+        self.tables_root = parent_workspace(root)
         self._versions: dict[str, int] = {}  # those that this process has made or chosen since
 
     @property

@@ -127,8 +127,10 @@ def finished_parts(table: str, fingerprint: str, wanted: Collection[Key], known:
     Returns:
         The summaries by key.
     """
-    there = {f"{fingerprint[:16]}/{name}" for name in storage.list_files(storage.join(table, fingerprint[:16])) if is_part(name)}
-    names = {key: name for key in wanted if (name := part_name(fingerprint, key)) in there}
+    existing = {
+        f"{fingerprint[:16]}/{name}" for name in storage.list_files(storage.join(table, fingerprint[:16])) if is_part(name)
+    }
+    names = {key: name for key in wanted if (name := part_name(fingerprint, key)) in existing}
     with ThreadPoolExecutor(_READERS) as pool:
         read = pool.map(lambda name: known.get(name) or _read_part(table, name), names.values())
         return {key: part for key, part in zip(names, read, strict=True) if part}

@@ -123,14 +123,14 @@ def require_commit(table: str) -> Commit:
 def fingerprint_of(table: str) -> str | None:
     """Return the fingerprint of a table without reading its commit record; None without a table, or if its record was deleted."""
     version = _find_version(table)
-    there = version and storage.exists(storage.join(folder_of(table), version.facts["record"]))
-    return version.facts.get("fingerprint") if version and there else None
+    has_record = version and storage.exists(storage.join(folder_of(table), version.facts["record"]))
+    return version.facts.get("fingerprint") if version and has_record else None
 
 
 def kept_versions(table: str) -> list[int]:
     """Return the numbers of a table's versions whose files were not deleted by `prune`, in ascending order."""
-    there = storage.list_files(storage.join(table, _RECORDS))
-    numbers = {int(found[1]) for name in there if (found := _RECORD.fullmatch(f"{_RECORDS}/{name}"))}
+    records = storage.list_files(storage.join(table, _RECORDS))
+    numbers = {int(found[1]) for name in records if (found := _RECORD.fullmatch(f"{_RECORDS}/{name}"))}
     return sorted(numbers & set(delta_log.version_numbers(table)))
 
 
@@ -166,14 +166,14 @@ def commit(
     while True:
         if check:
             check()
-        there = storage.list_files(table)
-        _check_parts(table, parts, there)
+        files = storage.list_files(table)
+        _check_parts(table, parts, files)
         schema = _schema(table, parts)
         before = delta_log.latest_version(table)
         same = before is not None and _is_record_of(before, fingerprint, content_digest)
         number = 0 if before is None else before.number + (not same)
         record = before.facts["record"] if before and same else f"{_RECORDS}/{number}-{content_digest}.json"
-        if record not in there:
+        if record not in files:
             storage.write_bytes(storage.join(table, record), content)
         facts = {"schema_version": SCHEMA_VERSION, "fingerprint": fingerprint, "record": record}
         if check:
@@ -190,13 +190,13 @@ def commit(
     if not keep_earlier:
         # Only files that were listed above are deleted. Files written since then belong to a run that began later.
         keep = {record, *(p.name for p in parts)}
-        storage.remove_files(table, [name for name in there if name not in keep and not name.startswith(f"{LOG}/")])
+        storage.remove_files(table, [name for name in files if name not in keep and not name.startswith(f"{LOG}/")])
     return replace(made, version=number)
 
 
-def _check_parts(table: str, parts: Sequence[Part], there: Collection[str]) -> None:
+def _check_parts(table: str, parts: Sequence[Part], files: Collection[str]) -> None:
     """Raise UserError if a part is not among the names of the files that are in the table's folder."""
-    if missing := {p.name for p in parts}.difference(there):
+    if missing := {p.name for p in parts}.difference(files):
         raise UserError(
             f"another run deleted {min(missing)} of the table {table}: let one run at a time write there, and run this one again"
         )
@@ -230,9 +230,9 @@ def prune(table: str, keep: Collection[int]) -> int:
         version, found = _find_version(at_version(table, number)), read_commit(at_version(table, number))
         if version and found:
             named |= {version.facts["record"], *(part.name for part in found.parts)}
-    there = storage.list_files(table)
-    records = [name for name in there if _RECORD.fullmatch(name) and name not in named]
-    others = [name for name in there if is_temporary(name) or (is_part(name) and name not in named)]
+    files = storage.list_files(table)
+    records = [name for name in files if _RECORD.fullmatch(name) and name not in named]
+    others = [name for name in files if is_temporary(name) or (is_part(name) and name not in named)]
     for names in (records, others):  # one after the other, so that a version with a record has all its parts
         storage.remove_files(table, names)
     return len(records) + len(others)
