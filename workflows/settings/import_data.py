@@ -24,7 +24,9 @@ class ImportSettings(CommandSettings):
         description="instead of to: local folder in VOC's layout to add images to; images that it already has get the new masks",
     )
     val_images: Location | None = Field(None, description="folder of the val images; empty: the same as images")
-    val_annotations: Location | None = Field(None, description="annotations of val, if they are separate; empty: lists or a draw")
+    val_annotations: Location | None = Field(
+        None, description="annotations of val, if they are separate; empty: lists or a random choice"
+    )
     train_list: Location | None = Field(
         None, description="text file with the names of train's images, one a line; empty: all that are not in val_list"
     )
@@ -35,9 +37,9 @@ class ImportSettings(CommandSettings):
         0.2,
         ge=0,
         lt=1,
-        description="share of the images drawn for val if no split is given; 0 (only with add_to): all go to train",
+        description="share of the images chosen at random for val if no split is given; 0 (only with add_to): all go to train",
     )
-    seed: NonNegativeInt = Field(0, description="seed of that draw")
+    seed: NonNegativeInt = Field(0, description="seed of the random choice of val")
     classes: tuple[str, ...] = Field(
         (),
         description="classes to import, in this order, separated by commas; masks: names of the ids from 0; check: names of the folder's "
