@@ -50,9 +50,10 @@ def check_gpu(gpu: bool) -> None:
 
 @contextmanager
 def convolutions_of_fixed_sizes() -> Iterator[None]:
-    """Inside the block, choose the fastest algorithm for each size of a convolution on a GPU by trying them all.
+    """Turn on cuDNN's benchmark mode for the duration of a `with` statement.
 
-    That takes time for each new size, so it pays only where the same sizes come again and again, as in training.
+    cuDNN then times all algorithms for each new input shape, and keeps the fastest. Use it only where shapes repeat, as in
+    training.
     """
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True

@@ -17,7 +17,7 @@ class BadInput(Exception):
 
 
 class Interrupted(Exception):
-    """An exception that ends a run early, because it was asked to stop or lost its lock.
+    """Raised to end a run early, because a stop was requested or the lock was lost.
 
     A stop is requested by Ctrl-C, SIGTERM or `ray job stop`. The lock is a file that lets only one run at a time write to a
     folder. The work done so far is kept. If the user runs the same command again, it continues from there. Commands print
@@ -48,13 +48,13 @@ def find_user_error(error: BaseException) -> UserError | None:
 
 
 def forget_frames(error: BaseException) -> None:
-    """Forget the frames (calls of functions) in which an error, and those before it, were raised.
+    """Remove the tracebacks of an error and of all errors in its chain, so that they no longer keep local variables alive.
 
-    Frames keep what their variables refer to, such as processes, for as long as someone keeps the error, and often longer, until
-    Python collects its garbage.
+    A traceback references the frames in which the error was raised, and these reference their local variables, such as actors,
+    until the error is collected.
 
     Args:
-        error: an exception that was caught. Frames that it passes after this call are in its traceback again.
+        error: a caught exception. If it is raised again, its traceback grows again from there.
     """
     errors, seen = [error], set()
     while errors:

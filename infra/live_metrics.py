@@ -1,7 +1,7 @@
 """Metrics of a command while it runs, for Prometheus, a program that collects metrics and draws them.
 
-On Ray they are application metrics (`ray.util.metrics`): each node exports them together with Ray's own metrics, and their names get
-the prefix `ray_`. Without Ray nothing is exported.
+On Ray they are application metrics (`ray.util.metrics`): each node exports them together with Ray's own metrics, and their
+names get the prefix `ray_`. Without Ray nothing is exported.
 """
 
 import re
@@ -69,7 +69,7 @@ class RayMetrics(LiveMetrics):
 
 
 class ReasonLabels:
-    """Turns reasons, which are sentences, into few labels. The first reasons get labels of their own, and all later ones one."""
+    """Maps reasons (sentences) to at most 11 metric labels: the first 10 get a label of their own, the others get "other"."""
 
     def __init__(self) -> None:
         """Start without labels."""

@@ -1,4 +1,4 @@
-"""How the C library's allocator treats freed memory in this process."""
+"""Tune glibc's allocator so that a training reuses freed memory."""
 
 import ctypes
 import os
@@ -9,21 +9,21 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # from glibc's m
 _MMAP_MAX_DEFAULT, _THRESHOLD_DEFAULT = 65536, 32 * 2**20
 
 ONE_ARENA = {"MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "1")}
-"""Environment variables for a process that does its main work outside the main thread, as Ray Train's workers do.
+"""The environment variable for a process that does its main work outside the main thread, as Ray Train's workers do.
 
-glibc gives such threads arenas of their own, and returns the freed memory of these arenas in spite of `freed_memory_is_kept`.
-With these variables, there is one arena for all threads. A value that the user has set stays.
+glibc gives such threads arenas of their own, to which `freed_memory_is_kept` does not apply. With this variable, all threads
+share one arena. A value that the user has set is not overridden.
 """
 
 
 @contextmanager
 def freed_memory_is_kept() -> Iterator[None]:
-    """Return a context manager in which freed memory stays with the process and is used again.
+    """Inside the `with` block, let glibc reuse freed memory instead of returning it to the operating system.
 
-    By default glibc returns every freed block above 32 MB to the operating system. A training step frees and allocates the same
-    large blocks again and again, and the operating system must clear each page anew: up to a third of a step's time. The memory
-    is returned at the end. With another C library nothing changes. In other threads than the main one, this only works in processes
-    that were started with the environment variables `ONE_ARENA`.
+    By default glibc returns every freed block above 32 MB. A training step frees and allocates the same large blocks over and
+    over, and the kernel zeroes each page again: up to a third of a step's time. When the block ends, the free memory is returned.
+    Without glibc, this does nothing. It works in threads other than the main one only if the process was started with the
+    environment variable in `ONE_ARENA`.
     """
     if "glibc" not in _library():
         yield

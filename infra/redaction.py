@@ -8,7 +8,7 @@ _SECRET_KEY = re.compile(r"password|passwd|secret|token|credential|api_?key|acce
 _HIDDEN = "***"
 # `user:password@` up to the last @, as a password may have "/" and "@"; or a user alone, who has no "/".
 _USER = re.compile(r"(?<=://)(?:[^/\s:]*:[^\s?#]*@|[^/\s?#]*@)")
-# An @ after "?" or "#" may be in a password or in the query, so nothing is known to be the host.
+# An "@" after "?" or "#" may belong to a password or to the query, so it is unclear where the host begins.
 _UNCLEAR = re.compile(r"(?<=://)[^/\s:]*:\S*[?#]\S*@\S*")
 _QUERY = re.compile(r"(\w://[^\s?#]*)[?#][^\s'\"]*")
 
@@ -16,8 +16,8 @@ _QUERY = re.compile(r"(\w://[^\s?#]*)[?#][^\s'\"]*")
 def without_secrets(text: str) -> str:
     """Remove the parts that may hold secrets (user names, passwords, queries and fragments) from all URIs in a text.
 
-    A URI ends at a blank. If it is not clear what belongs to a password, more is removed than necessary: of `http://host:80/a@3`,
-    `http://3` is left.
+    A URI ends at a blank. Where it is ambiguous what belongs to a password, too much is removed rather than too little:
+    `http://host:80/a@3` becomes `http://3`.
 
     Args:
         text: any text, for example an error message or a single URI.

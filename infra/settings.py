@@ -24,7 +24,8 @@ def absolute_location(location: str) -> str:
     """Make the location of a file, folder or model absolute, because jobs and MLflow run in other folders than the command.
 
     Args:
-        location: local path, file:// or https:// URI, or URI in a bucket, name of a model in MLflow's registry (models:/NAME@ALIAS), or "".
+        location: local path, file:// or https:// URI, or URI in a bucket, name of a model in MLflow's registry
+            (models:/NAME@ALIAS), or "".
 
     Returns:
         An absolute path or a URI. The name of a model in the registry and "" are returned unchanged.
@@ -149,7 +150,7 @@ class ClusterSettings(Section):
 
 
 class NotifySettings(Section):
-    """Messages to a chat program (webhook), the age from which data count as stale, and where the last run's metrics go.
+    """Messages to a chat program (webhook), the age from which data are stale, and where the last run's metrics go.
 
     This is the section `notify` of the settings files. Each field is explained by its description.
     """

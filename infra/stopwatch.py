@@ -1,4 +1,4 @@
-"""Measure how long the parts of a computation take, without passing an object through all its functions."""
+"""Time the parts of a computation through a context variable, so that no timer object has to be passed around."""
 
 import time
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def part(name: str) -> Iterator[None]:
     """Mark a part of a computation, as a `with` block or as the decorator of a function. It costs next to nothing.
 
     Args:
-        name: name of the part. If parts lie within each other, the seconds of the inner one count for the outer one, too.
+        name: name of the part. The time of a nested part is included in that of the outer part.
     """
     if (seconds := _seconds.get()) is None:
         yield

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class Webhook:
-    """A webhook, or none: then nothing is sent."""
+    """A webhook that messages are sent to. Without a URL, messages are dropped."""
 
     def __init__(self, url: str | None, seconds: float = 10.0) -> None:
         """Create the webhook. Nothing is sent yet.
@@ -61,7 +61,7 @@ class Webhook:
 
 
 def problem_within(seconds: float, work: Callable[[], str]) -> str:
-    """Run a function in a thread, and wait at most some seconds for its result.
+    """Run a function in a thread with a timeout.
 
     HTTP libraries limit the time of each read, but neither the time of all reads nor the time to look up a host name.
 

@@ -1,4 +1,4 @@
-"""Operations on boxes: enlarge them, measure their overlap, and cut them out of images. Windows, which cover an image.
+"""Operations on boxes: enlarge them, measure their overlap, cut them out of images, and make windows that cover an image.
 
 A box is (x1, y1, x2, y2) in pixels. Coordinates are pixel edges, not pixel centres, so x2 and y2 are exclusive: the top left
 pixel of an image is the box (0, 0, 1, 1). A box may reach beyond the image.
@@ -14,7 +14,7 @@ import numpy as np
 WindowShape = Literal["square", "stretched"]
 """The ways to enlarge a box that is not square; see `enlarge`."""
 
-_MAX_WINDOW_PIXELS = 2**28  # of a window that reaches beyond the image; such a crop takes 0.8 GB
+_MAX_WINDOW_PIXELS = 2**28  # limit for windows that reach beyond the image; such a crop takes 0.8 GB
 MEAN_RGB = (124, 117, 104)
 """Fill colour outside the image (uint8, RGB). It is ImageNet's mean, so normalising images turns it into 0, up to rounding."""
 
@@ -116,8 +116,8 @@ def crop(
 ) -> np.ndarray:
     """Cut a box out of an image or a mask and resize it to a square.
 
-    The box is first rounded by `window_pixels`. If it reaches beyond the image and has more than 2²⁸ pixels, as the square around a
-    long object of a panorama may have, the image is shrunk before the box is cut out, so that the memory is limited.
+    The box is first rounded by `window_pixels`. If it reaches beyond the image and has more than 2²⁸ pixels, as the square
+    around a long object of a panorama may have, the image is shrunk before the box is cut out, so that the memory is limited.
 
     Args:
         image: array (H, W, C), or (H, W) for a mask.
@@ -219,15 +219,16 @@ def _area(boxes: np.ndarray) -> np.ndarray:
 def make_windows(height: int, width: int, sizes: Sequence[float], overlap: float = 0.5) -> np.ndarray:
     """Make the windows of an image: overlapping squares at several scales that cover it.
 
-    They take the place of EdgeBox's boxes where scenes do not consist of objects, as in street scenes, maps and medical images:
-    a class such as road has no box of its own. Windows are used as they are, and not enlarged as boxes of objects are. Those of
-    each size alone cover every pixel, and none reaches beyond the image. Along each axis there are as few windows as the overlap allows, at equal distances up to a pixel.
+    Windows replace EdgeBox's boxes where scenes do not consist of objects, as in street scenes, maps and medical images: a class
+    such as road has no box of its own. Unlike boxes of objects, they are not enlarged. The windows of each size cover every
+    pixel, and none reaches beyond the image. Along each axis there are as few windows as the overlap allows, evenly spaced to
+    within a pixel.
 
     Args:
         height: height of the image in pixels.
         width: width of the image in pixels.
         sizes: sides of the squares as shares of the image's shorter side, above 0 and at most 1. Each is rounded to whole pixels.
-            Sizes that are rounded to the same side count once. Without sizes there are no windows.
+            Sizes that are rounded to the same side are used once. Without sizes there are no windows.
         overlap: smallest share of a window's side by which it overlaps the next one, from 0 to below 1.
 
     Returns:

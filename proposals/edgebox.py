@@ -191,7 +191,7 @@ def _search(image: np.ndarray, options: EdgeBoxOptions) -> tuple[np.ndarray, np.
     )
     rectangles, scores = edgebox.getBoundingBoxes(edges, orientation)
     corners = np.asarray(rectangles, np.float64).reshape(-1, 4)
-    # OpenCV's port counts pixels from 1, as MATLAB does, and its scores include the pixel at x + width.
+    # OpenCV's port kept MATLAB's coordinates, which begin at 1. A rectangle includes the pixels at x + width and y + height.
     corners[:, 2:] += corners[:, :2]
     corners[:, :2] -= 1
     return corners, np.asarray(scores, np.float32).reshape(-1)

@@ -84,8 +84,8 @@ def image_size(data: bytes, max_pixels: int | None = None) -> tuple[int, int]:
 def decode_mask(data: bytes, max_pixels: int | None = None) -> np.ndarray:
     """Decode a mask of ids, which are the palette indices or grey levels of the image.
 
-    For a GIF, the ids are always the grey levels, because programs that write GIFs renumber the palette. The orientation of a TIFF
-    is applied; EXIF data of other files are ignored.
+    For a GIF, the ids are always the grey levels, because programs that write GIFs renumber the palette. The orientation of a
+    TIFF is applied; EXIF data of other files are ignored.
 
     Args:
         data: content of the file, a paletted or grey image.
@@ -95,14 +95,14 @@ def decode_mask(data: bytes, max_pixels: int | None = None) -> np.ndarray:
         uint8 array (H, W), or uint16 for 16-bit files.
 
     Raises:
-        BadInput: if the file is not an image, is damaged, is too large, holds colours instead of ids, or ids beyond 16 bits, or is
-            grey with 2 or 4 bits and not wholly 0; the message says which.
+        BadInput: if the file is not an image, is damaged or too large, holds colours instead of ids or ids beyond 16 bits, or is
+            grey with 2 or 4 bits and has other values than 0. The message says which.
     """
     image = _open(data, max_pixels)
     few_bits = next((bits for bits in (2, 4) if _is_stored_as(image, f"L;{bits}")), None)
     _load(image)
     if few_bits and image.getextrema() != (0, 0):
-        # Pillow scales the values to 0–255, as the format demands. But some programs store ids, and others reduce 8-bit ids.
+        # Pillow scales the values to 0–255, as the format demands, but some programs store ids, and others reduce 8-bit ids.
         ids, levels = 2**few_bits - 1, 255 // (2**few_bits - 1)
         raise BadInput(
             f"it is grey with {few_bits} bits, so its ids may be 0, 1, … {ids} or 0, {levels}, … 255: save it with 8 bits, or paletted"

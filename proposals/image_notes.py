@@ -1,8 +1,8 @@
-"""Notes about the images of an `images` table, so that tables can be compared without reading rows.
+"""Notes on the images of an `images` table, which make it possible to compare versions of the table without reading rows.
 
-The summary of each part of the table has a note for each of its images: a digest of the image's file, a digest of its masks and split,
-and a stamp of the files from which it was read. From the notes it is known which images are new or have changed since an earlier version
-of the table. They also give the keys in the names of parts of derived tables (`pixels_key`, `labels_key`).
+The summary of each part has a note for each image: a digest of the image file, a digest of the masks and split, and a stamp of
+the source files. Comparing notes shows which images are new or have changed since an earlier version. The keys of parts of
+derived tables are computed from them (`pixels_key`, `labels_key`).
 """
 
 import hashlib
@@ -79,7 +79,7 @@ def usable_notes(images: tables.Commit) -> Iterator[ImageNote]:
 
 
 def pixels_key(part: tables.Part) -> str:
-    """Return a digest of the images of a part, without their masks and splits. Parts made of the images alone are named by it."""
+    """Return a digest of a part's images, without masks and splits: the key of parts that depend on the images alone."""
     return digest([[note.image_id, note.pixels] for note in _rows_or_rejects(part)] or [part.first, part.last, part.digest])
 
 
@@ -96,7 +96,7 @@ def _rows_or_rejects(part: tables.Part) -> list[ImageNote]:
 
 
 def count_changes(images: tables.Commit, before: tables.Commit | None) -> dict[str, int]:
-    """Compare an `images` table with an earlier one, by their commit records alone.
+    """Compare an `images` table with an earlier one, using only their commit records.
 
     Args:
         images: commit record of the table.

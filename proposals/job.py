@@ -1,9 +1,9 @@
 """Make the `proposals` table by running EdgeBox on every image of an `images` table.
 
-Each part of the table is named by the files of the images in the same part of `images`. So parts whose images are the same as in an
-earlier version of the table are not made again, and in the others the rows of unchanged images are copied.
+The key of a part is a digest of the image files in the corresponding part of `images`. A part whose images have not changed since
+an earlier version of the table is reused, and in other parts the rows of unchanged images are copied.
 
-Windows, which cover an image, are not stored. Whoever needs them makes them from the size of the image (`proposals.boxes.make_windows`).
+Windows are not stored. They are computed from the size of the image where they are needed (`proposals.boxes.make_windows`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -96,16 +96,16 @@ def _rows_to_copy(
         recipe: digest in the names of its parts.
 
     Returns:
-        For each item of `images`, ids of images by the name of the part of `proposals` that has their rows. It is empty for a part
-        that `before` has too.
+        For each part of `images`, a dict from the names of parts of `proposals` to the ids of the images whose rows they have.
+        The dict is empty for a part that `before` also has.
     """
     common = {part.name for part in images} & {part.name for part in before}
     wanted = {note.image_id: note.pixels for part in images if part.name not in common for note in read_notes(part)}
-    there = set(tables.part_files(out_uri)) if wanted and before else set()
+    existing = set(tables.part_files(out_uri)) if wanted and before else set()
     found: dict[str, str] = {}
     for part in before:
         name = tables.part_name(recipe, pixels_key(part))
-        if part.name not in common and name in there:
+        if part.name not in common and name in existing:
             found |= {
                 note.image_id: name for note in read_notes(part) if note.usable and wanted.get(note.image_id) == note.pixels
             }
@@ -119,7 +119,7 @@ def _rows_to_copy(
 
 
 def _part_rows(images_uri: str, out_uri: str, options: EdgeBoxOptions, unit: Unit) -> Iterator[Mapping[str, Any] | tables.Reject]:
-    """Make the rows of one part (Parquet file) of the `proposals` table.
+    """Make the rows of one part of the `proposals` table.
 
     Rows of unchanged images are copied from earlier parts. OpenCV is limited to one thread in this process.
 
@@ -143,7 +143,7 @@ def _part_rows(images_uri: str, out_uri: str, options: EdgeBoxOptions, unit: Uni
 
 
 def _empty_rows(images_uri: str, unit: Unit) -> Iterator[Mapping[str, Any]]:
-    """Make the rows of one part (Parquet file) of a `proposals` table without boxes.
+    """Make the rows of one part of a `proposals` table without boxes.
 
     Args:
         images_uri: URI of the `images` table.
@@ -184,7 +184,7 @@ def proposals_row(row: Mapping[str, Any], options: EdgeBoxOptions) -> Mapping[st
 
 
 def iter_proposals(proposals_uri: str, part: tables.Part) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Iterate over the proposals in one part (Parquet file) of a `proposals` table.
+    """Iterate over the proposals in one part of a `proposals` table.
 
     Args:
         proposals_uri: URI of the table.
@@ -204,7 +204,8 @@ def iter_proposals(proposals_uri: str, part: tables.Part) -> Iterator[tuple[str,
 def edge_model_digest(settings: "ProposalSettings") -> str:
     """Return a text that identifies the model of the edge detector by its content.
 
-    The text becomes part of the fingerprint (hash of all inputs) of the proposals, so they are computed again if the model changes.
+    The text becomes part of the fingerprint (hash of all inputs) of the proposals, so they are computed again if the model
+    changes.
 
     Args:
         settings: options of EdgeBox.

@@ -67,7 +67,7 @@ def check_image(image: np.ndarray, name: str = "image") -> None:
     if not isinstance(image, np.ndarray):
         raise ValueError(
             f"{name} is a {type(image).__name__}; expected a numpy array, uint8 (H, W, 3), RGB. "
-            f'Of a Pillow image, np.asarray({name}.convert("RGB")) is one'
+            f'Convert a Pillow image with np.asarray({name}.convert("RGB"))'
         )
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         values = f", values {image.min():.4g} to {image.max():.4g}" if image.size and image.dtype.kind in "iufb" else ""
@@ -108,7 +108,7 @@ def _advice(image: np.ndarray, name: str) -> str:
     if image.ndim == 4:
         return f"It is a batch: pass its images one by one, {name}[0] first"
     if image.ndim not in (2, 3) or (image.ndim == 3 and not {1, 3, 4} & {image.shape[0], image.shape[2]}):
-        return "It has not the shape of an image"
+        return "It does not have the shape of an image"
     if image.ndim == 3 and image.shape[2] not in (1, 3, 4):
         return f"Its channels come first: pass {name}.transpose(1, 2, 0)"
     if image.dtype != np.uint8:

@@ -62,16 +62,16 @@ def best_overlaps(boxes: np.ndarray, objects: np.ndarray, counts: Sequence[int] 
     return best_so_far[[min(k, len(best_so_far)) - 1 for k in counts]].T.astype(np.float32)
 
 
-def counts_up_to(most: int) -> tuple[int, ...]:
+def counts_up_to(max_boxes: int) -> tuple[int, ...]:
     """Choose the numbers of boxes at which to measure recall.
 
     Args:
-        most: largest number of boxes per image.
+        max_boxes: largest number of boxes per image.
 
     Returns:
-        The numbers of `CURVE_COUNTS` (1, 2, 5, 10, … 2000) that are below `most`, followed by `most`.
+        The numbers of `CURVE_COUNTS` (1, 2, 5, 10, … 2000) that are below `max_boxes`, followed by `max_boxes`.
     """
-    return (*(k for k in CURVE_COUNTS if k < most), most)
+    return (*(k for k in CURVE_COUNTS if k < max_boxes), max_boxes)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Recall:
         """
         if not ((overlaps >= 0) & (overlaps <= 1)).all():
             raise ValueError(f"overlaps are from {overlaps.min()} to {overlaps.max()}; expected IoUs from 0 to 1")
-        edges = (np.arange(1, _BINS + 1) / _BINS).astype(np.float32)  # float32 like the overlaps, so that 0.7 counts as 0.7
+        edges = (np.arange(1, _BINS + 1) / _BINS).astype(np.float32)  # float32 like the overlaps, so that 0.7 reaches 0.7
         bins = np.searchsorted(edges, overlaps.astype(np.float32), side="right")
         histogram = np.stack([np.bincount(column, minlength=_BINS + 1) for column in bins.T]).astype(np.int64)
         return cls(tuple(counts), histogram, overlaps.sum(axis=0, dtype=np.float64))
@@ -177,7 +177,7 @@ class Recall:
         return self.by_iou()[:, 50:100:5].mean(axis=1)
 
     def _rates(self) -> dict[str, np.ndarray]:
-        """Return all rates that are reported, for every number of boxes.
+        """Return all reported rates for every number of boxes.
 
         Returns:
             float64 arrays (K,) by name. A name such as "recall_{}_iou50" contains {} where the number of boxes is to be inserted.

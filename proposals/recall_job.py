@@ -27,7 +27,8 @@ def measure_recall(
 ) -> Recall:
     """Measure the share of a split's annotated objects that the proposals find.
 
-    If an image has no proposals, its objects count as not found. Images whose object mask is missing or damaged are left out.
+    If an image has no proposals, its objects are counted as not found. Images whose object mask is missing or damaged are left
+    out.
 
     Args:
         images_uri: URI of the `images` table.
@@ -58,7 +59,7 @@ def measure_recall(
 def _part_recall(
     images_uri: str, proposals_uri: str, split: str, counts: Sequence[int], min_area: float, _: int, unit: Unit
 ) -> Recall:
-    """Measure recall on the images of one unit of work, which is a part (Parquet file) of the `images` table.
+    """Measure recall on the images of one unit of work, a part of the `images` table.
 
     Images whose object mask is missing or damaged are left out.
 

@@ -47,7 +47,7 @@ PROPOSALS = pa.schema(
         _required("scores", pa.list_(pa.float32())),  # EdgeBox's objectness, one per box
     ]
 )
-"""One row per image: its proposals. Each part (Parquet file) covers the images of one part of the `images` table."""
+"""One row per image: its proposals. Each part covers the images of one part of the `images` table."""
 
 EXAMPLES = pa.schema(
     [
@@ -56,13 +56,13 @@ EXAMPLES = pa.schema(
         _required("box", _BOX),  # the crop, enlarged by `examples.context` (1.2×); may reach beyond the image
         _required(
             "class_ids", pa.list_(pa.int16())
-        ),  # class of the crop's object, or the classes in a window, by which it is balanced
-        _required("iou", pa.float32()),  # IoU of the object's box with the box before it was enlarged; 1 in stage 1, 0: a window
+        ),  # class of the crop's object, or the classes in a window; used for class balancing
+        _required("iou", pa.float32()),  # of the object's tight box with the box before enlarging; 1 in stage 1, 0 for windows
         _required("image", pa.binary()),  # JPEG, square
         _required("mask", pa.binary()),  # 8-bit PNG of class ids, 0 background, 255 void; same size as the JPEG
     ]
 )
-"""One row per training crop. How often it is used per epoch is not stored: that depends on the counts of all crops (`mining/job.py`)."""
+"""One row per training crop. Its repeats in an epoch are not stored: they depend on the counts of all crops (`mining/job.py`)."""
 
 SEGMENTATIONS = pa.schema(
     [

@@ -56,12 +56,12 @@ class ProposalSettings(Section):
     max_side: int = Field(1024, ge=32, le=8192, description="larger images are shrunk to this longer side for the search, px")
 
     soft_nms_strength: float = Field(
-        0.9, ge=0, le=1, description="Soft-NMS: how much boxes that overlap better ones are ranked lower; 0: off"
+        0.9, ge=0, le=1, description="Soft-NMS: how much a box lowers the score of an identical one; 0: off, 1: to zero"
     )
     soft_nms_power: float = Field(
         5.5, gt=0, description="Soft-NMS: exponent of the IoU; high values spare boxes with an IoU below about 0.5"
     )
-    soft_nms_first: PositiveInt = Field(200, description="Soft-NMS: number of first boxes that rank others lower")
+    soft_nms_first: PositiveInt = Field(200, description="Soft-NMS: number of top-ranked boxes that lower the scores of others")
 
     @property
     def edge_box(self) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class ForestSettings(Section):
     )
     positives: float = Field(0.5, gt=0, lt=1, description="share of the patches with a boundary near their centre")
     feature_share: float = Field(0.25, gt=0, le=1, description="share of the features that each tree may use")
-    pairs: int = Field(256, ge=8, le=4096, description="pairs of pixels by which a node compares segmentations of patches")
+    pairs: int = Field(256, ge=8, le=4096, description="number of random pixel pairs with which a node compares segmentations")
     min_child: int = Field(8, ge=1, description="smallest number of patches in a node")
     max_depth: int = Field(64, ge=1, le=64, description="greatest depth of a tree")
 
@@ -144,8 +144,8 @@ class ExampleSettings(Section):
     min_object_side: PositiveInt = Field(4, description="objects whose box has a shorter side than this are left out, px")
     max_per_image: PositiveInt | None = Field(
         None,
-        description="stage 2: largest number of crops of an image; the best crop of each object is kept, and the rest are drawn at random by the seed; "
-        "with proposals.kind both, as many windows may be added; empty: all",
+        description="stage 2: largest number of crops of an image; the best crop of each object is kept, the others are drawn at "
+        "random; with proposals.kind both, up to as many windows are added; empty: all",
     )
     balance: bool = Field(True, description="repeat examples of rare classes")
     max_repeats: PositiveInt = Field(10, description="how often one example is repeated in an epoch at most")

@@ -1,8 +1,9 @@
 """Soft-NMS: reorder boxes so that near-duplicates of better boxes come later.
 
-EdgeBox's own non-maximum suppression keeps near-duplicates with an IoU of up to 0.75. They are useful as training crops. But
-segmentation uses only the first few boxes, and most of these would show the same objects. Both uses share one list of boxes. So
-the list is reordered and nothing is removed: training can use the whole list, and its first k boxes are a good choice for any k.
+EdgeBox's own non-maximum suppression keeps near-duplicates with an IoU of up to 0.75. They are useful as training crops, but
+segmentation uses only the first few boxes, and most of these would show the same objects. Because both uses share one list of
+boxes, the list is reordered and nothing is removed: training can use the whole list, and its first k boxes are a good choice for
+any k.
 
 As in the paper (Bodla, Singh, Chellappa, Davis, ICCV 2017), boxes are taken greedily by score, and each box that is taken lowers
 the scores of the remaining boxes according to their overlap with it. There are three differences:

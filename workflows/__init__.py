@@ -1,8 +1,8 @@
 """The commands of this project, one script each, and the pipelines and operations that they run.
 
-When a command imports this package, signal handlers are set: SIGTERM and Ctrl-C end the process with exit code 75, until
-`workflows.cli.run` replaces the handlers. So a command can also be stopped while its modules are still being imported. The
-scripts therefore import this package before all modules of the project that load large libraries such as torch.
+If this package is imported by a command, it installs handlers for SIGTERM and Ctrl-C that end the process with exit code 75,
+until `workflows.cli.run` replaces them. They cover the seconds in which large libraries such as torch are imported, so the
+scripts import this package before all modules that load such a library.
 """
 
 import multiprocessing
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 
-def _exit(number: int, frame: Any) -> None:
-    """Print that the command was interrupted, and exit with code 75. This function handles SIGTERM and SIGINT.
+def _exit_on_signal(signum: int, frame: Any) -> None:
+    """Handle SIGTERM or SIGINT: print that the command was interrupted, and exit with code 75.
 
     Args:
-        number: number of the signal. Not used.
+        signum: number of the signal. Not used.
         frame: stack frame that the signal interrupted. Not used.
     """
     print("\ninterrupted: nothing was started yet", file=sys.stderr)
@@ -35,6 +35,6 @@ def _is_command() -> bool:
 
 
 if _is_command():
-    for _number in (signal.SIGTERM, signal.SIGINT):
-        if signal.getsignal(_number) is not signal.SIG_IGN:  # a shell that starts a job in the background ignores SIGINT
-            signal.signal(_number, _exit)
+    for _signum in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(_signum) is not signal.SIG_IGN:  # a shell that starts a job in the background ignores SIGINT
+            signal.signal(_signum, _exit_on_signal)

@@ -19,7 +19,7 @@ from pathlib import Path
 from infra.errors import UserError
 from workflows import cli
 
-logger = logging.getLogger("workflows.download")  # unlike `print`, it does not end the work if the reader of the output has gone
+logger = logging.getLogger("workflows.download")  # unlike `print`, no BrokenPipeError if stdout is closed (`| head`)
 INTERRUPTED = "the same command resumes the download"
 
 
@@ -94,7 +94,7 @@ def get_sbd(source: Source, to: Path) -> Path:
 
     root = to / "VOCdevkit" / "VOC2012"
     if not root.is_dir():
-        raise UserError(f"SBD's masks are added to VOC 2012, and there is no {root}: fetch voc2012 first, or all")
+        raise UserError(f"SBD's masks are added to VOC 2012, but {root} does not exist: download voc2012 first, or all")
     split = root / "ImageSets" / "Segmentation" / "train_aug.txt"
     if not split.is_file():
         benchmark = to / "benchmark_RELEASE"

@@ -25,13 +25,13 @@ from contextlib import nullcontext
 from infra.errors import UserError
 from workflows import cli
 
-logger = logging.getLogger("workflows.figures")  # unlike `print`, it does not end the work if the reader of the output has gone
+logger = logging.getLogger("workflows.figures")  # unlike `print`, no BrokenPipeError if stdout is closed (`| head`)
 ALL, REPORT = "all", "report"
 FIGURES = {
     "unpooling": "the most active map after each unpooling and deconvolution, for an image's largest object",
     "instances": "the segmentation after 1, 5, 10, 20, 50 proposals, from the largest to the smallest",
     "comparison": "image, ground truth and predictions side by side: the best, the median and the worst",
-    "wins": "side by side, too: images where DeconvNet, FCN-8s or the ensemble is furthest ahead",
+    "wins": "the same for the images where DeconvNet, FCN-8s or the ensemble is furthest ahead",
     "iou_by_class": "IoU of each class, for the five results",
     "iou_by_proposals": "DeconvNet's mean IoU by the number of proposals",
     "iou_by_size": "IoU of objects by their size",
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
         argv: command-line arguments. None for those of the process.
 
     Raises:
-        UserError: if the figure or image does not exist, or the workspace lacks its data (or those of all figures).
+        UserError: if the figure or image does not exist, or the workspace lacks the data for it (for "all": for every figure).
         Locked: if the files are to be written to the workspace, and another command holds its lock.
         Interrupted: if another command took over the lock.
     """
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--workspace {options.workspace}{f' or --out {options.out}' if options.out else ''}: {error}") from None
     folder = storage.join(workspace, REPORT if options.name == REPORT else "figures")
     out = named or folder
-    # Figures elsewhere are only read from the workspace, and a folder that is not a workspace gets no lock file.
+    # With --out, nothing is written to the workspace, so it is not locked. Neither is a folder that is not a workspace.
     inside = not options.out and storage.exists(storage.join(workspace, "stages"))
     with hold_workspace(workspace, "figures.py") if inside else nullcontext():
         if options.name == REPORT:

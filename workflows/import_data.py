@@ -10,7 +10,8 @@
 Options for the import:
 
   --val_annotations WHAT [--val_images DIR]      annotations (and images) of the val split, if they are separate
-  --train_list FILE, --val_list FILE             or lists of the images; without any, a fifth is drawn for val by name
+  --train_list FILE, --val_list FILE             or text files that list the train and val images; without them, and if the
+                                                 annotations name no split, a random fifth of the images becomes val
   --table colours.txt                            masks only: classes and their ids or colours
   --dry-run                                      read everything, print what would be imported or left out, write nothing
 
@@ -31,14 +32,14 @@ new masks and stay in their splits. The classes must be those of the folder. If 
 the folder, nothing is written.
 
 Exit codes: 0 done; 2 an error in the settings or the data; 3 another import writes to the same folder; 75 interrupted: no new
-folder was written; with --add_to, the same command completes it.
+folder was written; with --add_to, run the same command again to complete the addition.
 """
 
 from workflows import cli
 from workflows.settings import CONFIGS
 from workflows.settings.import_data import ImportSettings
 
-INTERRUPTED = "no new folder was written; with --add_to, the same command completes it"
+INTERRUPTED = "no new folder was written; with --add_to, run the same command again to complete the addition"
 
 
 def main(argv: list[str] | None = None) -> None:

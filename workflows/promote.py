@@ -48,18 +48,18 @@ def main(argv: list[str] | None = None) -> None:
         return
     webhook = open_webhook(NotifySettings())
     move = move_champion(store, options.model, options.to, options.why)
-    done = f"champion {options.model} version {move.version}: {_title(move.replaced)} before"
+    done = f"{options.model}: the champion is version {move.version} now (before: {_version_text(move.replaced)})"
     print(done)
-    webhook.send(f"{done}; {'taken back' if move.back else 'moved'} by {move.who}{f': {move.why}' if move.why else ''}")
+    webhook.send(f"{done}; {'undone' if move.back else 'moved'} by {move.who}{f': {move.why}' if move.why else ''}")
 
 
 def _line(move: "Move") -> str:
     """Describe a recorded move of the alias in one line."""
-    undone = " (taken back)" if move.back else ""
-    return f"{move.when[:16]}  {_title(move.replaced)} → version {move.version}{undone}  {move.who}  {move.why}".rstrip()
+    undone = " (undoes a move)" if move.back else ""
+    return f"{move.when[:16]}  {_version_text(move.replaced)} → version {move.version}{undone}  {move.who}  {move.why}".rstrip()
 
 
-def _title(replaced: int | None) -> str:
+def _version_text(replaced: int | None) -> str:
     """Name the version that was champion before a move."""
     return "none" if replaced is None else f"version {replaced}"
 

@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     except Locked as busy:
         if not options.exit_zero_if_locked:
             raise
-        print(f"left to the next run: {busy}")
+        print(f"nothing done, because the workspace is locked: {busy}")
 
 
 if __name__ == "__main__":

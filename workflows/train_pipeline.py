@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         Interrupted: if the run was stopped. The same command resumes it.
     """
     settings, options = command_line().parse_settings(argv)
-    if options.max_minutes is not None and not options.max_minutes >= 0:  # also if it is NaN, which is reached at no time
+    if options.max_minutes is not None and not options.max_minutes >= 0:  # `not … >=` also refuses NaN
         raise UserError(f"--max-minutes {options.max_minutes:g} is not allowed: a number of minutes, 0 or more, is needed")
     from infra.runtime.interrupts import time_limit
     from workflows.pipelines.training import Pipeline

@@ -2,9 +2,9 @@
 
   python -m infra.deploy.stop_drivers --seconds 120
 
-Run it before the container of a Ray head is stopped (`preStop` in Kubernetes, `pre_stop` in Docker Compose): Ray itself would kill
-the commands together with the head. They get SIGTERM and end with exit code 75, so Ray counts the jobs as failed, and whoever
-started them may try again. (`ray job stop` would mark them as stopped, which KubeRay takes for the end.)
+Run it before the container of a Ray head is stopped (`preStop` in Kubernetes, `pre_stop` in Docker Compose): Ray itself would
+kill the commands together with the head. They get SIGTERM and end with exit code 75, so Ray counts the jobs as failed, and
+whoever started them may try again. (`ray job stop` would mark the jobs as stopped, and KubeRay does not retry stopped jobs.)
 """
 
 import argparse
@@ -22,8 +22,9 @@ _SHELLS = ("sh", "bash", "dash")
 def drivers(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
     """Return the processes that are commands of Ray jobs.
 
-    Ray starts a command by a shell, which may remain as its parent. Shells are left out, because a shell would end at once and take
-    the job's end for that of the command. Child processes of a command are left out, because the command ends them itself.
+    Ray starts a command through a shell, which may remain as its parent. Shells are left out: a shell would exit at once on
+    SIGTERM, and Ray would consider the job ended while the command still runs. Child processes are left out, because the command
+    ends them.
 
     Args:
         processes: the processes to choose from.

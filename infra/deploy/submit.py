@@ -2,7 +2,7 @@
 
   python -m infra.deploy.submit --address http://HEAD:8265 -- python workflows/retrain.py --config FILE
 
-`ray job submit` exits with 1 whatever the command's exit code was, and if it is stopped, the job goes on. A schedule such as a
+`ray job submit` exits with 1 whatever the command's exit code was, and if it is stopped, the job continues. A schedule such as a
 Kubernetes CronJob needs both: an error in the settings (2) must not be tried again, an interrupted run (75) must, and a run that
 is stopped at the schedule's deadline must stop. On SIGTERM or Ctrl-C the job gets SIGTERM, and time to write a checkpoint.
 
@@ -26,7 +26,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from infra.redaction import without_secrets
 
 LOST = 75
-"""Exit code if it may help to run the same command again, as of the project's commands."""
+"""Exit code if running the same command again may help; the same as the exit code of an interrupted command of the project."""
 POLL_SECONDS = 1.0
 """Seconds between two looks at whether the job has ended."""
 AWAY_SECONDS = 60.0
@@ -59,17 +59,17 @@ def run(client: JobSubmissionClient, command: Sequence[str]) -> int:
 
 
 async def _print_log(client: JobSubmissionClient, job: str) -> None:
-    """Print the log of a job while it runs. If the connection breaks, say so and return, since the job goes on without it."""
+    """Print the log of a job while it runs. If the connection breaks, print a message and return; the job continues."""
     try:
         async for text in client.tail_job_logs(job):
             print(text, end="", flush=True)
-    except Exception as error:  # of aiohttp or Ray
+    except Exception as error:  # from aiohttp or Ray
         text = f"the log of job {job} ends here, as its connection broke: {error}; the job is waited for"
         print(without_secrets(text), file=sys.stderr, flush=True)
 
 
 def _wait(client: JobSubmissionClient, job: str) -> JobDetails:
-    """Wait until a job has ended, and return what Ray knows about it.
+    """Wait until a job has ended, and return Ray's description of it.
 
     Raises:
         Exception: if the cluster has not answered for a minute (AWAY_SECONDS).
@@ -92,7 +92,7 @@ def exit_code(job: JobDetails) -> int:
     """Return the exit code for a job that has ended.
 
     Args:
-        job: what Ray knows about the job. `driver_exit_code` is None if the job ended with its supervisor or its node.
+        job: Ray's description of the job. `driver_exit_code` is None if the job ended with its supervisor or its node.
     """
     if job.status == JobStatus.SUCCEEDED:
         return 0
@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = command_line().parse_args(argv)
 
-    def stop(number: int, frame: Any) -> None:
+    def stop(signum: int, frame: Any) -> None:
         """Raise KeyboardInterrupt, as Python does for Ctrl-C."""
         raise KeyboardInterrupt
 

@@ -60,7 +60,7 @@ def connected(settings: ClusterSettings) -> Iterator[None]:
         what = f"join the Ray cluster at {address} (cluster.address or RAY_ADDRESS)" if address else "start Ray on this machine"
         raise UserError(f"can't {what}: {str(error).splitlines()[0]}") from error
     except SystemExit:
-        raise KeyboardInterrupt from None  # the handler of SIGTERM that Ray has installed exits with a code of its own
+        raise KeyboardInterrupt from None  # Ray's own SIGTERM handler raises SystemExit, with another exit code
     finally:
         if on_main:
             signal.signal(signal.SIGTERM, terminated)
@@ -82,8 +82,9 @@ def _watchable(address: str | None) -> tuple[str | None, str | None]:
         address: address under which a cluster was joined; None if Ray was started on this machine.
 
     Returns:
-        The path of the Unix socket of the object store on this machine, and the address of the cluster's head. Both are None for a
-        cluster joined by ray://, which is on other machines. The address is None for a Ray that was started on this machine.
+        The path of the Unix socket of the object store on this machine, and the address of the cluster's head. Both are None
+        for a cluster joined by ray://, which is on other machines. The address is None for a Ray that was started on this
+        machine.
     """
     import ray
 
@@ -143,10 +144,10 @@ def _silent_stderr() -> Iterator[None]:
 
 
 def live_nodes(labels: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """Return the living nodes of the Ray cluster that have certain labels.
+    """Return the alive nodes of the Ray cluster that have certain labels.
 
     Args:
-        labels: label values by label key, all of which a node must have; None or {} for all living nodes.
+        labels: label values by label key, all of which a node must have; None or {} for all alive nodes.
 
     Returns:
         The descriptions of the nodes by `ray.nodes()`: dictionaries with "NodeID", "Resources", "Labels" and others.
@@ -158,17 +159,17 @@ def live_nodes(labels: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
 
 
 def actor_slots(nodes: Mapping[str, str], cpus: float, gpus: float = 0) -> int:
-    """Return how many actors the living nodes have room for at the same time.
+    """Return how many actors the alive nodes have room for at the same time.
 
-    All resources of a node count, whether they are free or in use.
+    All resources of a node are included, whether they are free or in use.
 
     Args:
         nodes: Ray labels that a node must have to run actors, as label values by label key; {} for any node.
         cpus: number of CPUs that each actor takes.
         gpus: number of GPUs that each actor takes.
     """
-    there = [node["Resources"] for node in live_nodes(nodes)]
-    return sum(int(min(has.get("CPU", 0) // cpus, has.get("GPU", 0) // gpus if gpus else math.inf)) for has in there)
+    resources = [node["Resources"] for node in live_nodes(nodes)]
+    return sum(int(min(has.get("CPU", 0) // cpus, has.get("GPU", 0) // gpus if gpus else math.inf)) for has in resources)
 
 
 def check_nodes(settings: ClusterSettings, kind: Literal["data_nodes", "training_nodes"]) -> None:
@@ -187,18 +188,18 @@ def check_nodes(settings: ClusterSettings, kind: Literal["data_nodes", "training
     labels = ",".join(f"{key}={value}" for key, value in nodes.items())
     if not can_autoscale(settings):
         raise UserError(
-            f"no living node of this Ray is labelled {labels} (cluster.{kind}): start one with `ray start --labels {labels}`, "
+            f"no alive node of this Ray is labelled {labels} (cluster.{kind}): start one with `ray start --labels {labels}`, "
             "leave the setting empty, or set cluster.autoscaling to true if the cluster adds such nodes"
         )
-    logger.info(f"  no living node is labelled {labels} (cluster.{kind}): the run waits until the cluster adds one")
+    logger.info(f"  no alive node is labelled {labels} (cluster.{kind}): the run waits until the cluster adds one")
 
 
 def can_autoscale(settings: ClusterSettings) -> bool:
     """Return whether the cluster may add nodes by itself.
 
     The setting `cluster.autoscaling` decides if it is given. Otherwise the answer is True in two cases: this machine is the head
-    of a cluster that was started by `ray up`, or the head of a KubeRay cluster with an autoscaler. The second case is recognised
-    by the command with which KubeRay starts Ray, because it switches off Ray's own monitor process.
+    of a cluster that was started by `ray up`, or the head of a KubeRay cluster with an autoscaler. In the second case, KubeRay
+    starts Ray with `--no-monitor`.
 
     Args:
         settings: settings of the cluster.

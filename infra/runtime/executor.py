@@ -46,7 +46,7 @@ class Executor(ABC):
     """An object that runs a job, which is divided into independent units of work.
 
     It is a context manager. Its workers exist only inside the `with` block. If a unit of work raises UserError, the method that
-    runs it raises UserError too. If the run was asked to stop, the methods that yield results raise Interrupted after the next
+    runs it raises UserError, too. If a stop was requested, the methods that yield results raise Interrupted after the next
     result.
 
     Attributes:
@@ -92,7 +92,7 @@ class Executor(ABC):
 
         Raises:
             UserError: if a unit raises UserError, or the processes that do it die.
-            Interrupted: after a result, if the run was asked to stop.
+            Interrupted: after a result, if a stop was requested.
         """
 
     @abstractmethod
@@ -103,8 +103,8 @@ class Executor(ABC):
 
         Args:
             units: the units of work, as picklable objects of any kind. Each key is the index (position in the job) of its unit.
-            make: function that prepares a worker, for example by loading a network, and returns the function that does a unit.
-                Each worker calls it once, with the number of CPU threads that it may use.
+            make: function that prepares a worker and returns the function that does a unit. Each worker calls it once, with the
+                number of CPU threads that it may use.
             actors: the number of workers and the resources of each.
             title: name of the work, shown with the progress.
             unit: plural noun for the units, shown with the progress, such as "parts" or "images".
@@ -115,7 +115,7 @@ class Executor(ABC):
         Raises:
             UserError: if a unit raises UserError, no node has room for a worker, or a unit still fails after all retries because
                 its workers die.
-            Interrupted: after a result, if the run was asked to stop.
+            Interrupted: after a result, if a stop was requested.
         """
 
     @abstractmethod
@@ -135,11 +135,11 @@ class Executor(ABC):
 
         Raises:
             UserError: if the function raises UserError.
-            Interrupted: after an item, if the run was asked to stop.
+            Interrupted: after an item, if a stop was requested.
         """
 
     def _until_stopped(self, done: Generator[Item], total: int, title: str, unit: str) -> Iterator[Item]:
-        """Yield results unchanged, show the progress, and stop early if the run was asked to stop.
+        """Yield results unchanged, show the progress, and stop early if a stop was requested.
 
         Args:
             done: the results of units of work. It is closed at the end, so that the work that is left is given up.
@@ -151,7 +151,7 @@ class Executor(ABC):
             The items of `done`.
 
         Raises:
-            Interrupted: after a result, if the run was asked to stop.
+            Interrupted: after a result, if a stop was requested.
         """
         with closing(done):
             for item in progress(done, total, title, unit):
@@ -159,7 +159,7 @@ class Executor(ABC):
                 self._check_stop(f"{title}: stopped")
 
     def _check_stop(self, message: str) -> None:
-        """Raise Interrupted if the run was asked to stop.
+        """Raise Interrupted if a stop was requested.
 
         Args:
             message: beginning of the exception's message.

@@ -12,8 +12,8 @@ def caught_signals() -> Iterator[list[int]]:
     """Catch SIGINT (Ctrl-C) and SIGTERM for the duration of a `with` statement, so that work can be saved first.
 
     The first signal is only recorded. The block must check the yielded list, and stop by raising an exception. A second signal
-    raises KeyboardInterrupt. If the block ends without an exception although a signal was caught, because it came after the last
-    check, the signal is sent again, to the handler that was there before.
+    raises KeyboardInterrupt. If a signal comes after the last check, so that the block ends without an exception, the signal is
+    raised again for the previous handler.
 
     Yields:
         A list to which the number of each signal is appended. It stays empty outside the main thread, because Python can't
@@ -24,23 +24,23 @@ def caught_signals() -> Iterator[list[int]]:
         yield caught
         return
 
-    def note(number: int, frame: object) -> None:
+    def note(signum: int, frame: object) -> None:
         """Handle a signal: append its number to the list `caught`, and raise KeyboardInterrupt if it is not the first.
 
         Args:
-            number: number of the signal.
+            signum: number of the signal.
             frame: the stack frame that was interrupted; unused.
         """
-        caught.append(number)
+        caught.append(signum)
         if len(caught) > 1:
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield caught
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
     if caught:
         signal.raise_signal(caught[0])
 

@@ -71,7 +71,7 @@ class LocalExecutor(Executor):
     def map_actors(
         self, units: Mapping[int, Any], make: Callable[[int], Work[Result]], actors: Actors, *, title: str, unit: str
     ) -> Iterator[tuple[int, Result]]:
-        """Do all units of work in this process, by a function that is prepared once, for example by loading a network.
+        """Do all units of work in this process, with a function that is prepared once.
 
         If `actors.gpus` is above 0, several threads do units at the same time to keep the GPU busy. Otherwise one unit is done
         at a time, and the network itself uses all CPUs. No other attribute of `actors` is used. See `Executor.map_actors` for the
@@ -99,7 +99,7 @@ class LocalExecutor(Executor):
             The items of the iterable, in order.
 
         Raises:
-            Interrupted: after an item, if the run was asked to stop.
+            Interrupted: after an item, if a stop was requested.
         """
         for item in work():
             yield item
@@ -107,10 +107,10 @@ class LocalExecutor(Executor):
 
 
 def _begin_process() -> None:
-    """Prepare a process of the pool: it goes on at Ctrl-C, and ends if the process that started it is killed.
+    """Initialise a process of the pool: ignore SIGINT, and exit when the parent process dies.
 
-    At Ctrl-C a terminal sends SIGINT to all processes of the command, but only the first one should react; the others finish their
-    units.
+    On Ctrl-C, the terminal sends SIGINT to all processes of the command. Only the parent should react; the pool finishes its
+    current units.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

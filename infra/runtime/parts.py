@@ -1,8 +1,8 @@
 """Make a table in parts. Each part is a Parquet file and one unit of work for an `Executor`, which runs units in parallel.
 
 The division into parts is fixed before the job starts, so the content of a part does not depend on the number of workers.
-Parts that exist already are not made again, whether a killed run has finished them or (if parts have keys) they belong to an earlier
-version of the table. The process that starts the job holds only summaries of the parts in memory, no rows.
+Parts that already exist are reused: those that a killed run has finished and, if parts have keys, those of earlier versions of
+the table. The driver holds only summaries of the parts in memory, no rows.
 """
 
 from collections import Counter
@@ -42,8 +42,8 @@ def make_parts(
 ) -> list[tables.Part]:
     """Write the parts (Parquet files) of a table, one for each unit of work, and wait until all are written.
 
-    Parts with the same fingerprint and key that exist already are kept, and not opened if the latest version of the table names
-    them. The parts become a table only when the caller passes them to `tables.commit`.
+    Parts that already exist under the same fingerprint and key are reused. Those in the latest version of the table are not even
+    opened. The parts become a version of the table only when the caller passes them to `tables.commit`.
 
     Args:
         table: URI of the table's folder.
@@ -65,7 +65,7 @@ def make_parts(
     Raises:
         UserError: if `make_rows` raises UserError, or workers die.
         ValueError: if two keys are equal.
-        Interrupted: if the run was asked to stop. The parts that are finished are kept.
+        Interrupted: if a stop was requested. The parts that are finished are kept.
     """
     names: Sequence[tables.Key] = range(len(units)) if keys is None else keys
     if len(set(names)) < len(names):
@@ -98,7 +98,7 @@ def _write_part(
     _: int,
     task: tuple[tables.Key, Any],
 ) -> tables.Part:
-    """Make the rows of one unit of work and write them as a part (Parquet file) of the table, unless it already exists.
+    """Make the rows of one unit of work and write them as a part of the table, unless it already exists.
 
     Args:
         table: URI of the table's folder.

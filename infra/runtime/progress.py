@@ -33,5 +33,5 @@ def progress(items: Iterable[Item], total: int, title: str, unit: str) -> Iterat
         now = time.monotonic()
         if now - last >= LOG_SECONDS:
             last = now
-            with suppress(OSError):  # whoever read the log has gone, and the work goes on
+            with suppress(OSError):  # the log's pipe was closed; the work continues
                 print(f"  {title}: {count:,} of {total:,} {unit}, {now - started:,.0f} s", file=sys.stderr, flush=True)

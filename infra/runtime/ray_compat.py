@@ -53,13 +53,12 @@ def running_head() -> str | None:
 def preemption_deadline() -> float | None:
     """Return when Ray will take away a node of the training in whose worker this is called.
 
-    The public `ray.train.get_preemption_info` makes all workers wait for each other and for an actor, which takes 3.6 ms a call. The
-    training loop checks for a notice before each step, and exchanges the answers of all workers anyway. So here each worker only reads
-    the notice that Ray Train has sent to it (ray/train/v2/_internal/execution/worker_group/worker.py, `mark_preempt`).
+    The public `ray.train.get_preemption_info` makes all workers wait for each other and for an actor: 3.6 ms a call. The training
+    loop checks for a notice before each step, and exchanges the answers of all workers anyway. So here each worker only reads the
+    notice that Ray Train has sent to it (ray/train/v2/_internal/execution/worker_group/worker.py, `mark_preempt`).
 
     Returns:
-        The earliest deadline of all such nodes, in seconds since the epoch, or infinity if Ray knows none. None if no node will be
-        taken away.
+        The earliest deadline of all such nodes, in seconds since the epoch, or infinity if Ray knows none. None if all nodes stay.
     """
     info = get_train_context().preemption_context.preemption_info
     if info is None:
@@ -68,10 +67,9 @@ def preemption_deadline() -> float | None:
 
 
 class Elastic(ElasticScalingPolicy):
-    """A scaling policy of Ray Train that starts as many training workers as the living nodes have room for.
+    """A scaling policy of Ray Train that starts as many training workers as the alive nodes have room for.
 
-    Only nodes with the labels in Ray's ScalingConfig count. The policy also reports the number of workers to the driver, the
-    process that started the training.
+    Only nodes with the labels in Ray's ScalingConfig are used. The policy also reports the number of workers to the driver.
 
     It replaces Ray's own policy (ray/train/v2/_internal/execution/scaling_policy/elastic.py), which asks a coordinator actor for
     resources. That coordinator ignores node labels, learns of a dead node up to 20 s late, and keeps the resources of a killed
@@ -149,8 +147,8 @@ class Elastic(ElasticScalingPolicy):
     def _get_reserved_resources(self) -> dict[str, dict[str, float]]:
         """Return the resources that new workers may use. This overrides a method of Ray.
 
-        Normally all resources of the nodes count, even those in use, because a dead run that still holds some will release them
-        soon. After a failed start only free resources count, because something else holds the others.
+        Normally these are all resources of the nodes, even those in use, because a dead run that still holds some will release
+        them soon. After a failed start they are only the free ones, because other work holds the rest.
 
         Returns:
             For each node id, the amounts of resources by name ("CPU", "GPU" and others).
@@ -158,10 +156,10 @@ class Elastic(ElasticScalingPolicy):
         return self._room(free=self._start_failed)
 
     def _room(self, free: bool) -> dict[str, dict[str, float]]:
-        """Return the resources of the living nodes on which training workers may run, without those that will be taken away.
+        """Return the resources of the alive nodes on which training workers may run, without those that will be taken away.
 
         Args:
-            free: True to count only free resources, False to count also those in use.
+            free: True to include only free resources, False to include also those in use.
 
         Returns:
             For each node id, the amounts of resources by name ("CPU", "GPU" and others).
@@ -175,16 +173,15 @@ class Elastic(ElasticScalingPolicy):
 
 
 class StartGuard(WorkerGroupCallback):
-    """A Ray Train callback for the start of the training workers. It ends a wait on request, and works around faults of Ray.
+    """A Ray Train callback that lets a stop request end the wait for resources, and works around two bugs of Ray.
 
-    Ray waits for room for the workers, for ever if other work takes the CPUs. During the wait the driver (the process that started
-    the training) gets a message. If the driver asks for a stop, or is gone, the wait ends.
+    Ray waits for resources for the workers, indefinitely if other jobs hold the CPUs. This callback reports the wait to the
+    driver, and ends it if the driver requests a stop or has died.
 
-    Two faults are in ray/train/v2/_internal/execution/worker_group/worker_group.py, `_start_impl`. First, if a worker dies during
-    its start, Ray does not release the resources of the others, so new workers never find room. Second, Ray gives up the training
-    if another worker's error, such as a lost connection, arrives before the error of the dead worker.
-
-    This callback must be the first in the list of callbacks.
+    It works around two bugs in ray/train/v2/_internal/execution/worker_group/worker_group.py, `_start_impl`. If a worker dies
+    during the start, Ray does not release the resources of the others, so new workers never get any. And if the error of another
+    worker (such as a lost connection) arrives before that of the dead worker, Ray gives up the training. The callback must be the
+    first in the list of callbacks.
     """
 
     def __init__(self, queue: Any, report: bool) -> None:
@@ -205,7 +202,7 @@ class StartGuard(WorkerGroupCallback):
 
         Raises:
             WorkerGroupError: if an error in a worker made the start fail. Ray then starts the workers again.
-            Interrupted: if the driver asked for a stop, or is gone. This ends the training.
+            Interrupted: if the driver requested a stop, or has died. This ends the training.
         """
         self._group = None
         try:
@@ -236,19 +233,19 @@ class StartGuard(WorkerGroupCallback):
             worker_group: Ray's object for the group of workers.
 
         Raises:
-            Interrupted: if the driver asked for a stop, or is gone. This ends the training.
+            Interrupted: if the driver requested a stop, or has died. This ends the training.
         """
         self._group = worker_group
         self._check_stop()
         self._send(self._count)
 
     def _send(self, workers: int) -> None:
-        """Tell the driver how many workers run, if that is this callback's task."""
+        """Report to the driver how many workers run, if this callback is to report it."""
         if self._report:
             self._queue.put.remote({"workers": workers})
 
     def _check_stop(self) -> None:
-        """Raise Interrupted if the driver asked for a stop, or is gone. While its queue is out of reach, the start goes on."""
+        """Raise Interrupted if the driver requested a stop, or has died. While its queue is out of reach, the start continues."""
         try:
             stop = ray.get(self._queue.stop_requested.remote())
         except ActorUnavailableError:
@@ -263,10 +260,10 @@ class StartGuard(WorkerGroupCallback):
 def map_retries(**limit: int) -> Iterator[dict[str, Any]]:
     """Provide keyword arguments for `ray.data.Dataset.map` that limit how often a row is retried after its process died.
 
-    By default Ray Data retries a row for ever (-1 in ray/data/_internal/remote_fn.py for tasks, and in
-    ray/data/_internal/execution/operators/actor_pool_map_operator.py for actors). A row that kills every process would then keep the
-    job running without end. Two arguments of `map` change this: `ray_remote_args` and `ray_remote_args_fn`. Ray 2.60 deprecates
-    both and announces their removal in 2.64, but it has no replacement yet (ray/data/dataset.py).
+    By default Ray Data retries a row indefinitely (-1 in ray/data/_internal/remote_fn.py for tasks, and in
+    ray/data/_internal/execution/operators/actor_pool_map_operator.py for actors). A row that kills every process would then
+    keep the job running for ever. Two arguments of `map` change this: `ray_remote_args` and `ray_remote_args_fn`. Ray 2.60
+    deprecates both and announces their removal in 2.64, but it has no replacement yet (ray/data/dataset.py).
 
     Args:
         **limit: largest number of retries of a row, as `max_retries` for tasks or as `max_task_retries` for actors.
@@ -282,12 +279,16 @@ def map_retries(**limit: int) -> Iterator[dict[str, Any]]:
 class OwnNodesOnly(ExecutionCallback):
     """A Ray Data callback by which a job asks an autoscaler only for nodes like those that have the job's labels.
 
-    While the CPUs are in use, Ray Data requests a further node of each shape (CPUs, GPUs, memory) of the cluster
-    (ray/data/_internal/cluster_autoscaler/default_cluster_autoscaler_v2.py, `try_trigger_scaling`), with the labels in
-    `ExecutionOptions.label_selector`. Without labels, work on CPUs thus adds GPU nodes. With labels, it requests the shapes of all
-    groups of nodes with the labels of one group. Other groups have no nodes with these labels, so Ray's autoscaler ignores the whole
-    request (ray/autoscaler/v2/scheduler.py, `_enforce_resource_constraints`). With this callback, only the shapes of living nodes with
-    the labels are requested. The first such node is added because a task waits for it.
+    While the CPUs are busy, Ray Data asks the autoscaler for one more node of every node shape (CPUs, GPUs, memory) that the
+    cluster has (ray/data/_internal/cluster_autoscaler/default_cluster_autoscaler_v2.py, `try_trigger_scaling`):
+
+    * Without a label selector, a CPU job therefore adds GPU nodes.
+    * With one (`ExecutionOptions.label_selector`), it asks for every shape with the job's labels. Node groups without these
+      labels can't provide their shape, so the autoscaler ignores the whole request (ray/autoscaler/v2/scheduler.py,
+      `_enforce_resource_constraints`).
+
+    With this callback, Ray Data asks only for the shapes of alive nodes that have the labels. If there is no such node yet, the
+    autoscaler adds the first one for the pending task.
     """
 
     def before_execution_starts(self, executor: Any) -> None:
@@ -301,7 +302,7 @@ class OwnNodesOnly(ExecutionCallback):
 
 
 def _worker_shapes(labels: Mapping[str, str]) -> dict[Any, int]:
-    """Count the living nodes that have some labels, without the head node, by their shape (CPUs, GPUs, memory)."""
+    """Count the alive nodes that have some labels, without the head node, by their shape (CPUs, GPUs, memory)."""
     workers = (node["Resources"] for node in live_nodes(labels) if "node:__internal_head__" not in node["Resources"])
     return dict(Counter(_NodeResourceSpec.from_bundle(resources) for resources in workers))
 
@@ -310,8 +311,8 @@ class ElasticTrainer(ray.train.torch.TorchTrainer):
     """A TorchTrainer that uses the scaling policy `Elastic` if the number of workers may change during training.
 
     It also leaves out Ray's placement group cleaner, an actor that frees the workers' resources if Ray Train's controller has
-    died. Ray frees them anyway when the driver (the process that started the training) ends. The cleaner queries Ray's dashboard
-    every second, but a Ray that is started for a single run has no dashboard.
+    died. Ray frees them anyway when the driver ends. The cleaner queries Ray's dashboard every second, but a Ray that is started
+    for a single run has no dashboard.
 
     Ray chooses the policy and the cleaner in private methods (ray/train/v2/api/data_parallel_trainer.py), which are overridden
     here.
@@ -345,5 +346,5 @@ class ElasticTrainer(ray.train.torch.TorchTrainer):
     def _create_default_callbacks(self) -> list[Any]:
         """Return the training's callbacks: first a `StartGuard`, then Ray's own without its placement group cleaner."""
         usual = super()._create_default_callbacks()
-        guard = StartGuard(self._queue, report=not self.scaling_config.elasticity_enabled)
-        return [guard, *(c for c in usual if not isinstance(c, PlacementGroupCleanerCallback))]
+        first = StartGuard(self._queue, report=not self.scaling_config.elasticity_enabled)
+        return [first, *(c for c in usual if not isinstance(c, PlacementGroupCleanerCallback))]

@@ -62,7 +62,7 @@ class RayExecutor(Executor):
     ) -> Iterator[tuple[int, Result]]:
         """Run a function on every unit of work. Each call is a Ray Data task that takes one CPU.
 
-        See `Executor.map` for the arguments, results and errors. A unit whose processes die again and again is a UserError too.
+        See `Executor.map` for the arguments, results and errors. A unit whose process dies in every attempt is a UserError, too.
         """
         if not units:
             return
@@ -78,7 +78,7 @@ class RayExecutor(Executor):
     def map_actors(
         self, units: Mapping[int, Any], make: Callable[[int], Work[Result]], actors: Actors, *, title: str, unit: str
     ) -> Iterator[tuple[int, Result]]:
-        """Do all units of work in parallel, in Ray Data actors that prepare once, for example by loading a network.
+        """Do all units of work in parallel, in Ray Data actors that prepare once.
 
         See `Executor.map_actors` for the arguments, results and errors.
         """
@@ -125,8 +125,8 @@ class RayExecutor(Executor):
             The items of the iterable, in order.
 
         Raises:
-            UserError: if the function raises UserError, or its processes die again and again.
-            Interrupted: after an item, if the run was asked to stop.
+            UserError: if the function raises UserError, or its process dies in every attempt.
+            Interrupted: after an item, if a stop was requested.
         """
         import ray
         import ray.exceptions
@@ -158,8 +158,8 @@ def _dataset(units: Mapping[int, Any], nodes: Mapping[str, str]) -> Any:
 
     Args:
         units: the units of work. Each key is the index (position in the job) of its unit.
-        nodes: Ray labels of the nodes that may do the work; {} for any node. They hold for the whole job, not for one operator
-            alone. So an autoscaler is asked for nodes with these labels, and not for some of each group of nodes.
+        nodes: Ray labels of the nodes that may do the work; {} for any node. They are set for the whole job, not only for the map
+            operator, so that an autoscaler is asked only for nodes with these labels.
 
     Returns:
         The dataset. Each row has the "index" of a unit and the pickled "unit".
@@ -196,7 +196,7 @@ def _results(done: Any) -> Generator[tuple[int, Any]]:
                     raise result
                 yield row["index"], result
         except Exception as error:
-            # An actor takes its CPUs as long as something refers to it, as frames do in which Ray Data has raised an error.
+            # An actor keeps its CPUs as long as it is referenced. The frames of Ray Data's error reference it, so drop them.
             forget_frames(error)
             gc.collect()
             raise
@@ -242,7 +242,7 @@ class _Actor:
         """Store how the worker prepares, which is by calling `make(threads)`.
 
         Args:
-            make: function that prepares the work, for example by loading a network, and returns the function that does a unit.
+            make: function that prepares the work and returns the function that does a unit.
             threads: number of CPU threads that the worker may use.
         """
         self._make, self._threads = make, threads
@@ -293,6 +293,6 @@ def _no_room(actors: Actors, nodes: Mapping[str, str]) -> str:
         nodes: Ray labels of the nodes that may run the actors; {} for any node.
     """
     labels = ",".join(f"{key}={value}" for key, value in nodes.items())
-    which = f"no living node labelled {labels}" if labels else "no node of this Ray"
+    which = f"no alive node labelled {labels}" if labels else "no node of this Ray"
     needs = ("1 CPU" if actors.cpus == 1 else f"{actors.cpus} CPUs") + (f" and {actors.gpus:g} of a GPU" if actors.gpus else "")
     return f"{which} has room for a process of {needs}: start one that has, or request less"

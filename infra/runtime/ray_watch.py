@@ -1,8 +1,8 @@
 """Watch the Ray that this process is connected to, and end the process with a message if that Ray is lost.
 
-Without this, Ray's C++ code ends the process at its next access to the object store, with exit code 1 and without a message,
-if Ray's processes on this machine are gone. It does the same if the head of the cluster has not answered for a minute. Python
-can't prevent that. But a thread that waits for the end of a connection notices the loss earlier, so it ends the process itself.
+If Ray's processes on this machine die, or the head of the cluster does not answer for a minute, Ray's C++ code ends the process
+with exit code 1 and without a message. Python can't prevent that. So background threads watch the connections, notice the loss
+earlier, and end the process with a message and exit code 75.
 """
 
 import logging
@@ -25,8 +25,8 @@ def watched(store: str | None, head: str | None, check_head: Callable[[str], Non
     """Watch Ray for the duration of a `with` statement. If it is lost, the process ends at once with exit code 75.
 
     Args:
-        store: path of the Unix socket of the object store on this machine, which is part of Ray's main process (the raylet). None if
-            it shall not be watched.
+        store: path of the Unix socket of the object store on this machine, which is part of Ray's main process (the raylet).
+            None if it shall not be watched.
         head: address of the head of the cluster. None if it shall not be watched.
         check_head: function that is called with the head's address, and raises ConnectionError if the head does not answer.
         check_seconds: seconds that `check_head` waits for an answer.

@@ -9,7 +9,7 @@ import ray
 
 
 class ReportQueue:
-    """A queue of messages from a training run to its driver (the process that started it), and a stop request to the run.
+    """A queue of messages from a training run to its driver, and a stop request to the run.
 
     It is run as a Ray actor. Messages are dictionaries of JSON values, such as {"workers": 4}.
     """
@@ -33,12 +33,12 @@ class ReportQueue:
         self._stop_requested = True
 
     def stop_requested(self) -> bool:
-        """Return whether the driver has asked the training run to stop. The training run calls this."""
+        """Return whether the driver has requested a stop. The training run calls this."""
         return self._stop_requested
 
 
 class StopFlag:
-    """A callable that returns whether the driver (the process that started the training run) has asked the run to stop.
+    """A callable that returns whether the driver has requested a stop of the training run.
 
     It asks a `ReportQueue` actor in the background. A call returns the latest answer without waiting for a new one.
     """

@@ -69,13 +69,14 @@ class Stage:
         version: version of the stage's code. It must be increased when the code makes other outputs from the same inputs.
         settings: the settings that influence the outputs, as JSON values.
         inputs: names of the stages whose outputs this stage reads.
-        outputs: URIs of files that exist after the stage has run. A JSON file may have a key "fingerprint", as those of models do.
-            Its value must then be the stage's fingerprint.
+        outputs: URIs of files that exist after the stage has run. A JSON file may have a key "fingerprint", as those of models
+            do. Its value must then be the stage's fingerprint.
         run: function that makes the outputs. It is called with the stage's fingerprint and returns a summary, which is a dict of
             JSON values. Its optional value "key" is a text that identifies the content of the outputs. If the stage has tables,
             its value "tables" is a dict from their names to the numbers of their versions.
         tables: URIs of the folders of the tables that the stage makes or chooses, by their names.
-        exists: tells by the stage's record whether what it made elsewhere, as in a registry, is still there. It is called last.
+        exists: function of the stage's record: whether outputs outside the workspace, such as a registered model, still exist.
+            It is called last, after the cheaper checks.
     """
 
     name: str
@@ -180,9 +181,7 @@ def outdated(workspace: str, names: Iterable[str]) -> list[str]:
 
 
 def _has_fingerprint(uri: str, fingerprint: str) -> bool:
-    """Return whether an output of a stage exists and was not made with another fingerprint.
-
-    JSON files can have a fingerprint as the value of their key "fingerprint". Other files need only exist.
+    """Return whether an output of a stage exists and, if it is a JSON file with a key "fingerprint", has the given one there.
 
     Args:
         uri: URI of the output.
@@ -276,8 +275,8 @@ class Stages:
     def _complete_record(self, stage: Stage, fingerprint: str) -> Record | None:
         """Return the record of a stage if the stage is complete, else None.
 
-        It is complete if its record has the current fingerprint, all its output files exist, none has another fingerprint, the
-        versions of its tables exist, and what it made elsewhere exists.
+        It is complete if its record has the current fingerprint, its output files exist and don't have another fingerprint, the
+        versions of its tables exist, and `Stage.exists` confirms its outputs elsewhere.
 
         Args:
             stage: the stage.
@@ -286,12 +285,12 @@ class Stages:
         record = read_record(self.workspace, stage.name)
         if record is None or record.fingerprint != fingerprint or record.tables.keys() != stage.tables.keys():
             return None
-        there = all(
+        complete = all(
             made is not None and made == tables.fingerprint_of(tables.at_version(stage.tables[name], version))
             for name, (version, made) in record.tables.items()
         )
-        there = there and all(_has_fingerprint(uri, fingerprint) for uri in stage.outputs)
-        return record if there and stage.exists(record) else None
+        complete = complete and all(_has_fingerprint(uri, fingerprint) for uri in stage.outputs)
+        return record if complete and stage.exists(record) else None
 
     def _check_inputs(self, stage: Stage, records: Mapping[str, Record]) -> None:
         """Check that no other run has changed the outputs that a stage reads since this run made or found them.
@@ -317,7 +316,7 @@ class Stages:
     ) -> Record:
         """Run one stage and write its record to the workspace.
 
-        The old record is deleted before the stage runs. So if the run is killed, the stage does not count as complete.
+        The old record is deleted before the stage runs, so that the stage is not complete if the run is killed.
 
         Args:
             stage: the stage.

@@ -1,7 +1,7 @@
 """Write a file only if it is absent or still has the expected content, so that only one of several writers succeeds.
 
-In a bucket, the server ensures this by conditional requests. On a local disk, an exclusive `flock` on a second file beside the target
-(the guard file) ensures it.
+In a bucket, the server ensures this by conditional requests. On a local disk, an exclusive `flock` on a second file beside the
+target (the guard file) ensures it.
 """
 
 import errno
@@ -33,8 +33,8 @@ def exchange(uri: str, old: bytes | None, new: bytes) -> bool:
     Args:
         uri: the file, local or in a bucket.
         old: the expected content; None if there should be no file.
-        new: the new content. It must differ from what any other process writes, for example by a random token. If the answer to
-            a successful request is lost, the writer recognises its success by finding exactly this content.
+        new: the new content. It must be unique to this writer, for example by a random token: if the server's answer is lost, the
+            writer finds out whether it succeeded by reading the file back.
 
     Returns:
         True if this call changed the file, False if its content was not `old`.
@@ -98,7 +98,7 @@ def _warn(folder: Path) -> None:
 
 
 def _is_open_file(descriptor: int, path: Path) -> bool:
-    """Return whether a path still names a file that was opened under it. It does not if the file was deleted or replaced.
+    """Return whether a path still refers to the open file, which may have been deleted or replaced since.
 
     Args:
         descriptor: file descriptor of the open file.

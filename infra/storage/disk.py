@@ -34,8 +34,8 @@ def disk_user_error(error: OSError, folder: Path | str) -> UserError | None:
         folder: the folder that contains or should contain the file.
 
     Returns:
-        The UserError, for the caller to raise, if the disk is full, a permission is missing, the path of `folder` can't be a folder,
-        or a name is too long. None for other errors, which the user can't correct.
+        The UserError, for the caller to raise, if the disk is full, a permission is missing, the path of `folder` can't be a
+        folder, or a name is too long. None for other errors, which the user can't correct.
     """
     if is_full(error):
         free = ""
@@ -81,9 +81,8 @@ def disk_errors_for_user(path: Path) -> Iterator[None]:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Replace a file in one step, so that readers see either its old or its new content, never a part.
 
-    The block of the `with` statement writes a temporary file in the same folder. At the end this waits until the file is
-    physically on the disk, and renames it to `path`. Parent folders are created. If the block fails, `path` is unchanged and the
-    temporary file is deleted.
+    The `with` block writes a temporary file in the same folder. At the end the file is synced to disk (fsync) and renamed to
+    `path`. Parent folders are created. If the block fails, `path` is unchanged and the temporary file is deleted.
 
     Args:
         path: the file to create or replace.

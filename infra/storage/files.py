@@ -1,10 +1,10 @@
 """Read, write, list and copy files given by a URI: a local path, file://, or in a bucket (s3://, gs:// or abfs://).
 
-A written file appears complete or not at all. Locally it is written under a temporary name and then renamed. In a bucket an object
-becomes visible only when its upload is complete.
+A written file appears complete or not at all. Locally it is written under a temporary name and then renamed. In a bucket an
+object becomes visible only when its upload is complete.
 
-Functions raise UserError for wrong credentials, a missing bucket, a server that does not answer, and a full disk. If the server of
-a bucket does not answer, requests are retried for a minute (`objects.store.RETRY_SECONDS`).
+Functions raise UserError for wrong credentials, a missing bucket, a server that does not answer, and a full disk. If the server
+of a bucket does not answer, requests are retried for a minute (`objects.store.RETRY_SECONDS`).
 """
 
 import hashlib
@@ -67,10 +67,9 @@ def version_token(uri: str) -> str:
 
 
 def content_digest(uri: str) -> str:
-    """Return a text that identifies the content of a file.
+    """Return the SHA-256 of a local file, or the `version_token` of another file.
 
-    For local files this is the SHA-256 in hexadecimal, so copies of a file have the same digest. Other files are not read: the
-    result is their `version_token`.
+    So copies of a local file have the same digest. Files that are not local are not read.
 
     Args:
         uri: the file, local, in a bucket or http(s)://.

@@ -16,8 +16,8 @@ class LockGuard:
 
     It can be sent to other processes.
 
-    A process that was frozen for longer than its lock is valid may wake after another run has taken over. It never overwrites a
-    file that this run has written: its write succeeds only if the file still has the content that it had while the lock was held.
+    A process may be suspended for longer than its lock is valid, and wake after another run has taken the lock. It then can't
+    overwrite the files of that run: a write succeeds only if the file still has the content that it had while the lock was held.
 
     Attributes:
         uri: the lock file, local or in a bucket.
@@ -39,7 +39,7 @@ class LockGuard:
 
         Args:
             uri: the file, local or in a bucket. Only holders of the lock write to it.
-            data: content of the file. It must differ from the content that a run with other results would write there.
+            data: content of the file. Runs with different results must write different contents.
 
         Raises:
             Interrupted: if another run has taken the lock. The file is then unchanged, or that run writes it after this one.
@@ -50,7 +50,7 @@ class LockGuard:
             with suppress(FileNotFoundError):
                 old = storage.read_bytes(uri)
             self.check()
-            # If this process is frozen here, and another run writes the file meanwhile, the exchange fails.
+            # If this process is suspended here, and another run writes the file meanwhile, the exchange fails.
             if old == data or storage.exchange(uri, old, data):
                 return
 

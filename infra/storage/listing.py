@@ -32,8 +32,7 @@ class ListedFile(NamedTuple):
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """Return the pyarrow filesystem for a URI, and the path within that filesystem.
 
-    Failed requests are retried for about a minute, as by the functions of `infra.storage.files`, but those of Azure for about six
-    seconds.
+    Failed requests are retried for about a minute, as in `infra.storage.files`; for Azure, for about six seconds.
 
     Args:
         uri: a file or folder, local or in a bucket.
@@ -70,9 +69,8 @@ def list_files(uri: str) -> list[str]:
 def list_sizes(uri: str, recursive: bool = True) -> Iterator[ListedFile]:
     """List the files below a folder with their sizes and times.
 
-    Symbolic links of a local folder are followed, but not those to a folder in which they are themselves, as such a loop would
-    list its files again and again. Links that lead to no file are listed, too: tools such as DVC and git-annex leave them in place
-    of files that were not fetched.
+    Symbolic links in a local folder are followed, except those to a folder above them, which would be a loop. Dangling links are
+    listed as well: tools such as DVC and git-annex leave them in place of files that were not fetched.
 
     Args:
         uri: the folder, local or in a bucket.
@@ -82,7 +80,8 @@ def list_sizes(uri: str, recursive: bool = True) -> Iterator[ListedFile]:
         The files in any order; nothing if there is no such folder.
 
     Raises:
-        UserError: if the server of a bucket can't be used, a local folder can't be listed, or a local file's name is not in UTF-8.
+        UserError: if the server of a bucket can't be used, a local folder can't be listed, or a local file's name is not in
+            UTF-8.
     """
     if not store_of(uri):
         yield from _list_local(local_path(uri), recursive)

@@ -1,12 +1,12 @@
 """A lock file that lets only one run at a time do its work, even if the runs are on different machines.
 
 The lock is a small JSON file, which is written only if it is absent or unchanged (see `conditional.py`). It contains the time
-when it expires. Its holder postpones this time again and again, so if a run dies, its lock expires by itself. The clocks of the
-machines may differ only by a small part of the time for which a lock is valid. A lock is taken over at once if its holder is
-certainly dead, which means that its process ran under the same operating system kernel as this one and no longer exists.
+when it expires. The holder renews the lock regularly, so the lock of a dead run expires by itself. The machines' clocks must
+agree to within a small fraction of the lock's lifetime. A lock is taken over at once if its holder is known to be dead, that is,
+if its process ran on this machine (in this container) since the last boot and no longer exists.
 
-A released lock leaves its file behind, because the file counts how often the lock was taken. This count is called the fencing
-number. It distinguishes the work of two holders: the one with the lower number no longer held the lock when the other took it.
+Releasing a lock does not delete its file, because the file counts how often the lock was taken. This count is the fencing token:
+of two holders, the one with the lower number had lost the lock before the other took it.
 """
 
 import json
@@ -44,7 +44,7 @@ class LockRecord:
         since: time when that run took the lock, as a Unix time.
         expires: time when the lock expires unless it is renewed, as a Unix time; 0 if it was released.
         token: random text, which distinguishes holders of the same name.
-        fence: fencing number, how often the lock has been taken.
+        fence: fencing token: how often the lock has been taken.
         kernel: id of the running operating system kernel and of the namespace in which `pid` is valid; "" if the system can't
             tell.
         started: time when the process started, in clock ticks since the kernel started; "" if the system can't tell.
@@ -89,7 +89,7 @@ class Lock:
 
     @property
     def fence(self) -> int:
-        """Return the fencing number: how often this lock has been taken, including this time. It grows with each new holder."""
+        """Return the fencing token: how often this lock has been taken, including this time. It grows with each new holder."""
         return self._record.fence
 
     @property
@@ -157,9 +157,8 @@ class Lock:
     def _own_content(self) -> bytes:
         """Return the content that the lock file must have if this process still holds the lock.
 
-        If the file contains the token of this process, this is the file's own content. It may be newer than the last record that
-        this process knows to be written, because a renewal on S3 can succeed although the server's answer is lost. In all other
-        cases, the last known record is returned.
+        If the file has the token of this process, its content is returned. It may be newer than `_record`, because a renewal on
+        S3 can succeed although the server's answer is lost. Otherwise `_record` is returned.
         """
         with suppress(FileNotFoundError):
             content = storage.read_bytes(self.uri)
@@ -337,8 +336,8 @@ def _locked_message(uri: str, theirs: LockRecord) -> str:
         theirs: the content of the lock file, which describes the run that holds the lock.
     """
     return (
-        f"{theirs.holder} holds the lock {uri} since {_utc(theirs.since)} (process {theirs.pid} on {theirs.host}); "
-        f"wait until it ends: if it has died, the lock expires by itself at {_utc(theirs.expires)}"
+        f"{theirs.who} has held the lock {uri} since {_utc(theirs.since)}: wait until it ends; if it has died, the lock expires "
+        f"by itself at {_utc(theirs.expires)}"
     )
 
 

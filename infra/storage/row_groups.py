@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 GROUP_BYTES = 2**20
-"""Largest size in bytes of a row group of several rows. A training worker holds a row group for each place of a batch."""
+"""Largest size in bytes of a row group of several rows. A training worker holds one row group per example of a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +32,12 @@ class RowGroup:
     classes: dict[str, int] = field(default_factory=dict)
 
 
-def divide_rows(rows: Iterable[Mapping[str, Any]], most: int) -> Iterator[list[Mapping[str, Any]]]:
-    """Divide rows into row groups of at most `most` rows, with at most GROUP_BYTES bytes of images and masks unless it is one row."""
+def divide_rows(rows: Iterable[Mapping[str, Any]], max_rows: int) -> Iterator[list[Mapping[str, Any]]]:
+    """Divide rows into row groups of at most `max_rows` rows and GROUP_BYTES bytes. A row that is larger forms its own group."""
     group: list[Mapping[str, Any]] = []
     size = 0
     for row in rows:
-        if group and (len(group) == most or size + _nbytes(row) > GROUP_BYTES):
+        if group and (len(group) == max_rows or size + _nbytes(row) > GROUP_BYTES):
             yield group
             group, size = [], 0
         group.append(row)

@@ -41,7 +41,8 @@ def local_path(uri: str) -> Path:
 def absolute(uri: str) -> str:
     """Make a URI independent of the current folder, because workers run in other folders.
 
-    A local path or file:// URI becomes an absolute path. From URIs in buckets and http(s):// URIs, only slashes at the end are removed.
+    A local path or file:// URI becomes an absolute path. From URIs in buckets and http(s):// URIs, only slashes at the end are
+    removed.
 
     Raises:
         UserError: if the URI begins with another scheme, such as ftp://.

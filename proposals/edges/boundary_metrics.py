@@ -8,10 +8,10 @@ At each threshold the edge map is thinned, and its pixels are matched one to one
 be at most 0.0075 of the image's diagonal apart. Precision is the share of detected pixels that match any annotator. Recall is the
 share of annotated pixels that are matched, summed over the annotators.
 
-The standard BSDS code finds a least-cost assignment. In it an unmatched pixel costs a hundred times the tolerance, so it matches
-as many pixels as possible and prefers near ones. This module also matches as many pixels as possible, beginning with the nearest.
-It finds the same number of pairs but may pair other pixels. On parts of five images, its recall was equal to that of the standard
-code and its precision differed by at most 0.5 percentage points.
+The standard BSDS code solves a least-cost assignment in which an unmatched pixel costs a hundred times the tolerance. So it finds
+a maximum matching, and among these one with short distances. This module finds a maximum matching, too, starting from greedy
+nearest pairs: the number of pairs is the same, but other pixels may be paired. On parts of five images, its recall was equal to
+that of the standard code and its precision differed by at most 0.5 percentage points.
 """
 
 import math
@@ -26,7 +26,7 @@ from numba import njit
 THRESHOLDS = tuple((k / 26) ** 2 for k in range(1, 26))
 """25 thresholds on edge strength. They are denser at low values, since the best threshold of a forest is about 0.1."""
 BSDS_THINNING: dict[str, Any] = {"radius": 1, "border": 5}
-"""Arguments that `edge_map` needs when its edges are to be measured. Dollár's toolbox uses the same for BSDS500."""
+"""Arguments of `edge_map` for measuring edge quality, the same as in Dollár's toolbox for BSDS500."""
 TOLERANCE = 0.0075
 """Largest distance between matched pixels, as a share of the image's diagonal."""
 
@@ -175,8 +175,8 @@ def _largest_matching(detected: np.ndarray, annotated: np.ndarray, steps: np.nda
     """Find a one-to-one matching of two sets of pixels with as many pairs as possible.
 
     First, pairs are formed greedily, nearest first. Then each detected pixel without a partner searches breadth first for an
-    augmenting path (Kuhn 1955). Pixels that a failed search has seen cannot be on any later augmenting path, so they stay marked.
-    So all failed searches together visit each pair only once. The function is long because numba compiles it as a whole.
+    augmenting path (Kuhn 1955). Pixels that a failed search has seen cannot be on any later augmenting path, so they stay marked,
+    and all failed searches together visit each pair only once. The function is long because numba compiles it as a whole.
 
     Args:
         detected: bool array, the flattened mask of detected pixels, padded so that no step leaves the array.

@@ -1,13 +1,13 @@
 """Compute the image channels and the features from which a structured forest detects edges (Dollár, Zitnick, PAMI 2015).
 
-There are 13 channels, at half the image's resolution: the colour in CIE Luv, and the magnitude of the gradient and its share in
-each of four orientations, the latter five at two scales. Magnitudes are divided by their local mean. The definitions are those of
-OpenCV's edge detector, with the same rounding, so that its forests can be used here and ours there, and find the same edges.
+There are 13 channels, at half the image's resolution: three for the colour (CIE Luv), and at each of two scales five for the
+gradient: its magnitude, and the magnitude in each of four orientations. Magnitudes are divided by their local mean. The
+definitions are those of OpenCV's edge detector, with the same rounding, so that its forests can be used here and ours there, and
+find the same edges.
 
-Each channel is smoothed twice, a little for regular features and more for self-similarity features. Both kinds of features are a
-difference of two values, so that they can be evaluated without distinguishing them: a regular feature is the value of a smoothed
-channel at one position in the patch, minus a value of a map that is zero everywhere. A self-similarity feature is the difference
-of a channel at two positions.
+Each channel is smoothed twice: slightly for regular features, more strongly for self-similarity features. A self-similarity
+feature is the difference of a channel at two positions in the patch. A regular feature is the value of a channel at one position;
+it is stored as a difference, too, with a second value from a map of zeros, so that both kinds are evaluated by the same code.
 """
 
 from functools import cache
@@ -76,8 +76,8 @@ def feature_channels(image: np.ndarray) -> np.ndarray:
     raw = _raw_channels(padded)
     maps = np.empty((MAPS, *raw.shape[1:]), np.float32)
     regular, similarity = (_triangle(radius // SHRINK) for radius in (REGULAR_SMOOTHING, SIMILARITY_SMOOTHING))
-    # OpenCV's filters round differently in the last columns, those beyond a multiple of 8. Its detector filters the channels
-    # interleaved, where these are less than one column. Here rows are extended, so that they are beyond the map.
+    # OpenCV's filters vectorise by 8 values and round differently in the remainder of a row. Its own detector filters interleaved
+    # channels, whose remainder is less than one column. Here rows are padded so that the remainder lies outside the map.
     margin, width = len(similarity) // 2, raw.shape[2]
     right = margin + -(width + 2 * margin) % 8
     for channel in range(CHANNELS):
@@ -93,8 +93,9 @@ def feature_table() -> np.ndarray:
     """List the two values that each feature is the difference of, in OpenCV's order of features.
 
     Returns:
-        int32 array (FEATURES, 6), read-only: map, row and column of the first value, and map, row and column of the second value. Rows and
-        columns are counted from the patch's top left corner, in pixels of the maps. Regular features come first.
+        int32 array (FEATURES, 6), read-only: map, row and column of the first value, and map, row and column of the second
+        value. Rows and columns are counted from the patch's top left corner, in pixels of the maps. Regular features come
+        first.
     """
     half = round(CELLS / (2 * GRID))
     grid = [int((i + 1) * (CELLS + 2 * half - 1) / (GRID + 1) - half + 0.5) for i in range(GRID)]
@@ -147,7 +148,7 @@ def _lightness_table() -> np.ndarray:
     """Tabulate lightness L by luminance Y.
 
     Returns:
-        float32 array; element i is L / 270 for Y = i / 1024. Luminances above 1, which arise from rounding, count as 1.
+        float32 array; element i is L / 270 for Y = i / 1024. Luminances above 1, which arise from rounding, are treated as 1.
     """
     luminance = np.arange(1024, dtype=np.float32) / _LIGHTNESS_STEPS
     slope = _F(29) ** 3 / _F(27)
@@ -232,8 +233,8 @@ def _strongest(
     square, x, y = second if more else square, x1 if more else x0, y1 if more else y0
     more = third > square
     square, x, y = third if more else square, x2 if more else x, y2 if more else y
-    # The angle is computed as in OpenCV's `fastAtan2`. With other rounding, one pixel had another orientation in 3 % of the images,
-    # and sent a few patches to other leaves.
+    # The angle is computed as in OpenCV's `fastAtan2`. With other rounding, one pixel had another orientation in 3 % of the
+    # images, and sent a few patches to other leaves.
     across, down = abs(x), abs(y)
     ratio = min(across, down) / (max(across, down) + _EPSILON)
     ratio2 = ratio * ratio

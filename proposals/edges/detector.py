@@ -1,7 +1,8 @@
 """Compute edge maps for EdgeBox: thin edges and their orientations.
 
-There are two edge detectors: a structured forest (Dollár, Zitnick, ICCV 2013) and a colour gradient, which needs no model. The edges of both are thinned in the same way as in Dollár's edge toolbox, here with OpenCV's filters.
-Without thinning, EdgeBox would be tens of times slower.
+There are two edge detectors: a structured forest (Dollár, Zitnick, ICCV 2013) and a colour gradient, which needs no model. Both
+are followed by the non-maximum suppression of Dollár's edge toolbox, done with OpenCV's filters. Without this thinning, EdgeBox
+would be tens of times slower.
 """
 
 import math
@@ -136,15 +137,15 @@ def forest_edges(image: np.ndarray, edge_model: str) -> np.ndarray:
     Raises:
         UserError: if the file cannot be fetched or is not a forest.
     """
-    # Imported late, because numba raises RuntimeError here if it has nowhere to write its cache: a model that is loaded chooses a
-    # folder first, and gradient edges need no numba.
+    # Imported late, because importing numba's cached functions raises RuntimeError if no cache folder is writable. A registered
+    # model that is loaded elsewhere sets such a folder first, and gradient edges need no numba.
     from proposals.edges.channels import PATCH
     from proposals.edges.forest_file import load_forest
     from proposals.edges.structured_forest import evaluate_forest
 
     height, width = image.shape[:2]
-    # The image is extended by reflection because its outermost 16 px would lie in fewer patches, which makes edges fainter there,
-    # and to even sides because the feature channels have half its resolution.
+    # The image is padded by reflection, because the outermost 16 px lie in fewer patches, so edges would be fainter there. Its
+    # sides are made even, because the feature channels have half the resolution.
     below, right = max(_MARGIN, PATCH - height), max(_MARGIN, PATCH - width)
     below, right = below + (height + below) % 2, right + (width + right) % 2
     padded = cv2.copyMakeBorder(image, _MARGIN, below, _MARGIN, right, cv2.BORDER_REFLECT)

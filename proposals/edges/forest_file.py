@@ -1,7 +1,7 @@
 """Read, write and check files of structured forests, which detect edges.
 
-The format is that of OpenCV's `createStructuredEdgeDetection`: gzipped YAML. So forests that were made for OpenCV can be used here,
-and ours there. Files are checked, because the detector would read beyond its arrays if their content were wrong.
+The format is that of OpenCV's `createStructuredEdgeDetection`: gzipped YAML. Forests that were made for OpenCV can therefore be
+used here, and ours there. Files are checked, because the detector would read beyond its arrays if their content were wrong.
 """
 
 import gzip
@@ -79,8 +79,8 @@ def encode_forest(trees: Sequence[EdgeTree]) -> bytes:
     """
     nodes = max(len(tree.child) for tree in trees)
     options = {**_FIXED_OPTIONS, "numberOfTrees": len(trees), "numberOfTreesToEvaluate": max(1, len(trees) // 2)}
-    # OpenCV finds the nodes of tree k from k * nodes on, so all trees are padded to the same size. The starts of boundaries are
-    # counted through the whole forest.
+    # OpenCV expects the nodes of tree k at index k * nodes, so all trees are padded to the same size. `starts` are indices into
+    # the bins of the whole forest.
     offset = 0
     starts: list[np.ndarray] = []
     for tree in trees:
@@ -152,9 +152,9 @@ def load_forest(uri: str) -> Forest:
             raise UserError(f"proposals.edge_model: {uri} is not an OpenCV structured-forest file ({error})") from None
 
 
-@lru_cache(maxsize=2)  # by the content, since each version of a model has a copy of the file, and parsing one takes a second
+@lru_cache(maxsize=2)  # keyed by content: every registered model version has its own copy of the file, and parsing takes a second
 def _parse_forest(data: bytes, compressed_name: bool) -> Forest:
-    """Make a forest of a file's content. The arguments are those of `_read`, and so are the errors."""
+    """Parse a forest file. The arguments and errors are those of `_read`."""
     trees, evaluated, arrays = _read(data, compressed_name)
     child, feature, threshold, starts, bins = (arrays[name] for name in _ARRAYS)
     votes, boundaries = boundary_bits(starts[: len(child) + 1], bins)
@@ -170,7 +170,7 @@ def _parse_forest(data: bytes, compressed_name: bool) -> Forest:
 
 
 class _Fault(ValueError):
-    """What is wrong with a forest's file."""
+    """Raised if a forest's file is invalid. The message says what is wrong."""
 
 
 def _read(data: bytes, compressed_name: bool) -> tuple[int, int, dict[str, np.ndarray]]:

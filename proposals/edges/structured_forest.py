@@ -1,15 +1,15 @@
 """Detect edges by a structured forest (Dollár, Zitnick, ICCV 2013 and PAMI 2015).
 
-Patches of the image, at every second pixel in x and y, go through half of the trees each. The leaf that a patch reaches holds the
-boundaries of a training patch: a vote for an edge at some of the central 16x16 px. The strength of an edge at a pixel is its number
-of votes, divided by their average number on an image full of straight edges.
+A patch is taken at every second pixel in x and y, and evaluated by half of the trees. The leaf that it reaches in a tree stores
+the boundary map of a training patch, and votes for an edge at each boundary pixel of the central 16x16 px. The edge strength of a
+pixel is its number of votes, divided by the average number on an image full of straight edges.
 
 OpenCV's detector gives the same edges (tested in `tests/proposals/edges/test_structured_forest.py`) and takes about six times as
 long. There are four reasons for the difference:
 
 * The channels are stored one after the other, so that neighbouring patches read neighbouring numbers.
-* Each tree is evaluated on the whole image before the next one, so that its nodes stay in the cache. All patches of a row take a
-  step at once, so that the processor need not wait for one node before it reads the next.
+* Each tree is evaluated on the whole image before the next one, so that its nodes stay in the cache. All patches of a row descend
+  one level together, so that the loads of their nodes overlap.
 * A feature is always the difference of two numbers, whose positions are stored in the node.
 * A leaf's votes are bits. One vector instruction adds 16 of them to a row of pixels.
 """
@@ -35,12 +35,13 @@ class Forest(NamedTuple):
     """A structured forest in memory: T trees, each padded to n nodes.
 
     Attributes:
-        child: int32 array (T, n), index of a node's right child in its tree; the left child is just before it. It is 0 for leaves.
+        child: int32 array (T, n), index of a node's right child in its tree; the left child is just before it. It is 0 for
+            leaves.
         feature: int32 array (T, n), index of the feature that an inner node compares with its threshold (row of `feature_table`).
         threshold: float32 array (T, n); a patch goes to the left child if its feature is smaller than this.
         votes: int32 array (T, n), the row of `boundaries` that a leaf votes for, or NO_VOTES.
-        boundaries: uint16 array (L, 16), a row per leaf: bit x of number y is 1 if the leaf votes for an edge at (x, y) within the
-            central 16x16 px of the patch.
+        boundaries: uint16 array (L, 16), a row per leaf: bit x of number y is 1 if the leaf votes for an edge at (x, y) within
+            the central 16x16 px of the patch.
         evaluated: number of trees that each patch goes through.
     """
 
@@ -113,8 +114,8 @@ def _patches_of_trees(trees: int, evaluated: int) -> np.ndarray:
         evaluated: number of trees that each patch goes through.
 
     Returns:
-        bool array (trees, 2 * evaluated): whether a tree is evaluated on the patch in row i and column j of the patches; the second
-        index is the remainder of i + j.
+        bool array (trees, 2 * evaluated). Element (t, (i + j) % (2 * evaluated)) says whether tree t is evaluated on the patch in
+        row i and column j of the grid of patches.
     """
     due = np.zeros((trees, 2 * evaluated), bool)
     for remainder in range(2 * evaluated):
@@ -138,8 +139,8 @@ def _place_nodes(
         feature: int32 array (n,), as in `Forest`.
         threshold: float32 array (n,), as in `Forest`.
         votes: int32 array (n,), as in `Forest`.
-        first: int32 array (FEATURES,), the index of each feature's first value in the flattened maps, for the patch whose corner is
-            at index 0.
+        first: int32 array (FEATURES,), the index of each feature's first value in the flattened maps, for the patch whose
+            corner is at index 0.
         second: int32 array (FEATURES,), the same for the second value.
 
     Returns:
@@ -199,7 +200,7 @@ def _vote(nodes: np.ndarray, boundaries: np.ndarray, due: np.ndarray, values: np
     """
     thresholds = nodes.view(np.float32)
     patch_rows, patch_columns = (counts.shape[0] - INNER) // STRIDE, (counts.shape[1] - INNER) // STRIDE
-    # Patches on their way through the tree: column, and current node. Those that reach a leaf are taken out.
+    # The patches that have not reached a leaf yet: their columns and current nodes.
     columns, at = np.empty(patch_columns, np.uint32), np.empty(patch_columns, np.uint32)
     reached = np.empty(patch_columns, np.int32)
     for i in range(patch_rows):

@@ -1,8 +1,9 @@
 """Make the `examples` tables: training crops of the images.
 
-Each part of a table is named by the images, masks and proposals of the same part of `images`, and has a note that counts its crops by
-class. So parts whose inputs are the same as in an earlier version of the table are neither made nor read again. How often the crops of a class are
-repeated in an epoch, to balance the classes, depends on the counts of all parts. It is in the table's commit record, not in the rows.
+The key of a part is a digest of the images, masks and proposals in the corresponding part of `images`. A note in the part counts
+its crops by class. So a part whose inputs have not changed since an earlier version of the table is neither made nor read again.
+To balance the classes, crops of rare classes are repeated in an epoch. The number of repeats depends on the counts of all parts,
+so it is stored in the table's commit record and not in the rows.
 """
 
 from collections import Counter
@@ -75,7 +76,9 @@ def mine_examples(
     windows: tuple[Sequence[float], float] = ((), 0.0),
     background: bool = True,
 ) -> tables.Commit:
-    """Cut the training crops for one training stage and one split, and write them to a table. Long because of its arguments.
+    """Cut the training crops for one training stage and one split, and write them to a table.
+
+    Long because of its arguments.
 
     Args:
         stage: 1 for crops of annotated objects, 2 for crops of proposals that overlap an annotated object.
@@ -95,7 +98,8 @@ def mine_examples(
     Returns:
         The table's commit record, which lists its parts. Its `extra` has three dicts with class ids as text for keys: the number
         of crops (`examples_by_class`), the repeats of each crop in an epoch (`repeats_by_class`) and their product
-        (`seen_by_class`). A window counts for each of its classes, and is repeated as the rarest of them. The `extra` also has the `stage`, the `split` and the `size` of the crops in pixels.
+        (`seen_by_class`). A window is counted for each of its classes, and repeated as often as the rarest of them. The `extra`
+        also has the `stage`, the `split` and the `size` of the crops in pixels.
 
     Raises:
         UserError: if no crop at all can be cut for "train". A table for "dev" may be empty.
@@ -159,7 +163,7 @@ class _Miner:
         return digest([EXAMPLES_VERSION, tables.SCHEMA_VERSION, rules, options])
 
     def rows(self, unit: Unit) -> Iterator[Mapping[str, Any] | tables.Reject | tables.Note]:
-        """Cut the training crops of one part (Parquet file) of the `examples` table.
+        """Cut the training crops of one part of the `examples` table.
 
         OpenCV is limited to one thread in this process.
 
@@ -167,8 +171,8 @@ class _Miner:
             unit: the part of the `images` table, and its proposals.
 
         Yields:
-            For each crop a row as a dict, for each image that cannot be used a `Reject` with the reason, and finally a `Note` with
-            the number of crops by class id, such as "3:12 15:40". A window counts once for each class in it.
+            For each crop a row as a dict, for each image that cannot be used a `Reject` with the reason, and finally a `Note`
+            with the number of crops by class id, such as "3:12 15:40". A window counts once for each class in it.
         """
         cv2.setNumThreads(1)  # every CPU already has a unit of work
         counts: Counter[int] = Counter()
@@ -242,7 +246,7 @@ class _Miner:
 
 
 def _units(stage: Stage, images_uri: str, proposals_uri: str | None) -> list[Unit]:
-    """Divide the job into units of work, one for each part (Parquet file) of the `images` table.
+    """Divide the job into units of work, one for each part of the `images` table.
 
     Args:
         stage: the training stage, 1 or 2.

@@ -4,14 +4,14 @@
   have its class and everything else is background.
 * Stage 2, hard crops: each EdgeBox proposal that overlaps an annotated object with an IoU of at least 0.5, enlarged 1.2 times. In
   the crop's mask, every class is labelled.
-* Windows, for scenes without objects: squares that cover the image (`proposals.boxes.make_windows`), as they are. In the crop's mask, every
-  class is labelled. They belong to stage 2.
+* Windows (stage 2, for scenes without objects): squares that cover the image (`proposals.boxes.make_windows`), not enlarged. In
+  the crop's mask, every class is labelled.
 * Class balance: crops of rare classes are repeated in an epoch, up to 10 times.
 
 These numbers are the defaults of `ExampleSettings`. The functions work on arrays and have no side effects. Class masks are uint8
 (H, W) of class ids, with 0 for background and 255 for void. Object masks are uint8 or uint16 (H, W) of object ids, with 0 for
-background and the largest value of the dtype for void. If the data has no class for the background, 0 is a class like any other in
-class masks.
+background and the largest value of the dtype for void. If the data has no class for the background, 0 is a class like any other
+in class masks.
 """
 
 import zlib
@@ -25,7 +25,7 @@ from scipy import ndimage
 from proposals.boxes import MEAN_RGB, WindowShape, crop, enlarge, iou
 from proposals.masks import VOID_ID, check_masks, void_id
 
-_MIN_SHARE = 0.01  # a class with a smaller share of a window's pixels does not count as shown by it
+_MIN_SHARE = 0.01  # a class with a smaller share of a window's pixels is ignored in class balancing
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class ExampleWindow:
 
     Attributes:
         box: the enlarged box (x1, y1, x2, y2) in pixels; it may reach beyond the image.
-        classes: ids of the classes by which the crop is balanced. Crops of rare classes are repeated more often in an epoch. For
-            an object, it is the object's class. For a window that covers a part of the image, these are the classes in it.
+        classes: ids of the classes for which the crop is counted in class balancing: the object's class, or for a window the
+            classes in it.
         object_id: id of the object for which the box was chosen; 0 for a window.
         iou: IoU of the box with the object's tight box, before the box was enlarged; 1 in stage 1, 0 for a window.
     """
@@ -191,7 +191,7 @@ def choose_windows(
 ) -> list[ExampleWindow]:
     """Choose the windows of an image that become training crops: all that show an annotated pixel, or some of them.
 
-    A window is balanced by the classes that hold at least 1 % of its pixels, and by the one that holds most of them.
+    Class balancing counts a window for each class with at least 1 % of its pixels, and for its most frequent class.
 
     Args:
         class_mask: uint8 array (H, W) of class ids.

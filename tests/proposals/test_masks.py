@@ -31,7 +31,7 @@ WRONG: list[tuple[object, str]] = [
     (RGB.transpose(2, 0, 1) / 255, "channels come first"),
     (GREY[None], "channels come first"),
     (RGB[None], r"batch: pass its images one by one, image\[0\] first"),
-    (RGB[..., :2], "not the shape of an image"),
+    (RGB[..., :2], "not have the shape of an image"),
     (RGB.tobytes(), "image is a bytes; expected a numpy array"),
     (Image.fromarray(RGB), r'np.asarray\(image.convert\("RGB"\)\)'),
     (RGB.tolist(), "image is a list"),

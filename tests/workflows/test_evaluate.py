@@ -159,7 +159,7 @@ def test_a_submission_cuts_windows_as_for_training(root: Path, tmp_path: Path, m
     (tmp_path / "work" / RUN_FILE).write_text(json.dumps({"settings": settings}))
     for more in (("--examples.context", "1.5"), ("--examples.window", "stretched"), ("--proposals.kind", "windows")):
         with pytest.raises(
-            UserError, match=rf"were trained with other windows: {more[0][2:]} {more[1]} \(was .*: set the same value"
+            UserError, match=rf"were trained with other settings: {more[0][2:]} {more[1]} \(was .*: set the same values"
         ):
             submit(tmp_path / "work", root, tmp_path / "out.tar.gz", *more)
     with pytest.raises(UserError, match="is larger than 100 pixels"):

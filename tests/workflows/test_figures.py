@@ -130,7 +130,7 @@ def test_what_an_earlier_version_did_not_measure_is_a_user_error(
     assert call("confusion", "--workspace", str(workspace)) == 0
     assert call("calibration", "--workspace", str(workspace)) == 2
     said = capsys.readouterr().err
-    assert "did not measure what calibration shows: run train_pipeline.py on it again" in said and "Traceback" not in said
+    assert "lacks the data of the figure calibration: run train_pipeline.py on it again" in said and "Traceback" not in said
 
 
 @pytest.mark.parametrize(

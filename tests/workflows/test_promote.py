@@ -31,13 +31,13 @@ def test_the_champion_is_moved_taken_back_and_listed(workspace: Path, capsys: py
         return capsys.readouterr().out.strip()
 
     assert run("--moves") == "no move of net's champion is recorded"
-    assert run("--to", "2", "--why", "Anne's test") == "champion net version 2: version 1 before"
-    assert run("--back") == "champion net version 1: version 2 before"
+    assert run("--to", "2", "--why", "Anne's test") == "net: the champion is version 2 now (before: version 1)"
+    assert run("--back") == "net: the champion is version 1 now (before: version 2)"
     first, second = run("--moves").splitlines()
     assert (
         "version 1 → version 2  " in first
         and first.endswith("  Anne's test")
-        and "version 2 → version 1 (taken back)  " in second
+        and "version 2 → version 1 (undoes a move)  " in second
     )
 
 
@@ -47,8 +47,10 @@ def test_a_move_is_reported_to_the_webhook_of_the_environment(workspace: Path, m
         for options in (["--to", "2", "--why", "Anne's test"], ["--back"], ["--moves"]):
             promote.main([*options, "--model", "net", "--workspace", str(workspace)])
     moved, back = server.texts
-    assert moved.startswith("champion net version 2: version 1 before; moved by ") and moved.endswith(": Anne's test")
-    assert back.startswith("champion net version 1: version 2 before; taken back by ")
+    assert moved.startswith("net: the champion is version 2 now (before: version 1); moved by ") and moved.endswith(
+        ": Anne's test"
+    )
+    assert back.startswith("net: the champion is version 1 now (before: version 2); undone by ")
 
 
 @pytest.mark.parametrize(

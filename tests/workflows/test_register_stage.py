@@ -101,7 +101,10 @@ def test_a_complete_workspace_needs_no_registry_that_answers(
     capsys.readouterr()
     run()
     said = capsys.readouterr().out
-    assert "edeconvnet version 1 is taken to be registered: no answer within 12 s" in said and "Nothing to do" in said
+    assert (
+        "whether edeconvnet version 1 is still registered, so this is assumed: no answer within 12 s" in said
+        and "Nothing to do" in said
+    )
 
 
 def test_the_alias_of_another_workspace_s_version_is_not_taken(
@@ -113,14 +116,16 @@ def test_the_alias_of_another_workspace_s_version_is_not_taken(
     run()
     assert aliases(client.tracking_uri, "edeconvnet") == {"challenger": 1}
     said = capsys.readouterr().out
-    assert "edeconvnet version 2, without an alias" in said and "choose --tracking.model_name" in said
-    assert "the workspace /runs/theirs (version 1): its alias challenger stays there, and retrain.py will not promote" in said
+    assert "edeconvnet version 2, without an alias" in said and "set another --tracking.model_name" in said
+    assert "the workspace /runs/theirs (version 1): its alias challenger was not moved, and retrain.py will not promote" in said
     client.delete_registered_model_alias("edeconvnet", "challenger")
     client.delete_model_version("edeconvnet", "2")
     run()
     assert list(aliases(client.tracking_uri, "edeconvnet")) == ["challenger"]
     said = capsys.readouterr().out
-    assert "alias challenger" in said and "stays there" not in said and "retrain.py will not promote under this name" in said
+    assert (
+        "alias challenger" in said and "was not moved" not in said and "retrain.py will not promote a model of this name" in said
+    )
 
 
 def test_a_run_that_was_killed_after_its_last_stage_is_completed_by_the_next(

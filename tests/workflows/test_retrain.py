@@ -124,7 +124,7 @@ def test_val_images_that_are_new_or_have_moved_are_left_out_of_the_comparison(re
         left_out = f"left out, because added or changed since the champion's registration: {moved}"
         told = f"compared on the val images of both models: {kept}; {left_out}"
         assert told in done.stdout and f"version {number} is not promoted" in done.stdout
-    assert "only 2 of the 5 val images of the champion are still unchanged val images" in done.stdout
+    assert "only 2 of the champion's 5 val images are still in val and unchanged" in done.stdout
     outcome = retrained.generations()[-1].outcome
     assert outcome and (outcome["images"], outcome["new_images"], outcome["gone_images"]) == (2, 4, 3)
 
@@ -164,7 +164,7 @@ def test_a_run_that_ended_is_resumed_and_its_challenger_measured_beside_the_cham
         patch.setattr(local_trainer, "train_locally", train)
         first = retrainings(*rules)
     (refused,) = beside
-    assert refused.returncode == 3 and "holds the lock" in refused.stderr and "Traceback" not in refused.stderr
+    assert refused.returncode == 3 and "has held the lock" in refused.stderr and "Traceback" not in refused.stderr
     assert first.returncode == 75 and "5 new, 0 changed," in first.stdout
     assert " same, 0 gone" in first.stdout and "0 relabelled" not in first.stdout
     begun = retrainings.generations()[-1]

@@ -128,7 +128,7 @@ def test_the_test_split_is_evaluated_by_option_and_windows_may_overlap_more_than
     with pytest.raises(UserError, match=r"--split test has no masks.*data.test_split"):
         main(["--config", QUICKSTART, *arguments(trained, "--data.test_split", ""), "--split", "test"])
     for other in (("--proposals.kind", "both"), ("--data.background", "first")):
-        with pytest.raises(UserError, match=rf"trained with other windows: {other[0][2:]} {other[1]} \(was "):
+        with pytest.raises(UserError, match=rf"trained with other settings: {other[0][2:]} {other[1]} \(was "):
             main(["--config", QUICKSTART, *arguments(trained, *other)])
 
     def interrupted(*_: object) -> None:

@@ -104,7 +104,7 @@ def test_generated_data_bring_their_own_classes(config) -> None:
         ),
         (
             "data: {root: /x, classes: [a, b], background: none}\nsegment: {early_exit: 0.02}",
-            r"segment\.early_exit would leave parts of images without boxes.*\(data\.background none\): .*proposals\.kind both",
+            r"segment\.early_exit may leave parts of an image without boxes, and data\.background none .*proposals\.kind to both",
         ),
         ("data: {root: /x, classes: [a, b, a]}", r"data\.classes: .*repeated: a"),
         ("examples: {window: round}", r"examples\.window: 'round' is not allowed"),

@@ -23,15 +23,15 @@ INTERRUPTED = 75
 def run(main: Callable[[], None], interrupted: str = "the same command resumes from what is complete") -> int:
     """Run a command with logging configured. An expected error becomes a line on stderr, without secrets, and an exit code.
 
-    Meanwhile, SIGTERM has the same effect as Ctrl-C, and any error after such a signal counts as an interruption.
+    Meanwhile, SIGTERM has the same effect as Ctrl-C, and any error after such a signal is treated as an interruption.
 
     Args:
         main: function that does the work of the command.
         interrupted: text that is printed after Ctrl-C or SIGTERM. It says what is left and how to resume.
 
     Returns:
-        The exit code. It is 0 if `main` returns, or ends because the reader of its output on stdout has gone, 2 after a UserError
-        or OSError, 3 if another run holds the lock (a file that lets only one run write to a folder), and 75 after an interruption.
+        The exit code: 0 if `main` returns or its stdout was closed (as by `| head`), 2 after a UserError or OSError, 3 if another
+        run holds the lock of the workspace or output folder, 75 after an interruption.
 
     Raises:
         Exception: if `main` raises any other error. Such an error is a bug.
@@ -50,9 +50,9 @@ def run(main: Callable[[], None], interrupted: str = "the same command resumes f
         except Exception as error:
             # If a task on some node raises a UserError, Ray wraps it in another exception. Anything else is a bug.
             user_error = error if isinstance(error, OSError) else find_user_error(error)
-            if isinstance(error, BrokenPipeError) and _reader_has_gone():  # otherwise, a server has closed a connection
+            if isinstance(error, BrokenPipeError) and _stdout_is_closed():  # otherwise, a server has closed a connection
                 code, text = 0, ""
-            elif signals:  # whatever a signal broke off, such as the import of a module, may have raised another exception
+            elif signals:  # code that a signal interrupted, such as an import, may have raised an exception of its own
                 code, text = INTERRUPTED, f"interrupted: {interrupted}"
             elif user_error is None:
                 raise
@@ -67,32 +67,32 @@ def run(main: Callable[[], None], interrupted: str = "the same command resumes f
 
 @contextmanager
 def _signals_raise() -> Iterator[list[int]]:
-    """Let SIGTERM and Ctrl-C raise KeyboardInterrupt while a `with` block runs. Yield a list that gets the number of each signal."""
+    """Let SIGTERM and Ctrl-C raise KeyboardInterrupt in a `with` block. Yield a list that gets the number of each signal."""
     signals: list[int] = []
 
-    def stop(number: int, frame: Any) -> None:
+    def stop(signum: int, frame: Any) -> None:
         """Record a signal, and raise KeyboardInterrupt, as Python does for Ctrl-C.
 
         Args:
-            number: number of the signal.
+            signum: number of the signal.
             frame: stack frame that the signal interrupted. Not used.
         """
-        signals.append(number)
+        signals.append(signum)
         raise KeyboardInterrupt
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number, handler in before.items():
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    for signum, handler in before.items():
         if handler is not signal.SIG_IGN:  # a shell that starts a job in the background ignores SIGINT
-            signal.signal(number, stop)
+            signal.signal(signum, stop)
     try:
         yield signals
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
-def _reader_has_gone() -> bool:
-    """Write an empty line to stdout, and return whether the reader of stdout, such as `head`, has closed it."""
+def _stdout_is_closed() -> bool:
+    """Write an empty line to stdout, and return whether its reader, such as `head`, has closed it."""
     try:
         print(flush=True)
     except BrokenPipeError:
@@ -101,7 +101,7 @@ def _reader_has_gone() -> bool:
 
 
 def _drop_unread_output() -> None:
-    """Write what is left of the output. If its reader has gone, drop it: otherwise, Python would exit with code 120."""
+    """Flush stdout and stderr. Discard the output of a closed pipe, for which Python would otherwise exit with code 120."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -7,7 +7,7 @@ LOGGERS = ("deconvnet", "proposals", "infra", "workflows")
 
 
 class _PrintHandler(logging.Handler):
-    """A log handler that prints each message to the present `sys.stdout`, even if that was redirected in the meantime."""
+    """A log handler that looks up `sys.stdout` for each message, so that later redirections take effect."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a message. If it can't be printed, logging reports this on stderr, as for its own handlers."""

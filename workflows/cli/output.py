@@ -23,7 +23,7 @@ def settings_text(settings: Section) -> str:
 
 
 def names_text(names: Sequence[str]) -> str:
-    """Return names as a setting on the command line has them: separated by commas, or as JSON if a name has a comma or blanks."""
+    """Format names for a command-line option: comma-separated, or as JSON if a name has a comma or a blank at either end."""
     plain = all("," not in name and name == name.strip() for name in names) and not names[0].startswith("[")
     return ",".join(names) if plain else json.dumps(names, ensure_ascii=False)
 

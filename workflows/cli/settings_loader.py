@@ -47,7 +47,7 @@ class CommandSettings(Section):
     RENAMED: ClassVar[Mapping[str, str]] = {}
 
 
-Kind = TypeVar("Kind", bound=CommandSettings)
+SettingsType = TypeVar("SettingsType", bound=CommandSettings)
 
 
 def setting_fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -68,18 +68,18 @@ def setting_fields(section: type[Section], prefix: str = "") -> Iterator[tuple[s
             yield path, field
 
 
-class SettingsParser(argparse.ArgumentParser, Generic[Kind]):
+class SettingsParser(argparse.ArgumentParser, Generic[SettingsType]):
     """A parser for the command line of a command, which makes the options from the command's settings.
 
     It has the option `--config FILE`, an option for each setting, and the options that are added with `add_argument`.
     """
 
-    def __init__(self, description: str, kind: type[Kind], config: Path) -> None:
+    def __init__(self, description: str, settings_type: type[SettingsType], config: Path) -> None:
         """Create the parser.
 
         Args:
             description: text at the top of `--help`.
-            kind: class of the command's settings.
+            settings_type: class of the command's settings.
             config: YAML file that is read if the command line has no `--config`.
         """
         super().__init__(
@@ -88,10 +88,10 @@ class SettingsParser(argparse.ArgumentParser, Generic[Kind]):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        self.kind = kind
+        self.settings_type = settings_type
         self.add_argument("--config", default=str(config), metavar="FILE", help=f"YAML file of settings (default: {config.name})")
         self._settings: CliSettingsSource[Any] = CliSettingsSource(
-            cast(type[BaseSettings], kind),  # any pydantic model will do
+            cast(type[BaseSettings], settings_type),  # any pydantic model will do
             root_parser=self,
             add_argument_group_method=SettingsParser._add_section,
             cli_avoid_json=True,
@@ -115,7 +115,7 @@ class SettingsParser(argparse.ArgumentParser, Generic[Kind]):
         """
         return self.add_argument_group(title.removesuffix(" options"), (description or "").strip().partition("\n")[0], **options)
 
-    def parse_settings(self, argv: Sequence[str] | None = None) -> tuple[Kind, argparse.Namespace]:
+    def parse_settings(self, argv: Sequence[str] | None = None) -> tuple[SettingsType, argparse.Namespace]:
         """Parse the command line, read the YAML file, and check the settings.
 
         Args:
@@ -136,9 +136,9 @@ class SettingsParser(argparse.ArgumentParser, Generic[Kind]):
         except SettingsError as error:
             raise UserError(str(error)) from None
         try:
-            return self.kind.model_validate(_merged(_read(options.config), overrides)), options
+            return self.settings_type.model_validate(_merged(_read(options.config), overrides)), options
         except ValidationError as error:
-            raise UserError("\n".join(_sentence(fault, self.kind, options.config) for fault in error.errors())) from None
+            raise UserError("\n".join(_sentence(fault, self.settings_type, options.config) for fault in error.errors())) from None
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse the command line as argparse does, but suggest a similar option if there is an unknown one.
@@ -167,12 +167,12 @@ class SettingsParser(argparse.ArgumentParser, Generic[Kind]):
         raise UserError(message)
 
 
-def load(config: str, kind: type[Kind], arguments: Sequence[str] = ()) -> Kind:
+def load(config: str, settings_type: type[SettingsType], arguments: Sequence[str] = ()) -> SettingsType:
     """Load settings from a YAML file, and override some of them.
 
     Args:
         config: local path or URI of the file.
-        kind: class of the settings.
+        settings_type: class of the settings.
         arguments: options that override the file, as on the command line: ["--train.stage1.lr", "0.1"].
 
     Returns:
@@ -181,7 +181,7 @@ def load(config: str, kind: type[Kind], arguments: Sequence[str] = ()) -> Kind:
     Raises:
         UserError: if the file or the options have errors. The message has a sentence for each.
     """
-    parser: SettingsParser[Kind] = SettingsParser("", kind, Path(config))
+    parser: SettingsParser[SettingsType] = SettingsParser("", settings_type, Path(config))
     return parser.parse_settings(["--config", config, *arguments])[0]
 
 
@@ -253,7 +253,7 @@ def _read(config: str) -> dict[str, Any]:
 def _expand(text: str, config: str) -> str:
     """Replace ${NAME} and ${NAME:-default} in a text by environment variables, so that one file serves several machines.
 
-    As in a shell, the default stands for a variable that is not set or empty. Lines that begin with # are comments, and stay.
+    As in a shell, the default replaces a variable that is unset or empty. Comment lines are left unchanged.
 
     Args:
         text: content of a settings file.
@@ -280,12 +280,12 @@ def _expand(text: str, config: str) -> str:
     return re.sub(r"^[ \t]*#.*$|\$\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\}", value_of, text, flags=re.MULTILINE)
 
 
-def _sentence(fault: Any, kind: type[CommandSettings], config: str) -> str:
+def _sentence(fault: Any, settings_type: type[CommandSettings], config: str) -> str:
     """Write a sentence for the user about an error that pydantic found in the settings.
 
     Args:
         fault: one of the items of pydantic's `ValidationError.errors()`.
-        kind: class of the settings.
+        settings_type: class of the settings.
         config: path of the settings file.
 
     Returns:
@@ -296,27 +296,29 @@ def _sentence(fault: Any, kind: type[CommandSettings], config: str) -> str:
         return f"{path} is not given: set it by --{path}, or in {config}"
     if fault["type"] == "extra_forbidden":
         section, _, name = path.rpartition(".")
-        if name in kind.RENAMED:
-            return f"{path} (in {config}) is called {section}.{kind.RENAMED[name]} now: rename it"
-        known = [name for name, _ in setting_fields(kind)] + list(kind.model_fields)
+        if name in settings_type.RENAMED:
+            return f"{path} (in {config}) is called {section}.{settings_type.RENAMED[name]} now: rename it"
+        known = [name for name, _ in setting_fields(settings_type)] + list(settings_type.model_fields)
         near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else "; --help lists the settings"
         return f"unknown setting {path} (in {config} or on the command line){hint}"
     message = _TYPE_MESSAGES.get(fault["type"]) or fault["msg"].removeprefix("Value error, ")
     if not path:
         return message
-    text = "***" if _may_hold_secret(path, kind) else without_secrets(str(fault["input"]))
+    text = "***" if _may_hold_secret(path, settings_type) else without_secrets(str(fault["input"]))
     text = text if len(text) <= 80 else text[:77] + "…"
     value = repr(text) if isinstance(fault["input"], str) else text
     return f"{path}: {value} is not allowed: {message[0].lower()}{message[1:]}"
 
 
-def _may_hold_secret(path: str, kind: type[CommandSettings]) -> bool:
-    """Return whether a value that a command's settings refuse may be or contain a secret.
+def _may_hold_secret(path: str, settings_type: type[CommandSettings]) -> bool:
+    """Return whether a rejected value may be or contain a secret, because its setting or a setting below it is a SecretStr.
 
     Args:
         path: dotted name of the setting or of the section.
-        kind: class of the settings.
+        settings_type: class of the settings.
     """
-    secret = [name for name, field in setting_fields(kind) if SecretStr in (field.annotation, *get_args(field.annotation))]
+    secret = [
+        name for name, field in setting_fields(settings_type) if SecretStr in (field.annotation, *get_args(field.annotation))
+    ]
     return any(f"{name}.".startswith(f"{path}.") for name in secret)

@@ -33,11 +33,12 @@ def add_images(settings: ImportSettings, dry_run: bool) -> None:
 
     Args:
         settings: settings of the command. `add_to` names the folder.
-        dry_run: True to read everything and log what would be added, replaced, unchanged and refused, without writing anything.
+        dry_run: True to read everything and log which images would be added, replaced, left unchanged or refused; nothing is
+            written.
 
     Raises:
-        UserError: if the data or the folder can't be read, the classes are not those of the folder, too many images or annotations
-            can't be used, or the folder has other images of the same names. Then nothing is written.
+        UserError: if the data or the folder can't be read, the classes are not those of the folder, too many images or
+            annotations can't be used, or the folder has other images of the same names. Then nothing is written.
         Locked: if another import adds images to the folder.
         Interrupted: if another import took over the lock. The same command completes the addition.
     """
@@ -45,7 +46,7 @@ def add_images(settings: ImportSettings, dry_run: bool) -> None:
     VocDataset(str(folder))  # raises before anything is written
     log_options_without_effect(settings)
     known = _known_classes(settings, folder)
-    # The lists are read while the lock is held, as another addition may have changed them before.
+    # The split lists are read under the lock, because another addition may change them until then.
     with nullcontext((None, None)) if dry_run else temporary_folder(folder) as (temporary, lock):
         addition = Addition(folder, settings.train_split, settings.val_split)
         dataset = read_dataset(settings, known)
@@ -84,7 +85,7 @@ def _known_classes(settings: ImportSettings, folder: Path) -> tuple[str, ...]:
     """Return the class names of the folder to which images are added, background first.
 
     Args:
-        settings: settings of the command. Their `classes` count if the folder has no classes.txt.
+        settings: settings of the command. Their `classes` are used if the folder has no classes.txt.
         folder: the folder, in VOC's layout.
 
     Raises:

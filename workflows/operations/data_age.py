@@ -33,7 +33,7 @@ class DataAge:
 
         Args:
             stale_days: age in days from which data are stale, and days from one report to the next. None for no reports.
-            now: the present time.
+            now: the current time.
         """
         last = datetime.fromisoformat(self.reported or self.since)
         return stale_days is not None and now - last >= timedelta(days=stale_days)
@@ -43,9 +43,9 @@ def update(workspace: str, key: str, now: datetime) -> DataAge:
     """Record which data a retraining has seen, and return their age.
 
     Args:
-        workspace: URI of the workspace that holds all generations.
+        workspace: URI of the parent workspace, which holds all generations.
         key: content key of the stage `prepare`.
-        now: the present time, in UTC.
+        now: the current time, in UTC.
     """
     uri = generations.folder(workspace, FILE)
     if storage.exists(uri) and (found := DataAge(**storage.read_json(uri))).key == key:
@@ -56,5 +56,5 @@ def update(workspace: str, key: str, now: datetime) -> DataAge:
 
 
 def mark_reported(workspace: str, age: DataAge, now: datetime) -> None:
-    """Record that data were reported as stale. For the arguments see `update`."""
+    """Record in the parent workspace that stale data were reported at the time `now` (UTC)."""
     storage.write_json(generations.folder(workspace, FILE), asdict(replace(age, reported=now.isoformat(timespec="seconds"))))

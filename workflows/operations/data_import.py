@@ -43,8 +43,8 @@ FORMATS_OF_OPTION = {
     "report": ("check",),
     **dict.fromkeys(("train_split", "val_split"), ("check", "add_to")),
 }
-"""For each option that has an effect on some imports only, the names of their formats ("check" for the check of a folder, "add_to" for
-every import that adds to one)."""
+"""The formats in which an option has an effect, for options that don't apply to every import. "check" stands for the check of a
+folder, "add_to" for every import with --add_to."""
 OPTIONS_OF_CHECK = ("check", "report", "train_split", "val_split", "classes", "encoding", "max_pixels", "threads")
 """Options that have an effect on the check of a folder."""
 
@@ -142,7 +142,7 @@ def log_files(folder: Path) -> None:
 
 
 def log_losses(summary: ImportSummary) -> None:
-    """Log how many annotations don't become objects, by class and reason."""
+    """Log the number of annotations that were not imported as objects, by class and reason."""
     for label, reason, count in summary.count_losses():
         logger.info(f"no objects: {count:,}× {label} {reason}")
 
@@ -296,7 +296,7 @@ def write_check(
 
 
 def count_threads(threads: int | None) -> int:
-    """Return a number of threads: the one that a setting gives, or if it is None, the number of CPUs that this process may use."""
+    """Return `threads`, the value of a setting. If it is None, return the number of CPUs that this process may use."""
     return available_cpus() if threads is None else threads
 
 

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 Unit = Callable[[], Iterable[Sample | Reject]]
 _STAGE = "export"
 _SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8": ".jpg"}  # by the first bytes of a file
-_AGAIN = "run train_pipeline.py, or evaluate.py for another split, on this workspace again"
+_RUN_AGAIN = "run train_pipeline.py, or evaluate.py for another split, on this workspace again"
 
 
 class _Source(NamedTuple):
@@ -62,8 +62,8 @@ def export_to_fiftyone(settings: ExportSettings, dry_run: bool) -> None:
         dry_run: True to log what would be exported, without writing anything.
 
     Raises:
-        UserError: if there are no finished predictions or no evaluation, an image to export is not among them, too many images can't
-            be used, or the folder exists and is not empty.
+        UserError: if there are no finished predictions or no evaluation, an image that `only` lists is not among them, too many
+            images can't be used, or the folder exists and is not empty.
         Locked: if another export creates the same folder.
         Interrupted: if another export took over the lock.
     """
@@ -151,7 +151,7 @@ def _evaluation_source(settings: ExportSettings, name: str) -> _Source:
         name: name of the data set.
 
     Raises:
-        UserError: if the workspace has no such evaluation, it may not belong to the present images, an earlier version made it, or
+        UserError: if the workspace has no such evaluation, it may not match the current images, an earlier version made it, or
             `only` lists an image that was not evaluated.
     """
     root = storage.absolute(settings.workspace or "")
@@ -171,16 +171,16 @@ def _evaluation_source(settings: ExportSettings, name: str) -> _Source:
         rows = choose_rows(rows, read_split_list(settings.only, "only"), root, settings.only, "were not evaluated")
     images = Workspace(root).images
     units: list[Unit] = []
-    there: set[str] = set()
+    existing: set[str] = set()
     for part in tables.require_commit(images).parts:
         for number in range(len(part.row_groups)):
             ids = tables.read_row_group(images, part.name, number, ["image_id"])["image_id"].to_pylist()
             if wanted := {each: rows[each] for each in ids if each in rows}:
                 units.append(partial(_load_evaluated, images, part, number, wanted, report))
-                there |= wanted.keys()
-    reason = f"the image is not in the data set any more: {_AGAIN}"
-    gone = [Reject(image_id, images, _STAGE, reason) for image_id in rows if image_id not in there]
-    return _Source(rules, units, len(there), gone)
+                existing |= wanted.keys()
+    reason = f"the image is not in the data set any more: {_RUN_AGAIN}"
+    gone = [Reject(image_id, images, _STAGE, reason) for image_id in rows if image_id not in existing]
+    return _Source(rules, units, len(existing), gone)
 
 
 def _read_evaluation(root: str, report: str, settings: ExportSettings) -> dict[str, dict[str, Any]]:
@@ -195,7 +195,7 @@ def _read_evaluation(root: str, report: str, settings: ExportSettings) -> dict[s
         The rows of `images.parquet` by image_id.
 
     Raises:
-        UserError: if there is no such evaluation, it may not belong to the present images, or an earlier version made it.
+        UserError: if there is no such evaluation, it may not match the current images, or an earlier version made it.
     """
     if not storage.exists(storage.join(report, "results.json")):
         raise UserError(
@@ -204,11 +204,11 @@ def _read_evaluation(root: str, report: str, settings: ExportSettings) -> dict[s
         )
     if settings.evaluation.split("/")[0] == "report" and outdated(root, ["evaluate"]):
         raise UserError(
-            f"{root}: a run there did not come to its end, so its report may not belong to the present images: {_AGAIN}"
+            f"{root}: the last run there did not finish, so its report may not match the current images: {_RUN_AGAIN}"
         )
     rows = {row["image_id"]: row for row in read_images(storage.join(report, IMAGES_FILE))}
     if not all(row.get("mask") for row in rows.values()):
-        raise UserError(f"{report} was made by an earlier version of this program, which kept no masks: {_AGAIN}")
+        raise UserError(f"{report} was made by an earlier version of this program, which kept no masks: {_RUN_AGAIN}")
     return rows
 
 
@@ -240,13 +240,14 @@ def _load_evaluated(
 
     Args:
         images: URI of the table.
-        part: part (Parquet file) of the table.
+        part: part of the table.
         row_group: index of the row group in the part.
         rows: rows of `images.parquet` by image_id.
         report: folder of the report.
 
     Yields:
-        The samples. In place of an image whose annotation is not the one that was evaluated, or whose mask can't be read, a Reject.
+        The samples. In place of an image whose annotation is not the one that was evaluated, or whose mask can't be read, a
+        Reject.
     """
     columns = ["image_id", "split", "image", "class_mask"]
     for image in tables.read_row_group(images, part.name, row_group, columns).to_pylist():
@@ -257,7 +258,7 @@ def _load_evaluated(
             truth = decode_mask(image["class_mask"]) if image["class_mask"] else np.zeros((0, 0), np.uint8)
             mask = decode_mask(read_input(storage.join(report, row["mask"])))
             if not _is_evaluated(truth, mask, row["pixel_accuracy"]):
-                raise BadInput(f"its annotation or its mask is not the one that was evaluated: {_AGAIN}")
+                raise BadInput(f"its annotation or its mask is not the one that was evaluated: {_RUN_AGAIN}")
         except BadInput as error:
             yield Reject(image_id, images, _STAGE, str(error))
             continue
@@ -268,7 +269,7 @@ def _load_evaluated(
 
 
 def _is_evaluated(truth: np.ndarray, mask: np.ndarray, pixel_accuracy: float | None) -> bool:
-    """Return whether a predicted mask has this pixel accuracy by an annotation.
+    """Return whether a mask, compared with an annotation, has the pixel accuracy that the evaluation recorded.
 
     Args:
         truth: uint8 array (H, W) of class ids; 255 is void.

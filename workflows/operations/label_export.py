@@ -143,7 +143,7 @@ def find_rows(
 
 
 def choose_rows(
-    rows: Mapping[str, dict[str, Any]], listed: Sequence[str], root: str, only: str, lack: str
+    rows: Mapping[str, dict[str, Any]], listed: Sequence[str], root: str, only: str, missing_text: str
 ) -> dict[str, dict[str, Any]]:
     """Return the rows of the images that a list names, in the order of the rows.
 
@@ -152,7 +152,7 @@ def choose_rows(
         listed: names of images.
         root: folder of the images.
         only: the file that lists them, for the message.
-        lack: what is wrong with images that have no row, such as "have no prediction".
+        missing_text: predicate of the error message about images without a row, such as "have no prediction".
 
     Raises:
         UserError: if the list is empty, or an image has no row.
@@ -162,7 +162,7 @@ def choose_rows(
     found, missing, _ = NameIndex(list(rows), root).find_all(listed)
     if missing:
         first, reason = next(iter(missing.items()))
-        raise UserError(f"only {only}: {len(missing):,} images {lack}, the first is {first}: {reason}")
+        raise UserError(f"only {only}: {len(missing):,} images {missing_text}, the first is {first}: {reason}")
     chosen = set(found.values())
     return {name: row for name, row in rows.items() if name in chosen}
 

@@ -54,7 +54,7 @@ class PredictionRun:
     Attributes:
         settings: settings of the command.
         plan: plan that says which images are to be predicted and which already have up-to-date predictions.
-        ranking: the images that were chosen to be labelled; None if none were to be chosen, or before `run`.
+        ranking: the images chosen for labelling; None before `run`, or if --rank is not given.
     """
 
     def __init__(self, settings: PredictSettings) -> None:
@@ -80,7 +80,7 @@ class PredictionRun:
         return self.settings.confidence == "maps"
 
     def plan_text(self) -> str:
-        """Return a text that says how many images are to be predicted, by which version of the model, and which are not images."""
+        """Return a text with the number of images to predict, the model version, and the skipped files that are not images."""
         model = f"{self.plan.state.model} version {self.plan.state.model_version}"
         passed_over = f"\n{text}" if (text := self._files.passed_over_text) else ""
         if self.plan.is_complete:
@@ -94,8 +94,8 @@ class PredictionRun:
     def run(self) -> None:
         """Predict the images whose predictions are not up to date, and write the tables `predictions` and `rejects`.
 
-        If all predictions are up to date, only a message is logged. If it is wanted, images to label are chosen in the end. A lock
-        keeps other runs from writing to the output folder meanwhile.
+        If all predictions are up to date, none is made. With --rank, images to label are chosen at the end. Meanwhile, a lock
+        keeps other runs from writing to the output folder.
 
         Raises:
             UserError: if too many images are unusable, or GPUs are requested and Ray has none.
@@ -215,19 +215,19 @@ class PredictionRun:
         from infra.runtime.executor import Actors
 
         s = self.settings
-        model = storage.join(s.output, MODEL, lock.token)  # another run would overwrite one of the same name
+        model = storage.join(s.output, MODEL, lock.token)  # a name of its own, so that another run can't overwrite it
         with open_executor(s.executor, s.cluster, lambda: lock.lost) as executor:
             gpus = _gpus_per_actor(s)
             # This file is written before the first mask. If this run is killed, a later one knows which model made the masks.
             guard.write_json(storage.join(s.output, STATE_FILE), asdict(self.plan.state))
             try:
-                storage.remove(storage.join(s.output, MODEL))  # of a run that was killed
+                storage.remove(storage.join(s.output, MODEL))  # left by a killed run
                 registry.fetch(self._version, self._store, model)
                 guard.write_json(storage.join(s.output, CLASSES_FILE), _class_names(model))
                 actors = Actors(s.compute.actors, s.compute.cpus_per_actor, gpus)
                 parts = predict_images(self.plan, s.output, model, guard, executor, actors, s.max_pixels)
             except Exception:
-                guard.check()  # a worker that found the lock lost has failed
+                guard.check()  # raises Interrupted if the lock was lost, which is then the cause of the worker's error
                 raise
             finally:
                 storage.remove(storage.join(s.output, MODEL) if lock.still_held() else model)
@@ -281,13 +281,13 @@ def _class_names(model: str) -> dict[str, Any]:
 
 
 def _check_output(settings: PredictSettings) -> None:
-    """Check that the output folder is not the input folder, and that the input is not in a folder of the output.
+    """Check that the input folder is neither the output folder nor one of the folders that are written there.
 
     Args:
         settings: settings of the command.
 
     Raises:
-        UserError: if input and output are the same folder, or the input is in a folder of images of the output.
+        UserError: if the input is the output folder, or lies in its folder of masks, overlays or confidence maps.
     """
     output = settings.output + "/"
     if settings.input == settings.output or any(
@@ -311,15 +311,15 @@ def _gpus_per_actor(settings: PredictSettings) -> float:
     if settings.executor == "local":
         import torch
 
-        there, may_grow = torch.cuda.is_available(), False
+        has_gpu, may_grow = torch.cuda.is_available(), False
     else:
         import ray
 
         from infra.runtime.cluster import can_autoscale
 
-        there, may_grow = ray.cluster_resources().get("GPU", 0) > 0, can_autoscale(settings.cluster)
-    if settings.compute.gpu and not there and not may_grow:
+        has_gpu, may_grow = ray.cluster_resources().get("GPU", 0) > 0, can_autoscale(settings.cluster)
+    if settings.compute.gpu and not has_gpu and not may_grow:
         where = "this machine" if settings.executor == "local" else "Ray"
         raise UserError(f"compute.gpu is true, and {where} has no GPU: set it to false, or leave it empty")
-    wanted = there if settings.compute.gpu is None else settings.compute.gpu
+    wanted = has_gpu if settings.compute.gpu is None else settings.compute.gpu
     return settings.compute.gpus_per_actor if wanted else 0

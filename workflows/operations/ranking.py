@@ -30,11 +30,11 @@ from workflows.operations.label_export import read_classes
 
 logger = logging.getLogger(__name__)
 
-_IMAGES_FOLDER = "JPEGImages"  # of VOC's layout
-_MOST_DRAWN = 60  # largest number of images on the contact sheet
-_FACTS = pa.schema([("place", pa.int32()), ("score", pa.float32()), ("class", pa.string())])
+_IMAGES_FOLDER = "JPEGImages"  # name in VOC's layout
+_MAX_DRAWN = 60  # largest number of images on the contact sheet
+_OWN_COLUMNS = pa.schema([("place", pa.int32()), ("score", pa.float32()), ("class", pa.string())])
 _NAMES = ("image_id", "path", "confidence", "confidence_before_crf", *MEASURES, "mask", "confidence_map")
-_COPIED = pa.schema([PREDICTIONS.field(name) for name in _NAMES])
+_COPIED_COLUMNS = pa.schema([PREDICTIONS.field(name) for name in _NAMES])
 """Columns of the tables of chosen images: their own, and those of the table `predictions`."""
 
 
@@ -89,19 +89,19 @@ def write_ranking(
         number: number of images to choose.
         labelled: folder of images that are labelled already, see `_labelled_fingerprints`. None if there are none.
         class_share: largest share of the chosen images that are of one class, see `selection.class_quota`.
-        min_distance: number of bits in which the fingerprints of chosen images differ at least.
+        min_distance: smallest Hamming distance, in bits, between the fingerprints of two chosen images.
 
     Returns:
         The chosen images.
 
     Raises:
         FileNotFoundError: if there is no table `predictions`.
-        UserError: if there are no names of classes, the folder of labelled images has none, or a chosen image was removed after it was
-            predicted.
+        UserError: if there are no names of classes, the folder of labelled images has none, or a chosen image was removed after
+            it was predicted.
         Interrupted: if another run has taken the lock.
     """
     ranking = rank(output, number, _labelled_fingerprints(labelled) if labelled else [], class_share, min_distance)
-    table = pa.Table.from_pylist(ranking.rows, pa.schema([*_FACTS, *_COPIED]))
+    table = pa.Table.from_pylist(ranking.rows, pa.schema([*_OWN_COLUMNS, *_COPIED_COLUMNS]))
     parquet, text = io.BytesIO(), io.BytesIO()
     pq.write_table(table, parquet)
     pa_csv.write_csv(table, text)
@@ -113,7 +113,7 @@ def write_ranking(
         guard.write(storage.join(output, RANKING, name), data)
     if not sheet:
         guard.check()
-        storage.remove(storage.join(output, RANKING, "images.png"))  # of an earlier choice
+        storage.remove(storage.join(output, RANKING, "images.png"))  # left by an earlier run
     return ranking
 
 
@@ -125,7 +125,7 @@ def rank(output: str, number: int, labelled: Sequence[str], class_share: float |
         number: number of images to choose.
         labelled: fingerprints of the images that are labelled already.
         class_share: largest share of the chosen images that are of one class, see `selection.class_quota`.
-        min_distance: number of bits in which the fingerprints of chosen images differ at least.
+        min_distance: smallest Hamming distance, in bits, between the fingerprints of two chosen images.
 
     Returns:
         The chosen images.
@@ -155,15 +155,15 @@ def rank(output: str, number: int, labelled: Sequence[str], class_share: float |
         labelled=unpack(labelled),
     )
     places = {found[i][0]: place for place, i in enumerate(selection.chosen, start=1)}
-    columns = [*_COPIED.names, "classes"]
+    columns = [*_COPIED_COLUMNS.names, "classes"]
     rows = [row for row in tables.iter_rows(table, columns) if row["image_id"] in places]
     rows.sort(key=lambda row: places[row["image_id"]])
-    facts = [{"place": n, "score": float(scores[i]), "class": classes[i]} for n, i in enumerate(selection.chosen, start=1)]
-    return Ranking([fact | row for fact, row in zip(facts, rows, strict=True)], selection, len(labelled))
+    own = [{"place": n, "score": float(scores[i]), "class": classes[i]} for n, i in enumerate(selection.chosen, start=1)]
+    return Ranking([each | row for each, row in zip(own, rows, strict=True)], selection, len(labelled))
 
 
 def _labelled_fingerprints(folder: str) -> list[str]:
-    """Compute the fingerprints of labelled images. Files that can't be read are counted in a warning.
+    """Compute the perceptual fingerprints of labelled images, to find near-duplicates. A warning names unreadable files.
 
     Args:
         folder: data set in VOC's layout, or folder of images; local or in a bucket.
@@ -187,7 +187,7 @@ def _labelled_fingerprints(folder: str) -> list[str]:
     found = dict(zip(names, thread_map(read, names, available_cpus(), "labelled images", "images"), strict=True))
     if unread := [name for name, digits in found.items() if not digits]:
         logger.warning(
-            f"{len(unread):,} labelled images can't be read, so nothing is compared with them: {', '.join(unread[:10])}"
+            f"{len(unread):,} labelled images can't be read, so near-duplicates of them are not found: {', '.join(unread[:10])}"
         )
     return [digits for digits in found.values() if digits]
 
@@ -207,7 +207,7 @@ def _contact_sheet(rows: Sequence[Mapping[str, Any]], output: str) -> bytes | No
     Raises:
         UserError: if an image was changed or removed after it was predicted.
     """
-    drawn = rows[:_MOST_DRAWN]
+    drawn = rows[:_MAX_DRAWN]
     if not drawn:
         return None
     names = read_classes(output)

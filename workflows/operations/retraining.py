@@ -1,8 +1,8 @@
 """Run one retraining, or log what it would do.
 
-Each retraining is called a generation. It has a workspace (folder) of its own below the workspace that the settings name. A lock
-allows only one retraining of a workspace at a time. Promotions, refusals, failures and stale data are reported to a webhook, if the
-settings or the environment name one.
+Each retraining is called a generation. It has a workspace (folder) of its own below its parent, the workspace that the settings
+name. A lock allows only one retraining of a workspace at a time. Promotions, refusals, failures and stale data are reported to a
+webhook, if the settings or the environment name one.
 """
 
 import logging
@@ -37,12 +37,11 @@ def retrain(settings: Settings, config: str, force: bool, replace_lost_run: bool
     """Run one retraining. It ends early if no image or mask is new or changed since the previous retraining.
 
     Args:
-        settings: settings of the pipeline. `workspace` is the folder that holds all generations (retraining runs, each with a
-            workspace of its own).
+        settings: settings of the pipeline. `workspace` is the parent workspace, which holds all generations.
         config: name of the settings file without its folder and extension, for the name of the run in MLflow.
         force: True to train even if nothing is new.
-        replace_lost_run: True to find out whether another command that holds the lock of the workspace was lost, and to take its
-            place if it was, see `hold_workspace`.
+        replace_lost_run: True to take over the lock of a command that died, after waiting for it to expire, see
+            `hold_workspace`.
 
     Raises:
         UserError: if MLflow, the workspace, the data or the cluster can't be used.
@@ -72,7 +71,7 @@ def retrain(settings: Settings, config: str, force: bool, replace_lost_run: bool
 
 
 def _signalled(error: BaseException | None) -> bool:
-    """Return whether an error was raised because a signal broke something off, such as the import of a module."""
+    """Return whether a KeyboardInterrupt (from Ctrl-C or SIGTERM) is in an error's chain of contexts."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True
@@ -118,24 +117,25 @@ def _run(pipeline: Retraining, config: str, webhook: Webhook, metrics: RunMetric
         generations.remove(base, generation.name)
         retraining.mark_unchanged(pipeline, records["prepare"].fingerprint)
         outcome = _nothing_new(pipeline, webhook, metrics)
-        generations.prune_tables_after_run(base, pipeline.store, name, pipeline.locks[0])  # a version may differ by times alone
+        # The stage `prepare` has made a version that differs from the last one only in the times of the files.
+        generations.prune_tables_after_run(base, pipeline.store, name, pipeline.locks[0])
         return outcome
     pipeline.locks[0].check()
-    verdict = records["verdict"].summary
-    generations.finish(base, generation, verdict)
-    title = f"{name} version {verdict['version']} of {base}"
-    stays = f", version {verdict['champion']} stays" if verdict["champion"] else ""
-    webhook.send(f"{title} is {'the champion' if verdict['promoted'] else f'not promoted{stays}'}: {verdict['why']}")
+    decision = records["verdict"].summary
+    generations.finish(base, generation, decision)
+    title = f"{name} version {decision['version']} of {base}"
+    stays = f", version {decision['champion']} stays" if decision["champion"] else ""
+    webhook.send(f"{title} is {'the champion' if decision['promoted'] else f'not promoted{stays}'}: {decision['why']}")
     _measure_results(pipeline, metrics)
     _measure_state(pipeline, records["prepare"], webhook, metrics)
     _prune_generations(pipeline)
     generations.prune_tables_after_run(base, pipeline.store, name, pipeline.locks[0])
     logger.info(cli.results_text(storage.read_json(pipeline.report("results.json"))))
-    logger.info(f"\nversion {verdict['version']} is {'' if verdict['promoted'] else 'not '}promoted: {verdict['why']}")
-    logger.info(f"champion {name} version {verdict['champion']}" if verdict["champion"] else f"{name} has no champion")
+    logger.info(f"\nversion {decision['version']} is {'' if decision['promoted'] else 'not '}promoted: {decision['why']}")
+    logger.info(f"champion {name} version {decision['champion']}" if decision["champion"] else f"{name} has no champion")
     logger.info(f"report   {pipeline.report()}")
     logger.info(f"MLflow   {cli.mlflow_hint(pipeline.store)}")
-    return "promoted" if verdict["promoted"] else "refused"
+    return "promoted" if decision["promoted"] else "refused"
 
 
 def _prune_generations(pipeline: Retraining) -> None:
@@ -150,7 +150,7 @@ def _prune_generations(pipeline: Retraining) -> None:
 
 
 def _measure_results(pipeline: Retraining, metrics: RunMetrics) -> None:
-    """Give the mean IoU of the new model and of the champion before it, and the rejects by reason, to the metrics."""
+    """Update the metrics of the results: mean IoU of the new model and of the previous champion, and rejects by reason."""
     for role, report in (("champion", CHAMPION_RESULTS), ("challenger", ("results.json",))):
         # A first champion, or one that can't be compared, has no rows.
         rows = storage.read_json(pipeline.report(*report)).get("rows")
@@ -167,12 +167,12 @@ def _measure_results(pipeline: Retraining, metrics: RunMetrics) -> None:
 
 
 def _measure_state(pipeline: Retraining, prepared: Record, webhook: Webhook, metrics: RunMetrics) -> None:
-    """Give the champion's age and what is known of the data to the metrics, and report data that are stale.
+    """Update the metrics of the champion's age and of the data, and report stale data.
 
     Args:
         pipeline: pipeline of the retraining.
-        prepared: record of the stage `prepare` of the present data.
-        webhook: gets a message if no image or mask has changed for long, now and every `notify.stale_days` from then on.
+        prepared: record of the stage `prepare` of the current data.
+        webhook: gets a message if no image or mask has changed for `notify.stale_days` days, and again after as many days.
         metrics: gets the numbers.
     """
     try:
@@ -195,12 +195,12 @@ def _measure_state(pipeline: Retraining, prepared: Record, webhook: Webhook, met
 
 
 def _measure_champion(store: str, name: str, metrics: RunMetrics) -> None:
-    """Give the number of the version in use, and since when it is, to the metrics.
+    """Update the metrics of the champion: its version number, and the time since which it is in use.
 
     Args:
         store: URI of the MLflow store.
         name: name of the registered model.
-        metrics: gets the numbers, as far as there is a champion, and its last move is recorded.
+        metrics: gets the version number if there is a champion, and the time if the move that made it champion is recorded.
 
     Raises:
         UserError: if the registry does not answer.
@@ -245,8 +245,8 @@ def _nothing_new(pipeline: Retraining, webhook: Webhook, metrics: RunMetrics) ->
     elif registry.CHALLENGER in aliases:
         refused = aliases[registry.CHALLENGER]
         logger.info(
-            f"{name} has no champion, and version {refused} was refused: promote.py --to {refused} makes it the champion all the same, "
-            "--force trains a new one"
+            f"{name} has no champion, and version {refused} was refused: promote.py --to {refused} makes it the champion anyway, "
+            "retrain.py --force trains a new one"
         )
     else:
         logger.info(
@@ -258,11 +258,10 @@ def _nothing_new(pipeline: Retraining, webhook: Webhook, metrics: RunMetrics) ->
 
 
 def log_plan(settings: Settings, force: bool) -> None:
-    """Log what a retraining would do, as far as this can be told without reading images. Nothing is written.
+    """Log what a retraining would do, as far as this is known without reading images. Nothing is written.
 
     Args:
-        settings: settings of the pipeline. `workspace` is the folder that holds all generations (retraining runs, each with a
-            workspace of its own).
+        settings: settings of the pipeline. `workspace` is the parent workspace, which holds all generations.
         force: True to plan a training even if nothing is new.
 
     Raises:
@@ -292,7 +291,7 @@ def _start_text(generation: Generation, name: str) -> str:
     """Describe the model from which a retraining starts, and the workspace with which its data are compared.
 
     Args:
-        generation: the generation (one retraining run with its workspace).
+        generation: the generation.
         name: name of the registered model.
 
     Returns:

@@ -1,8 +1,8 @@
 """Report the results of a retraining to Prometheus, a program that collects metrics, draws them and alerts.
 
-A retraining is a batch job, which has usually ended when Prometheus asks for metrics. So the metrics are written to a file that
-Prometheus' node_exporter reads (its textfile collector), or sent to a Pushgateway. A run replaces only the metrics of its model that
-it sets.
+A retraining is a batch job, which has usually ended when Prometheus scrapes metrics, so they are written to a file that
+Prometheus' node_exporter reads (its textfile collector), or sent to a Pushgateway. A run replaces only the metrics that it sets,
+and only those with the label of its model.
 """
 
 import logging
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import prometheus_client
 
 Outcome = Literal["promoted", "refused", "unchanged", "failed", "interrupted"]
-"""How a retraining ended. "refused": the new model is not better. "unchanged": no image or mask is new or changed, and nothing was trained."""
+"""How a retraining ended. "refused": the new model is not better. "unchanged": no image or mask is new or changed, so nothing was
+trained."""
 
 LAST_RUN = Metric("deconvnet_retrain_last_run_timestamp_seconds", "When retrain.py last ended, however it ended", ("model",))
 LAST_SUCCESS = Metric(
@@ -39,7 +40,7 @@ MEAN_IOU = Metric(
 DATA_SINCE = Metric("deconvnet_data_since_timestamp_seconds", "Since when no image or mask has changed", ("model",))
 IMAGES = Metric("deconvnet_images", "Usable images by split", ("model", "split"))
 REJECTED_RATIO = Metric("deconvnet_rejected_images_ratio", "Share of the images that could not be used", ("model",))
-REJECTED_LIMIT = Metric("deconvnet_rejected_images_limit_ratio", "Share from which on a run fails (data.max_rejects)", ("model",))
+REJECTED_LIMIT = Metric("deconvnet_rejected_images_limit_ratio", "Share above which a run fails (data.max_rejects)", ("model",))
 REJECTS = Metric("deconvnet_rejects", "Inputs that could not be used in the last retraining", ("model", "stage", "reason"))
 
 _JOB = "deconvnet_retrain"
@@ -97,7 +98,7 @@ class RunMetrics(LiveMetrics):
                 with storage.one_process_at_a_time(Path(self._to)):  # retrainings of several models may share the file
                     registry.register(_Families(self._families_with_kept(self._to)))
                     storage.write_bytes(self._to, generate_latest(registry))
-        except Exception as error:  # the run goes on without them, whatever a server or another program's file does
+        except Exception as error:  # the run continues without them, whatever a server or another program's file does
             return without_secrets(f"{type(error).__name__}: {error}")[:300]
         return ""
 

@@ -25,7 +25,7 @@ def check_trained(settings: Settings, config: str, *, proposals: bool) -> None:
         proposals: True to check that the table of box proposals is there, too.
 
     Raises:
-        UserError: if something is missing, or was made from other images or models than the present ones. The message says which
+        UserError: if something is missing, or was made from other images or models than the current ones. The message says which
             command makes it.
     """
     workspace = Workspace(settings.workspace)
@@ -39,8 +39,8 @@ def check_trained(settings: Settings, config: str, *, proposals: bool) -> None:
         )
     if stale := outdated(settings.workspace, (*(["proposals"] if proposals else []), *models)):
         raise UserError(
-            f"{settings.workspace}: a run there did not come to its end, so {' and '.join(stale)} may not belong to the present "
-            f"images and models: run workflows/train_pipeline.py --config {config} first"
+            f"{settings.workspace}: the last run there did not finish, so {' and '.join(stale)} may not match the current images "
+            f"and models: run workflows/train_pipeline.py --config {config} first"
         )
 
 
@@ -62,8 +62,8 @@ def write_submission(settings: Settings, archive: str, config: str, *, split: st
         Text to print: the number of masks, and the URI and size of the archive.
 
     Raises:
-        UserError: if the models or images can't be used, the settings would cut other windows than for training, the archive can't be
-            written, or the masks break the server's rules.
+        UserError: if the models or images can't be used, a setting that must be as in the training differs, the archive can't
+            be written, or the masks break the server's rules.
         Locked: if another command holds the lock of the workspace.
         Interrupted: if another command took over the lock.
     """
@@ -80,7 +80,7 @@ def write_submission(settings: Settings, archive: str, config: str, *, split: st
                 f"VOC's server scores VOC's {len(VOC_CLASSES)} classes in their order, and the models in {settings.workspace} have "
                 f"the classes {', '.join(classes)}"
             )
-        changed_since_training(settings)  # raises an error about windows; other settings may change
+        changed_since_training(settings)  # raises UserError about settings that must be as in the training; others may change
         images = voc_submission_job.list_split(root, split, settings.data.max_pixels)
         options = PredictorOptions.from_settings(settings.segment, settings.examples, settings.proposals, settings.data)
         boxes = None if settings.proposals.kind == "windows" else settings.proposals.edge_box
@@ -137,5 +137,5 @@ def _image_list(root: str | None, split: str | None) -> tuple[str, str]:
     if root is None:
         raise UserError("a submission is of VOC's images: name their folder, in VOC's layout, by --data.root")
     if split == "dev":
-        raise UserError("--split dev is this project's own part of train, and no list of VOC's: test or val can be submitted")
+        raise UserError("--split dev can't be submitted, as it is this project's own part of train: use test or val")
     return root, split or ("test" if storage.exists(voc.split_path(root, "test")) else "val")

@@ -1,6 +1,7 @@
 """Define the base class of the pipelines, which runs stages with an executor and logs each of them to the experiment tracker.
 
-A stage is a named step of a pipeline, such as training FCN-8s. Its record is stored in the workspace once it is complete.
+A stage is a named step of a pipeline, such as training FCN-8s. Its record is stored in the workspace once it is complete. The
+record has the stage's fingerprint, a digest of its code version, settings and inputs.
 """
 
 import argparse
@@ -42,9 +43,8 @@ class BasePipeline(Workspace):
         data_root: folder of the data set.
         dataset_name: name of the data set for reports: the name of its folder, or "generated" if the settings name no folder.
         store: URI of the MLflow store. "" if tracking is switched off.
-        run_of_pipeline: run in the experiment tracker for the whole pipeline. Before the pipeline runs, a stand-in that logs
-            nothing.
-        run_of_stage: run in the experiment tracker for the present stage. Before the first stage, a stand-in that logs nothing.
+        run_of_pipeline: the tracker's parent run, for the whole pipeline. Until the pipeline runs, a `Run` that logs nothing.
+        run_of_stage: the tracker's child run of the current stage. Until the first stage, a `Run` that logs nothing.
     """
 
     command = "train_pipeline.py"
@@ -52,7 +52,7 @@ class BasePipeline(Workspace):
     lock_minutes: float = 15
     """Minutes without a sign of life after which another command may take over the lock of the workspace."""
     replace_lost_run = False
-    """Whether to find out if the command that holds the lock was lost, and to take its place then (see `hold_workspace`)."""
+    """Whether to take over the lock of a command that died, after waiting for it to expire (see `hold_workspace`)."""
 
     def __init__(self, settings: "Settings | EdgeSettings", should_stop: Callable[[], bool] = lambda: False) -> None:
         """Open the executor and plan the stages. None of them is run yet.
@@ -85,8 +85,7 @@ class BasePipeline(Workspace):
     def hold(self, command: str) -> Iterator[None]:
         """Hold the lock of the workspace for the duration of a `with` statement, so that the command may write to it.
 
-        The attribute `locks` has the lock meanwhile. For a generation, it also has the lock of the workspace around it, which comes
-        first.
+        Meanwhile the lock is in `locks`. For a generation, the lock of the parent workspace comes before it.
 
         Args:
             command: name of the command, for the message that other commands get.
@@ -159,14 +158,14 @@ class BasePipeline(Workspace):
 
                 Args:
                     stage: the stage.
-                    fingerprint: digest of the stage's code version, settings and inputs.
+                    fingerprint: fingerprint of the stage.
                     run: function that makes the outputs of the stage and returns its summary.
 
                 Returns:
                     The summary of the stage, a dict of JSON values.
 
                 Raises:
-                    Interrupted: if the pipeline is to stop. The stage then does not count as complete.
+                    Interrupted: if the pipeline is to stop. The stage is then not complete.
                 """
                 if self.should_stop():
                     raise Interrupted(f"stopped before {stage.name}: the same command resumes it")
@@ -239,24 +238,24 @@ class BasePipeline(Workspace):
         return None
 
     def _came_to_its_end(self) -> bool:
-        """Return whether the last run logged everything after its last stage, so that a run without stages would do nothing.
+        """Return whether the last run also finished its logging. If not, a new run is needed even if every stage is complete.
 
         This base class always returns True. Subclasses may override the method.
         """
         return True
 
     def _check_start(self) -> None:
-        """Do nothing. Subclasses may override this method to check the settings and whether the cluster can run all stages.
+        """Check that the settings and the cluster allow all stages to run. This base class checks nothing.
 
-        The pipeline calls it once the executor is open, so that an impossible run fails at once and not after hours. The executor
-        itself has checked that there are nodes for the stages that process data.
+        It is called once the executor is open, so that an impossible run fails at once and not after hours. The executor itself
+        checks that there are nodes for the data stages.
 
         Raises:
             UserError: if the run can't succeed, for example because no node of the cluster could ever run the work of a stage.
         """
 
     def _begin(self, config: str) -> None:
-        """Do nothing. Subclasses may override this method to log something before the first stage.
+        """Hook before the first stage, for subclasses that log something. This base class does nothing.
 
         The pipeline calls it once the tracker's run is open.
 
@@ -265,7 +264,7 @@ class BasePipeline(Workspace):
         """
 
     def _describe_stage(self, name: str, summary: Mapping[str, Any] | None) -> None:
-        """Do nothing. Subclasses may override this method to write the description of a stage to its run in the tracker.
+        """Hook that writes a stage's description to its run in the tracker. This base class does nothing.
 
         The pipeline calls it twice, before and after it runs the stage.
 
@@ -275,7 +274,7 @@ class BasePipeline(Workspace):
         """
 
     def _end(self, config: str, records: Mapping[str, Record]) -> None:
-        """Do nothing. Subclasses may override this method to log something after the last stage.
+        """Hook after the last stage, for subclasses that log something. This base class does nothing.
 
         The pipeline calls it while the tracker's run is still open.
 

@@ -25,8 +25,7 @@ class DataPipeline(PreparingPipeline):
 
     Attributes:
         settings: all settings of the pipeline.
-        previous: URI of a complete workspace of an earlier run, with whose images the present ones are compared. None if there is no
-            such workspace.
+        previous: URI of the complete workspace of an earlier run, to compare the images with. None if there is none.
     """
 
     settings: Settings
@@ -36,8 +35,7 @@ class DataPipeline(PreparingPipeline):
 
         Args:
             settings: settings of the pipeline.
-            previous: URI of a complete workspace of an earlier run, with whose images the present ones are compared. None if
-                there is no such workspace.
+            previous: URI of the complete workspace of an earlier run, to compare the images with. None if there is none.
             should_stop: function that is called before each stage and now and then during long ones. Once it returns True, the
                 run stops with the exception Interrupted.
 
@@ -49,7 +47,7 @@ class DataPipeline(PreparingPipeline):
         super().__init__(settings, should_stop)
 
     def _earlier_images(self) -> tables.Commit | None:
-        """Return the version of the table `images` whose division into parts the new version keeps. None if there is none.
+        """Return the version of the table `images` whose images stay in their parts; None if there is none.
 
         It is the version of the previous workspace if there is one, else the latest.
         """
@@ -57,14 +55,14 @@ class DataPipeline(PreparingPipeline):
         return before or super()._earlier_images()
 
     def _previous_images(self) -> tables.Commit | None:
-        """Return the previous workspace's version of the table `images`. None if there is none, or an earlier program wrote it."""
+        """Return the previous workspace's version of the table `images`; None if there is none or its schema is outdated."""
         return tables.read_commit(Workspace(self.previous).images) if self.previous else None
 
     def _prepare(self, fingerprint: str) -> dict[str, Any]:
         """Make a version of the table `images`, and compare it with the previous workspace's version, if there is one.
 
         Args:
-            fingerprint: digest of the stage's code version, settings and inputs. It is stored with the table.
+            fingerprint: fingerprint of the stage. It is stored with the table.
 
         Returns:
             The summary of the stage as in the base class. With a previous workspace, it also has `changes` (number of images by
@@ -88,17 +86,17 @@ class DataPipeline(PreparingPipeline):
         return Stage("proposals", title, PROPOSALS_VERSION, settings, ("prepare",), (), self._proposals, folder)
 
     def _proposals(self, fingerprint: str) -> dict[str, Any]:
-        """Make a version of the table `proposals`, and log the recall of the boxes: the share of the annotated objects that they find.
+        """Make a version of the table `proposals`, and log the recall: the share of the annotated objects that the boxes find.
 
-        The recall is measured on the dev images, which are training images that are set aside for choosing settings. Of a table that had a
-        version before, only the parts that are new count. If this version exists already, because a run was killed after it had
-        made it, all its parts count.
+        The recall is measured on the dev images. If the table had an earlier version, only the new parts are measured. If a
+        killed run had already made this version, all its parts are measured.
 
         Args:
-            fingerprint: digest of the stage's code version, settings and inputs. It is stored with the table.
+            fingerprint: fingerprint of the stage. It is stored with the table.
 
         Returns:
-            The summary of the stage: `tables` (the version), and the number of `images` and of `rejects` (images that can't be used).
+            The summary of the stage: `tables` (the version), and the number of `images` and of `rejects` (images that can't be
+            used).
         """
         from proposals.job import make_proposals
 
@@ -110,7 +108,7 @@ class DataPipeline(PreparingPipeline):
         made = make_proposals(self.images, table, settings, fingerprint, self.executor, previous=previous)
         self.use_version("proposals", made.version)
         self.write_rejects()
-        logger.info(f"  proposals@{made.version}: of {made.rows:,} images")
+        logger.info(f"  proposals@{made.version}: {made.rows:,} images")
         known = {part.name for part in before.parts} if before and before.fingerprint != fingerprint else set()
         self.measure_proposals("dev", "", known)
         return {"tables": {"proposals": made.version}, "images": made.rows, "rejects": len(made.rejects)}
@@ -159,7 +157,7 @@ class DataPipeline(PreparingPipeline):
         training images that are set aside.
 
         Args:
-            fingerprint: digest of the stage's code version, settings and inputs. It is stored with the tables.
+            fingerprint: fingerprint of the stage. It is stored with the tables.
 
         Returns:
             The summary of the stage: number of crops by the name of the table, and `tables` (the versions).
@@ -171,7 +169,7 @@ class DataPipeline(PreparingPipeline):
         summary: dict[str, int] = {}
         versions: dict[str, int] = {}
         if not s.has_stage1:
-            logger.info("  windows, and no crops of objects: stage 1 is left out, and stage 2 starts from the initial weights")
+            logger.info("  windows only, no crops of objects: stage 1 is skipped, stage 2 starts from the initial weights")
         for table, stage, split in self._example_tables:
             made = mine_examples(
                 stage,

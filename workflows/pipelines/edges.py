@@ -79,10 +79,10 @@ class EdgeTraining(PreparingPipeline):
         ]
 
     def _end(self, config: str, records: Mapping[str, Record]) -> None:
-        """Log the metrics of the evaluation to the tracker's run of the whole pipeline, and delete old versions of the table `images`.
+        """Log the metrics of the evaluation to the run of the whole pipeline, and delete old versions of the table `images`.
 
-        The stage `measure` has logged the same metrics to its own run before. In a workspace where networks were trained, too, the
-        versions are kept, as the champion (the registered model in use) may have been made from any of them.
+        If networks were also trained in this workspace, all versions are kept, because the champion may have been trained on any
+        of them.
 
         Args:
             config: name of the settings file. Not used.
@@ -97,10 +97,11 @@ class EdgeTraining(PreparingPipeline):
         """Make the table of images and segmentations that the forest learns from.
 
         Args:
-            fingerprint: digest of the stage's code version, settings and inputs. It is stored with the table.
+            fingerprint: fingerprint of the stage. It is stored with the table.
 
         Returns:
-            The summary of the stage: `tables` (the version), and the number of `images` and of `rejects` (inputs that can't be used).
+            The summary of the stage: `tables` (the version), and the number of `images` and of `rejects` (inputs that can't be
+            used).
         """
         from proposals.edges.training.job import collect_samples
 
@@ -121,8 +122,8 @@ class EdgeTraining(PreparingPipeline):
         """Train the forest, write its file, and log it to the tracker. The trees that an interrupted run finished are used again.
 
         Args:
-            fingerprint: digest of the stage's code version, settings and inputs. It names the folder in which finished trees are
-                kept until the forest is complete.
+            fingerprint: fingerprint of the stage. It names the folder in which finished trees are kept until the forest is
+                complete.
 
         Returns:
             The summary of the stage: the number of `nodes`, and the size of the file in `bytes`.
@@ -145,7 +146,7 @@ class EdgeTraining(PreparingPipeline):
         """Compare the forest with the forest that comes with the project and with the image gradient, and write the report.
 
         Args:
-            fingerprint: digest of the stage's code version, settings and inputs. Not used.
+            fingerprint: fingerprint of the stage. Not used.
 
         Returns:
             The summary of the stage: the metrics of the forest by name.
@@ -163,7 +164,7 @@ class EdgeTraining(PreparingPipeline):
 
 
 def _bsds_version(bsds: str | None, split: str) -> list[str]:
-    """Identify the present files of a split of BSDS500 without reading them, so that a stage is repeated when they change.
+    """Return tokens that change when the files of a split of BSDS500 change. The files are not read.
 
     Args:
         bsds: folder of BSDS500. None if it is not used.

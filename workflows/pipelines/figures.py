@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from deconvnet.inference.predictor import Predictor
 
 _IMAGES = f"report/{IMAGES_FILE}"
-_MADE_BY = {
+_STAGE_OF_PATH = {
     **MADE_BY,
     "models/fcn8s": "fcn8s",
     "models/stage2": "stage2",
@@ -92,8 +92,8 @@ class WorkspaceFigures:
         charts = result_charts(results, self._json("report/analysis.json"))
         if name not in charts:
             raise UserError(
-                f"{self.workspace} was evaluated by an earlier version, which did not measure what {name} shows: run train_pipeline.py "
-                "on it again, which repeats the stage evaluate"
+                f"{self.workspace} was evaluated by an earlier version of this program and lacks the data of the figure {name}: "
+                "run train_pipeline.py on it again; this repeats the stage evaluate"
             )
         return {f"{name}.png": charts[name]()}
 
@@ -183,10 +183,10 @@ class WorkspaceFigures:
 
         images, proposals = self._need("images"), self._need("proposals")
         parts = tables.require_commit(proposals).parts
-        most = max((len(boxes) for part in parts for _, boxes, _ in iter_proposals(proposals, part)), default=1)
+        max_boxes = max((len(boxes) for part in parts for _, boxes, _ in iter_proposals(proposals, part)), default=1)
         area = self._json("report/proposals.json")["min_area"] if self._has("report/proposals.json") else MIN_AREA
         with LocalExecutor(1) as executor:
-            found = measure_recall(images, proposals, "val", executor, counts_up_to(most), area)
+            found = measure_recall(images, proposals, "val", executor, counts_up_to(max_boxes), area)
         if not found.num_objects:
             raise UserError(f"the val images of {self.workspace} have no objects of {area:,.0f} px² or more to find")
         return plots.recall_curves({"val": found})
@@ -237,8 +237,7 @@ class WorkspaceFigures:
     def _predictor(self) -> "Predictor":
         """Load the predictor with the workspace's trained networks, onto a GPU if there is one. It is loaded only once.
 
-        It has the options with which the report was made. If there is no report yet, it has the windows of the last run, and the
-        default options otherwise.
+        Its options are those of the report. Without a report, they are the defaults, with the windows of the last run.
         """
         import torch
 
@@ -256,7 +255,7 @@ class WorkspaceFigures:
 
     def _json(self, name: str) -> Any:
         """Return the content of the JSON file at the path `name` in the workspace."""
-        return storage.read_json(self._need(name) if name in _MADE_BY else storage.join(self.workspace, name))
+        return storage.read_json(self._need(name) if name in _STAGE_OF_PATH else storage.join(self.workspace, name))
 
     def _has(self, name: str) -> bool:
         """Return whether a file exists at the path `name` in the workspace, or the workspace has a table of this name."""
@@ -269,21 +268,21 @@ class WorkspaceFigures:
 
         Args:
             name: path in the workspace, such as "report/results.json". Only paths whose pipeline stage is known to this module
-                (in `_MADE_BY`) are allowed.
+                (in `_STAGE_OF_PATH`) are allowed.
 
         Raises:
             UserError: if the file, table or folder does not exist or is not complete, or was made from other images or models
-                than the present ones. The message names the stage that makes it.
+                than the current ones. The message names the stage that makes it.
         """
         proof = f"{name}/model.json" if name.startswith("models") else name
         if not self._has(proof):
             raise UserError(
-                f"{self.workspace} has no {name}, which the stage {_MADE_BY[name]} writes: "
+                f"{self.workspace} has no {name}, which the stage {_STAGE_OF_PATH[name]} writes: "
                 "run workflows/train_pipeline.py on this workspace first"
             )
-        if outdated(self.workspace, [_MADE_BY[name]]):
+        if outdated(self.workspace, [_STAGE_OF_PATH[name]]):
             raise UserError(
-                f"{self.workspace}: a run there did not come to its end, so {name} may not belong to the present images and "
-                "models: run workflows/train_pipeline.py on this workspace first"
+                f"{self.workspace}: the last run there did not finish, so {name} may not match the current images and models: "
+                "run workflows/train_pipeline.py on this workspace first"
             )
         return Workspace(self.workspace).table(name) if name in MADE_BY else storage.join(self.workspace, name)

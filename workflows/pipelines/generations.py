@@ -1,12 +1,13 @@
 """Keep the workspaces of retraining runs. Each run is called a generation and has a folder below WORKSPACE/generations.
 
-A workspace and its generations share one set of tables. The records of their stages name the versions that they use, and a registered
-model has a tag with the versions that it was made from. `prune_tables` deletes all other versions.
+A workspace and its generations share one set of tables. The records of their stages name the versions that they use, and a
+registered model has a tag with the versions that it was made from. `prune_tables` deletes all other versions.
 
 The folder of a generation has a file `generation.json`. This file is written first, and records from which model and data the
 generation started. Its field `finished` is set last. A folder without this file is left over from an interrupted deletion.
 
-In this module, an argument called `workspace` is the URI of the workspace that holds all generations.
+In this module, an argument called `workspace` is the URI of the parent workspace, which holds all generations. The champion is
+the registered model version in use.
 """
 
 import logging
@@ -26,10 +27,10 @@ from infra.storage import tables
 from infra.storage.lock import Lock, check_held
 from workflows.pipelines.workspace import MADE_BY, NAME_FORMAT, TAG, Workspace, is_generation
 
-FILE = "generation.json"
+GENERATION_FILE = "generation.json"
 """Name of the file in a generation's folder that describes the generation."""
 UNCHANGED = "seen.json"
-"""Name of a file in the folder of all generations. It records which data files had no new content, compared with which table."""
+"""File in generations/: digest of the data files that a retraining last found unchanged, and key of the table compared with."""
 CHECKPOINTS = ("train", "init")
 """Folders in a generation's workspace that are deleted once it is finished, because its networks are in the folder models/."""
 
@@ -42,11 +43,10 @@ class Generation:
 
     Attributes:
         name: name of its folder, such as "20260131-235959".
-        previous: URI of the complete workspace whose images are compared with the present ones. None if there is no such
-            workspace.
+        previous: URI of the complete workspace to compare the images with. None if there is none.
         version: number of the registered model version that the new model has to beat. None if there is no such version.
         forced: True to train even if no image or mask is new.
-        finished: True once the run has come to its end.
+        finished: True once the run has finished.
         outcome: the decision of the run, with the keys "version" (number of the new version), "champion" (number of the version
             in use afterwards), "promoted" (bool) and "why" (a sentence). None until the run is finished.
     """
@@ -62,21 +62,19 @@ class Generation:
 def folder(workspace: str, name: str = "") -> str:
     """Return the URI of a generation's folder, or of the folder that contains all generations if no name is given.
 
-    A generation is one retraining run and its workspace.
-
     Args:
-        workspace: URI of the workspace that holds all generations.
+        workspace: URI of the parent workspace.
         name: name of the generation, or of another file in the folder of all generations. "" for this folder itself.
     """
     return storage.join(workspace, "generations", name).rstrip("/")
 
 
 def new_name(every: Sequence[Generation], now: datetime | None = None) -> str:
-    """Make the name of a new generation (a retraining run) from a time. Sorting the names sorts the generations by age.
+    """Make the name of a new generation from a time. Sorting the names sorts the generations by age.
 
     Args:
         every: all generations, oldest first. The new name comes after theirs, even if the clock was set back since.
-        now: the time in UTC. None for the present time.
+        now: the time in UTC. None for the current time.
 
     Returns:
         A name such as "20260131-235959".
@@ -87,7 +85,7 @@ def new_name(every: Sequence[Generation], now: datetime | None = None) -> str:
 
 
 def is_marked_unchanged(workspace: str, fingerprint: str, key: str) -> bool:
-    """Return whether `mark_unchanged` was last called with these arguments."""
+    """Return whether these data files are recorded as unchanged: `mark_unchanged` was last called with the same arguments."""
     try:
         return bool(storage.read_json(folder(workspace, UNCHANGED)) == [fingerprint, key])
     except FileNotFoundError:
@@ -95,10 +93,10 @@ def is_marked_unchanged(workspace: str, fingerprint: str, key: str) -> bool:
 
 
 def mark_unchanged(workspace: str, fingerprint: str, key: str) -> None:
-    """Record that the data files have no new content although their times differ. So the next retraining doesn't read them again.
+    """Record that the data files have new modification times but the same content, so the next retraining needn't read them.
 
     Args:
-        workspace: URI of the workspace that holds all generations (retraining runs).
+        workspace: URI of the parent workspace.
         fingerprint: digest of the stage `prepare`: its code version, its settings, and the names, sizes and times of the files.
         key: content key of the table of images with which the files were compared.
     """
@@ -109,18 +107,18 @@ def write(workspace: str, generation: Generation) -> None:
     """Write the file `generation.json` of a generation, in place of an earlier one.
 
     Args:
-        workspace: URI of the workspace that holds all generations.
-        generation: the generation (a retraining run).
+        workspace: URI of the parent workspace.
+        generation: the generation.
     """
-    storage.write_json(storage.join(folder(workspace, generation.name), FILE), asdict(generation))
+    storage.write_json(storage.join(folder(workspace, generation.name), GENERATION_FILE), asdict(generation))
 
 
 def finish(workspace: str, generation: Generation, outcome: dict[str, Any]) -> Generation:
     """Mark a generation as finished, also in its file `generation.json`.
 
     Args:
-        workspace: URI of the workspace that holds all generations.
-        generation: the generation (a retraining run).
+        workspace: URI of the parent workspace.
+        generation: the generation.
         outcome: decision of the run, with the keys "version", "champion", "promoted" and "why", as described in `Generation`.
 
     Returns:
@@ -132,10 +130,10 @@ def finish(workspace: str, generation: Generation, outcome: dict[str, Any]) -> G
 
 
 def read_all(workspace: str) -> list[Generation]:
-    """Read all generations (retraining runs) of a workspace, finished or not.
+    """Read all generations of a workspace, finished or not.
 
     Args:
-        workspace: URI of the workspace that holds all generations.
+        workspace: URI of the parent workspace.
 
     Returns:
         The generations, oldest first.
@@ -145,7 +143,7 @@ def read_all(workspace: str) -> list[Generation]:
     """
     found = []
     for name in _names(workspace):
-        uri = storage.join(folder(workspace, name), FILE)
+        uri = storage.join(folder(workspace, name), GENERATION_FILE)
         if storage.exists(uri):
             try:
                 found.append(Generation(**storage.read_json(uri)))
@@ -167,11 +165,11 @@ def _names(workspace: str) -> list[str]:
 
 
 def kept(generations: list[Generation], champion: int | None, keep: int) -> set[str]:
-    """Choose the generations (retraining runs) to keep. Nothing is deleted.
+    """Choose the generations to keep. Nothing is deleted.
 
     Args:
         generations: all generations, oldest first.
-        champion: number of the registered model version that is the champion (in use). None if there is no champion.
+        champion: number of the champion. None if there is none.
         keep: number of finished generations to keep.
 
     Returns:
@@ -187,22 +185,21 @@ def remove(workspace: str, name: str) -> None:
     """Delete a generation's folder with everything in it. The file `generation.json` is deleted first.
 
     Args:
-        workspace: URI of the workspace that holds all generations.
-        name: name of the generation (a retraining run).
+        workspace: URI of the parent workspace.
+        name: name of the generation.
     """
-    storage.remove(storage.join(folder(workspace, name), FILE))  # first, so that a partial deletion does not look complete
+    storage.remove(storage.join(folder(workspace, name), GENERATION_FILE))  # first: a partial deletion must not look complete
     storage.remove(folder(workspace, name))
 
 
 def prune(workspace: str, champion: int | None, keep: int) -> list[str]:
-    """Delete old generations (retraining runs), and the training checkpoints of the finished generations that are kept.
+    """Delete old generations, and the training checkpoints of the finished generations that are kept.
 
     Folders whose names do not have the form of a generation's name, such as a user's copies, are left alone.
 
     Args:
-        workspace: URI of the workspace that holds all generations.
-        champion: number of the registered model version that is the champion (in use). The generation that trained it is kept.
-            None if there is no champion.
+        workspace: URI of the parent workspace.
+        champion: number of the champion. The generation that trained it is kept. None if there is no champion.
         keep: number of finished generations to keep, the newest ones. Unfinished generations are kept, too.
 
     Returns:
@@ -224,7 +221,7 @@ def used_versions(workspace: str) -> defaultdict[str, set[int]]:
     """Find the versions that the stages of a workspace and of its generations have made or chosen, by the names of the tables.
 
     Args:
-        workspace: URI of the workspace that holds all generations.
+        workspace: URI of the parent workspace.
     """
     found: defaultdict[str, set[int]] = defaultdict(set)
     every = [folder(workspace, each.name) for each in read_all(workspace)]
@@ -242,8 +239,8 @@ def prune_tables(workspace: str, champion: Mapping[str, str], lock: Lock) -> Non
     Versions that the workspace, a generation or the champion uses are kept, and the latest ones.
 
     Args:
-        workspace: URI of the workspace that holds all generations.
-        champion: tags of the registered model version that is the champion (in use). {} if there is none.
+        workspace: URI of the parent workspace.
+        champion: tags of the champion. {} if there is none.
         lock: lock of the workspace, which the caller holds.
 
     Raises:
@@ -257,8 +254,8 @@ def prune_tables(workspace: str, champion: Mapping[str, str], lock: Lock) -> Non
         table = storage.join(workspace, name)
         check_held(lock)
         if deleted := tables.prune(table, used[name]):
-            kept = ", ".join(map(str, tables.kept_versions(table)))
-            logger.info(f"  {name}: {deleted:,} files of unused versions were deleted; kept: {kept}")
+            versions = ", ".join(map(str, tables.kept_versions(table)))
+            logger.info(f"  {name}: {deleted:,} files of unused versions were deleted; kept: {versions}")
 
 
 def prune_tables_after_run(workspace: str, store: str, model: str, lock: Lock) -> None:
@@ -268,7 +265,7 @@ def prune_tables_after_run(workspace: str, store: str, model: str, lock: Lock) -
     tracking is switched off in a workspace that has registered models.
 
     Args:
-        workspace: URI of the workspace that holds all generations.
+        workspace: URI of the parent workspace.
         store: URI of the MLflow store. "" if tracking is switched off.
         model: name of the registered model.
         lock: lock of the workspace, which the caller holds.

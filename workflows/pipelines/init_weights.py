@@ -92,8 +92,8 @@ def fitting_stages(
     Args:
         settings: settings of the pipeline.
         stage: name of the training stage: "fcn8s", "stage1" or "stage2".
-        table: function that returns the URI of the table that the network will be trained on. It is called when the stage runs. The
-            channels to keep are chosen by VGG-16's responses to the table's images.
+        table: function that returns the URI of the table that the network will be trained on. It is called when the stage runs.
+            The channels to keep are chosen by VGG-16's responses to the table's images.
         table_stage: name of the stage that makes `table`.
         executor: executor that fits the weights.
         current_run: function that returns the tracker's run of the stage that is running. It is called when the stage runs.
@@ -113,7 +113,7 @@ def fitting_stages(
         """Fit VGG-16 on one training node, write the weights, and log how well each fitted layer reproduces the original one.
 
         Args:
-            fingerprint: digest of the stage's code version, settings and inputs. Not used.
+            fingerprint: fingerprint of the stage. Not used.
 
         Returns:
             The summary of the stage. Its key `r2` has the coefficient of determination (R²) by layer, 1 for a perfect

@@ -40,10 +40,10 @@ class PreparingPipeline(BasePipeline):
             if not Stages(s.workspace, [stage]).plan()[0].complete:
                 self._find_version(s.data.version)
             return stage
-        # The folder of the data set is not part of the recipe, but the names, sizes and times of its files are.
+        # The recipe contains the names, sizes and times of the data set's files, but not the path of the folder: it may move.
         left_out = ("root", "background", "test_split", "version")
         settings = {key: value for key, value in as_dict(s.data).items() if key not in left_out}
-        settings |= s.data.model_dump(include={"background", "test_split"}, exclude_defaults=True)  # as before there were these
+        settings |= s.data.model_dump(include={"background", "test_split"}, exclude_defaults=True)  # older recipes lack both
         settings |= {"seed": s.seed, "folder": self._data_fingerprint(), "schema": tables.SCHEMA_VERSION}
         stage = Stage("prepare", "images and masks", images_table.PREPARE_VERSION, settings, (), (), self._prepare, folder)
         if self._data_absent:
@@ -65,8 +65,8 @@ class PreparingPipeline(BasePipeline):
         found = tables.read_commit(tables.at_version(folder, number))
         if found is None:
             kept = ", ".join(map(str, tables.kept_versions(folder)))
-            there = f"its versions are {kept}: name one of them" if kept else "there is no such table"
-            raise UserError(f"data.version {number} is not a version of {folder}: {there}, or leave it out to read data.root")
+            advice = f"its versions are {kept}: name one of them" if kept else "there is no such table"
+            raise UserError(f"data.version {number} is not a version of {folder}: {advice}, or leave it out to read data.root")
         data = self.settings.data
         now = {"classes": list(images_table.class_names(data)), "background": data.background}
         for name, value in now.items():
@@ -83,7 +83,7 @@ class PreparingPipeline(BasePipeline):
 
         Args:
             number: number of the version.
-            fingerprint: digest of the stage's code version, settings and inputs. Not used.
+            fingerprint: fingerprint of the stage. Not used.
 
         Returns:
             The summary of the stage, see `_prepared`.
@@ -98,8 +98,8 @@ class PreparingPipeline(BasePipeline):
     def _data_fingerprint(self) -> str:
         """Compute the fingerprint of the data set, a digest of the names, sizes and times of its files.
 
-        If the data set's folder is missing, because the workspace was copied to another machine, return the fingerprint that was
-        stored when the stage `prepare` completed.
+        If the folder is missing, for example because the workspace was copied to another machine, return the fingerprint that was
+        stored when the stage `prepare` last completed.
 
         Raises:
             UserError: if the folder is missing and the stage `prepare` has never completed.
@@ -109,7 +109,7 @@ class PreparingPipeline(BasePipeline):
         return images_table.data_fingerprint(self.settings.data, self.data_root)
 
     def _earlier_images(self) -> tables.Commit | None:
-        """Return the version of the table `images` whose division into parts is kept. Here it is the latest; None if there is none.
+        """Return the version of the table `images` whose images stay in their parts: the latest; None if there is none.
 
         Subclasses may override this method.
         """
@@ -119,11 +119,11 @@ class PreparingPipeline(BasePipeline):
         """Make a version of the table `images`, and log the data set and the rejected images.
 
         Args:
-            fingerprint: digest of the stage's code version, settings and inputs. It is stored with the table.
+            fingerprint: fingerprint of the stage. It is stored with the table.
 
         Returns:
-            The summary of the stage, see `_prepared`. It also has `folder` (digest of the names, sizes and times of the data set's files)
-            and `earlier` (number of the version of the table whose division into parts was kept, or None).
+            The summary of the stage, see `_prepared`. It also has `folder` (digest of the names, sizes and times of the data
+            set's files) and `earlier` (number of the version of the table whose images have stayed in their parts, or None).
         """
         s = self.settings
         folder = images_table.data_folder(s.data, s.seed, self.data_root)
@@ -139,8 +139,8 @@ class PreparingPipeline(BasePipeline):
             images: commit record of the version.
 
         Returns:
-            The summary of the stage, with these keys: `key` (digest of the data), `tables` (the version), `counts` (number of images by
-            split) and `rejects` (number of images that can't be used).
+            The summary of the stage, with these keys: `key` (digest of the data), `tables` (the version), `counts` (number of
+            images by split) and `rejects` (number of images that can't be used).
         """
         self.use_version("images", images.version)
         self.write_rejects()

@@ -1,7 +1,7 @@
-"""Retrain the current model on the present images, and replace it if the new model is better.
+"""Retrain the champion on the current images, and replace it if the new model is better.
 
-The current model is called the champion: it is the model version with the alias "champion" in MLflow's registry. The new model is
-called the challenger. Its training starts from the champion's weights. A generation is one retraining run and its workspace.
+The champion is the model version with the alias "champion" in MLflow's registry. The new model is called the challenger. Its
+training starts from the champion's weights. A generation is one retraining run and its workspace.
 """
 
 import logging
@@ -31,7 +31,7 @@ from workflows.pipelines.workspace import Workspace
 from workflows.settings import Settings
 
 CHAMPION_RESULTS = ("champion", "results.json")
-"""Path in the report's folder of the file with the evaluation results of the champion (the registered model in use)."""
+"""Path in the report's folder of the file with the evaluation results of the champion."""
 
 HOLD_OUT = ("champion", "hold_out.json")
 """Path in the report's folder of the file with the images on which the two models are compared."""
@@ -40,15 +40,15 @@ logger = logging.getLogger(__name__)
 
 
 class Retraining(Pipeline):
-    """The pipeline of one retraining run (a generation): the main pipeline with two additional stages.
+    """The pipeline of one generation: the main pipeline with two additional stages.
 
-    The stage `champion` evaluates the champion, which is the registered model in use, on the same images as the new model. The
-    stage `verdict` compares both and makes the new model the champion if it is better. The generation has its own workspace below
-    the one that the settings name. All generations use the same MLflow store.
+    The stage `champion` evaluates the champion on the same images as the new model. The stage `verdict` compares both and makes
+    the new model the champion if it is better. The generation has its own workspace below the one that the settings name, its
+    parent. All generations use the same MLflow store.
 
     Attributes:
         generation: the generation, which names the model to start from and the previous workspace.
-        base: URI of the workspace that holds all generations.
+        base: URI of the parent workspace, which holds all generations.
     """
 
     command = "retrain.py"
@@ -57,18 +57,19 @@ class Retraining(Pipeline):
         """Plan the stages of a retraining run. None of them is run yet.
 
         Args:
-            settings: settings of the pipeline. Their `workspace` holds all generations (retraining runs).
+            settings: settings of the pipeline. Their `workspace` is the parent workspace.
             generation: the generation to run.
-            lock: lock of the workspace that holds all generations. None if the stages are only planned.
+            lock: lock of the parent workspace. None if the stages are only planned.
 
         Raises:
-            UserError: if tracking is switched off, data.version is given, or a file or folder that the settings name does not exist.
+            UserError: if tracking is switched off, data.version is given, or a file or folder that the settings name does not
+                exist.
         """
         if not settings.tracking.enabled:
             raise UserError("retraining compares registered models: it needs tracking.enabled true")
         if settings.data.version is not None:
             raise UserError(
-                f"data.version {settings.data.version}: retraining is for the present images, so leave it out "
+                f"data.version {settings.data.version}: retraining uses the current images, so leave it out "
                 "(train_pipeline.py trains on an earlier version)"
             )
         self.generation = generation
@@ -87,7 +88,7 @@ class Retraining(Pipeline):
 
     @property
     def home(self) -> str:
-        """Return the URI of the workspace that holds all generations, to which the registered models belong."""
+        """Return the URI of the parent workspace, which owns the registered models."""
         return self.base
 
     def _stages(self) -> list[Stage]:
@@ -103,16 +104,16 @@ class Retraining(Pipeline):
         ]
 
     def _evaluate_champion(self, fingerprint: str) -> dict[str, Any]:
-        """Evaluate the champion (the registered model in use) on the val images, and compare the new model with it.
+        """Evaluate the champion on the val images, and compare the new model with it.
 
-        The champion predicts with its own options, such as the size of its windows, and on the present boxes.
+        The champion predicts with its own options, such as the size of its windows, but on the current box proposals.
 
-        The comparison becomes a part of the report. The champion's results are written to a JSON file. The file contains `{}` if
-        there is no champion, and only the reason, `refused`, if the two models can't be compared. Another file has the images on
-        which they are compared.
+        The comparison becomes part of the report. `champion/results.json` has the champion's results: `{}` if there is no
+        champion, or only the key `refused` with the reason if the models can't be compared. `champion/hold_out.json` has the
+        images on which they are compared.
 
         Args:
-            fingerprint: digest of the stage's code version, settings and inputs. Not used.
+            fingerprint: fingerprint of the stage. Not used.
 
         Returns:
             The summary of the stage, which is empty.
@@ -123,12 +124,14 @@ class Retraining(Pipeline):
         from deconvnet.reporting.champion_report import COMPARISON, compare_with_champion
 
         results: dict[str, Any] = {}
-        for suffix in ("png", "json", "parquet"):  # of an earlier attempt, maybe with another champion
+        for suffix in ("png", "json", "parquet"):  # left by an earlier attempt, maybe with another champion
             storage.remove(self.report(f"{COMPARISON}.{suffix}"))
         if self.generation.version is not None:
             deconvnet, fcn8s = self._champion_models(f"models:/{self.settings.tracking.model_name}/{self.generation.version}")
             if difference := self._difference(deconvnet):
-                results = {"refused": f"{difference}, so they can't be compared: give it the alias champion by hand"}
+                results = {
+                    "refused": f"{difference}, so they can't be compared: to use the new model, run promote.py --to challenger"
+                }
             else:
                 results = self.evaluate("val", self.report("champion"), (deconvnet, fcn8s))
                 hold_out = find_hold_out(self.val_images(), read_val_images(deconvnet))
@@ -143,11 +146,11 @@ class Retraining(Pipeline):
         return {}
 
     def _difference(self, deconvnet: str) -> str:
-        """Return why the champion, given its DeconvNet's folder, can't be evaluated on this workspace's tables; "" if it can."""
+        """Return why the champion (its DeconvNet is in the folder `deconvnet`) can't be evaluated here; "" if it can."""
         if tuple(storage.read_json(storage.join(deconvnet, "model.json"))["classes"]) != self.settings.data.classes:
             return "its classes are not the champion's"
         kinds = read_options(deconvnet.rpartition("/")[0])["proposals"].get("kind", "edgebox"), self.settings.proposals.kind
-        if kinds[0] != kinds[1] and "windows" in kinds:  # one of them would see no boxes, or boxes that it never gets elsewhere
+        if kinds[0] != kinds[1] and "windows" in kinds:  # one model would get no boxes, or boxes that it was not trained on
             return f"its proposals.kind is {kinds[1]}, and the champion's {kinds[0]}"
         return ""
 
@@ -177,11 +180,12 @@ class Retraining(Pipeline):
         The decision is logged, and recorded in MLflow.
 
         Args:
-            fingerprint: digest of the stage's code version, settings and inputs. Not used.
+            fingerprint: fingerprint of the stage. Not used.
 
         Returns:
             The summary of the stage: `version` (number of the new model's version), `champion` (number of the version in use
-            now, or None), `promoted` (a bool) and `why` (a sentence). If the two models were compared, also what `_compare` returns.
+            now, or None), `promoted` (a bool) and `why` (a sentence). If the two models were compared, also what `_compare`
+            returns.
         """
         rise: dict[str, float] = {}
         champion = storage.read_json(self.report(*CHAMPION_RESULTS))
@@ -209,15 +213,15 @@ class Retraining(Pipeline):
             classes: class names, ordered by id.
 
         Returns:
-            The decision, and numbers by name: `images` (on which the models are compared), `new_images` (val images that are new since
-            the champion), `gone_images` (val images of the champion that have changed or are gone); and unless there are too few
-            images, `rise` (of the mean IoU, from -1 to 1) and the ends of its 90 % interval, `lower` and `upper`.
+            The decision, and a dict of numbers: `images` (compared val images), `new_images` (val images that the champion did
+            not have), `gone_images` (the champion's val images that have changed or are gone). If there are enough images, also
+            `rise` (of the mean IoU, -1 to 1) and its 90 % interval, `lower` and `upper`.
         """
         counts: dict[str, float] = {"images": len(hold_out.images), "new_images": hold_out.new, "gone_images": hold_out.gone}
         if hold_out.too_few:
             reason = (
-                f"only {len(hold_out.images):,} of the {len(hold_out.images) + hold_out.gone:,} val images of the champion are still "
-                "unchanged val images, too few to compare: to use the new model, give it the alias champion by hand"
+                f"only {len(hold_out.images):,} of the champion's {len(hold_out.images) + hold_out.gone:,} val images are still "
+                "in val and unchanged, which is too few to compare: to use the new model, run promote.py --to challenger"
             )
             return promotion.Decision(False, reason), counts
         folders, limits = (CHAMPION_RESULTS[:1], ()), self.settings.retrain
@@ -231,12 +235,11 @@ class Retraining(Pipeline):
 def next_generation(settings: Settings, forced: bool = False, dry_run: bool = False) -> Generation:
     """Choose the generation to run: the unfinished one if there is one, else a new one.
 
-    A generation is one retraining run and its workspace. Another model may have become the champion (the registered model in use)
-    since an unfinished generation began. Then the returned generation has to beat that model. If the workspace was moved, the
-    returned generation has the new URI of the previous one.
+    If another model has become the champion since the unfinished generation began, the returned generation has to beat that
+    model. If the workspace was moved, the returned generation has the new URI of its previous workspace.
 
     Args:
-        settings: settings of the pipeline. Their `workspace` holds all generations.
+        settings: settings of the pipeline. Their `workspace` is the parent workspace.
         forced: True to train even if no image or mask is new.
         dry_run: True if nothing is to be written. Otherwise the workspace gets an identity if it has none yet.
 
@@ -268,7 +271,7 @@ def latest_workspace(settings: Settings, every: list[Generation]) -> str | None:
     """Find the newest complete workspace. A new retraining run compares its images with those there.
 
     Args:
-        settings: settings of the pipeline. Their `workspace` holds all generations (retraining runs).
+        settings: settings of the pipeline. Their `workspace` is the parent workspace.
         every: all generations, oldest first.
 
     Returns:
@@ -284,7 +287,7 @@ def latest_workspace(settings: Settings, every: list[Generation]) -> str | None:
 def files_unchanged(pipeline: Retraining) -> bool:
     """Check whether the data set's files are the same as for the previous workspace, by names, sizes and times. No file is read.
 
-    They also count as unchanged if the last retraining found nothing new in them, although their times had changed.
+    The result is also True if the last retraining found nothing new in the files, although their times had changed.
 
     Args:
         pipeline: pipeline of the retraining run. It names the previous workspace.
@@ -304,7 +307,7 @@ def mark_unchanged(pipeline: Retraining, fingerprint: str) -> None:
 
     Args:
         pipeline: pipeline of the retraining run. It names the previous workspace.
-        fingerprint: fingerprint of the stage `prepare` with which the present files were read.
+        fingerprint: fingerprint of the stage `prepare` with which the current files were read.
     """
     if pipeline.previous and (before := read_record(pipeline.previous, "prepare")):
         generations.mark_unchanged(pipeline.base, fingerprint, before.key)
@@ -335,8 +338,8 @@ def count_new_and_gone(pipeline: Retraining) -> tuple[int, int]:
         pipeline: pipeline of the retraining run. It names the previous workspace.
 
     Returns:
-        The number of added images, and the number of removed images. Without a previous workspace, or if an earlier version of this
-        program wrote its tables, every image counts as added.
+        The number of added images, and the number of removed images. Without a previous workspace, or if an earlier version of
+        this program wrote its tables, every image is counted as added.
     """
     s = pipeline.settings
     now = images_table.listed_image_ids(s.data, s.seed, pipeline.data_root)

@@ -38,16 +38,16 @@ logger = logging.getLogger(__name__)
 
 RUN_FILE = "pipeline.json"
 """Name of a file in the workspace. It holds the id of the workspace's MLflow run and the settings of the last run."""
-_FIXED = ("examples.context ", "examples.window ", "proposals.kind ", "data.background ")
-"""Beginnings of texts about settings that must be the same for an evaluation as for the training."""
-_LATER: Mapping[str, Any] = {"kind": "edgebox", "background": "first"}
-"""Effective values of settings in runs of versions that did not have these settings yet, and so did not record them."""
+_MUST_MATCH = ("examples.context ", "examples.window ", "proposals.kind ", "data.background ")
+"""Settings that must be the same in evaluation as in training, as prefixes of the texts of `changed_since_training`."""
+_VALUES_IF_UNRECORDED: Mapping[str, Any] = {"kind": "edgebox", "background": "first"}
+"""Values to assume for settings that a run did not record, because its version of the program did not have them."""
 
 
 class TrackedPipeline(DataPipeline):
     """A pipeline that logs to an MLflow run, whose id it keeps in the workspace's file pipeline.json.
 
-    If the pipeline is started again in the same workspace, it goes on with the same MLflow run.
+    If the pipeline is started again in the same workspace, it resumes the same MLflow run.
     """
 
     generation_name = ""
@@ -55,7 +55,7 @@ class TrackedPipeline(DataPipeline):
 
     @property
     def home(self) -> str:
-        """Return the URI of the workspace to which the registered models belong, which is this pipeline's workspace."""
+        """Return the URI of the workspace that owns the registered models: this one, or for a generation its parent."""
         return self.root
 
     def _run_name(self, config: str) -> str:
@@ -67,7 +67,7 @@ class TrackedPipeline(DataPipeline):
         return run_name(config, self.root, f"{datetime.now(UTC):%Y-%m-%d}")
 
     def _tags(self, config: str) -> Mapping[str, str]:
-        """Make the tags of the MLflow runs: the settings file, the workspace and, once they are known, the data's digest and versions.
+        """Make the tags of the MLflow runs: settings file, workspace and, once they are known, the data's digest and versions.
 
         Args:
             config: name of the settings file, without its folder and extension.
@@ -85,11 +85,10 @@ class TrackedPipeline(DataPipeline):
         return storage.read_json(file).get("mlflow_run_id") if storage.exists(file) else None
 
     def use_as_prepared(self) -> None:
-        """Prepare to evaluate the workspace's models on the workspace's images, without running the pipeline.
+        """Evaluate on the images and boxes that the last run prepared, whatever the current settings of the data are.
 
-        The sections `data`, `proposals` and `examples` of the settings have no effect then, except for the sizes and the overlap
-        of windows. If another setting there has another value than in the workspace's last run, a warning names it. Reports name
-        the data set of that run.
+        The settings sections `data`, `proposals` and `examples` are ignored, except for the sizes and overlap of windows. A
+        warning names every ignored setting that has changed since the last run. Reports show the data set name of that run.
 
         Raises:
             UserError: if the image regions that DeconvNet sees would be chosen or cut in another way than for training, or the
@@ -108,7 +107,7 @@ class TrackedPipeline(DataPipeline):
         """Record the run in the workspace's file pipeline.json, and describe it in MLflow as unfinished.
 
         The file has the id of the MLflow run, the version of the code, the names of the stages, the settings without secrets, and
-        whether the run came to its end.
+        whether the run finished.
 
         Args:
             config: name of the settings file, without its folder and extension.
@@ -125,7 +124,7 @@ class TrackedPipeline(DataPipeline):
         self.run_of_pipeline.describe(unfinished_run_description(config))
 
     def _run(self, config: str, keep_going: Callable[[Stage], bool]) -> dict[str, Record]:
-        """Run and log the stages as in the base class, and note in the file pipeline.json that the run came to its end."""
+        """Run and log the stages as in the base class, and record in the file pipeline.json that the run finished."""
         records = super()._run(config, keep_going)
         self.check_locks()
         file = self.uri(RUN_FILE)
@@ -133,9 +132,9 @@ class TrackedPipeline(DataPipeline):
         return records
 
     def _came_to_its_end(self) -> bool:
-        """Return whether the last run came to its end. If it was killed after its last stage, MLflow may lack the results.
+        """Return whether the last run finished. If it was killed after its last stage, MLflow may lack the results.
 
-        Runs of earlier versions of this program did not note it. They count as finished.
+        Runs of earlier versions of this program did not record it. They are treated as finished.
         """
         file = self.uri(RUN_FILE)
         return not storage.exists(file) or bool(storage.read_json(file).get("finished", True))
@@ -189,10 +188,10 @@ class TrackedPipeline(DataPipeline):
     def _register(self, fingerprint: str) -> dict[str, Any]:
         """Register the ensemble in MLflow as a new model version, and point the alias `challenger` at it.
 
-        The alias is left where it is if a version of another workspace has it.
+        If the alias belongs to a version of another workspace, it is not moved.
 
         Args:
-            fingerprint: digest of the stage's code version, settings and inputs. It becomes a tag of the version.
+            fingerprint: fingerprint of the stage. It becomes a tag of the version.
 
         Returns:
             The summary of the stage: the name of the `model` and the number of the `version`.
@@ -221,9 +220,10 @@ class TrackedPipeline(DataPipeline):
         version = register(self.run_of_stage, self.store, model.name, ensemble, results, fingerprint, origin, alias)
         logger.info(f"  {model.name} version {version}, {f'alias {alias}' if alias else 'without an alias'}")
         if foreign := holder or model.foreign_version():
-            stays = "its alias challenger stays there, and " if holder else ""
+            unmoved = "its alias challenger was not moved, and " if holder else ""
             logger.warning(
-                f"  {model.refusal(foreign)}: {stays}retrain.py will not promote under this name, choose --tracking.model_name"
+                f"  {model.refusal(foreign)}: {unmoved}retrain.py will not promote a model of this name: set another "
+                "--tracking.model_name"
             )
         return {"model": s.tracking.model_name, "version": version}
 
@@ -232,29 +232,30 @@ def changed_since_training(settings: Settings) -> list[str]:
     """Compare the settings `examples`, `data` and `proposals` with those of the last run in the workspace.
 
     Args:
-        settings: the present settings.
+        settings: the current settings.
 
     Returns:
-        Sorted texts about the settings that have changed, such as "data.limit 3 (was 5)". The sizes and the overlap of windows may
-        change, and are left out. [] if no run was recorded.
+        Sorted texts about the settings that have changed, such as "data.limit 3 (was 5)". The sizes and the overlap of windows
+        may change, and are left out. [] if no run was recorded.
 
     Raises:
-        UserError: if the image regions that DeconvNet sees would be chosen or cut in another way than for training, or the meaning of
-            class 0 is another one.
+        UserError: if the image regions that DeconvNet sees would be chosen or cut in another way than for training, or the
+            meaning of class 0 is another one.
     """
     file = storage.join(settings.workspace, RUN_FILE)
     if not storage.exists(file):
         return []
     then, now = storage.read_json(file)["settings"], redacted(as_dict(settings))
+    may_change = ("window_sizes", "window_overlap")
     changed = sorted(
-        f"{section}.{name} {value} (was {then[section].get(name, _LATER.get(name))})"
+        f"{section}.{name} {value} (was {then[section].get(name, _VALUES_IF_UNRECORDED.get(name))})"
         for section in ("examples", "data", "proposals")
         for name, value in now[section].items()
-        if then[section].get(name, _LATER.get(name, value)) != value and name not in ("window_sizes", "window_overlap")
+        if then[section].get(name, _VALUES_IF_UNRECORDED.get(name, value)) != value and name not in may_change
     )
-    if fixed := [each for each in changed if each.startswith(_FIXED)]:
+    if fixed := [each for each in changed if each.startswith(_MUST_MATCH)]:
         raise UserError(
-            f"the models in {settings.workspace} were trained with other windows: {', '.join(fixed)}: set the same value"
+            f"the models in {settings.workspace} were trained with other settings: {', '.join(fixed)}: set the same values"
         )
     return changed
 
@@ -267,9 +268,9 @@ def result_metrics(split: str, results: Mapping[str, Any]) -> dict[str, float | 
         results: content of a results.json, which the evaluation writes.
 
     Returns:
-        Values of metrics by name: mean IoU, pixel accuracy, boundary F-measure and Boundary IoU of each of the five results, and the
-        IoU of each class and the expected calibration error of EDeconvNet+CRF (the ensemble with a CRF). All are from 0 to 1. A value is None if it is undefined, for instance if no
-        image shows the class.
+        Values of metrics by name: mean IoU, pixel accuracy, boundary F-measure and Boundary IoU of each of the five results,
+        and the IoU of each class and the expected calibration error of EDeconvNet+CRF (the ensemble with a CRF). All are from 0
+        to 1. A value is None if it is undefined, for instance if no image shows the class.
     """
     rows = results["rows"]
     totals = {f"{split}.{metric}.{row}": rows[row].get(metric) for metric in METRICS for row in rows}

@@ -41,12 +41,10 @@ class Pipeline(TrackedPipeline):
     """
 
     def _check_start(self) -> None:
-        """Check that no training would freeze random weights.
-
-        Check also that the cluster has room for the training workers, or that this machine has the GPU that is to be used.
+        """Check that no training freezes random weights, and that there are enough CPUs and GPUs for the training workers.
 
         Raises:
-            UserError: if one would, or there are too few CPUs or GPUs.
+            UserError: if a training would freeze random weights, or there are too few CPUs or GPUs.
         """
         s = self.settings
         check_freeze(s, self._start)
@@ -76,7 +74,7 @@ class Pipeline(TrackedPipeline):
 
     @cached_property
     def _start(self) -> Start | None:
-        """Return what the setting `init.from` named when the stages were planned. None if it is empty."""
+        """Return the networks that the setting `init.from` names, looked up once at planning; None if it is empty."""
         return find_start(self.settings.init.from_, self.store) if self.settings.init.from_ else None
 
     def _training_table(self, stage: str) -> str:
@@ -89,8 +87,8 @@ class Pipeline(TrackedPipeline):
         Args:
             stage: name of the training stage: "fcn8s", "stage1" or "stage2".
             title: short description of the stage that is shown to the user.
-            *inputs: names of the stages on which the training stage depends. The first one makes the table on which the network is
-                trained.
+            *inputs: names of the stages on which the training stage depends. The first one makes the table on which the network
+                is trained.
 
         Returns:
             One or two stages, in the order in which they run.
@@ -122,7 +120,7 @@ class Pipeline(TrackedPipeline):
 
         Args:
             stage: name of the training stage: "fcn8s", "stage1" or "stage2".
-            fingerprint: digest of the stage's code version, settings and inputs. It names the folder of the stage's checkpoints.
+            fingerprint: fingerprint of the stage. It names the folder of the stage's checkpoints.
 
         Returns:
             The summary of the stage: the numbers of `steps` and `epochs`, the mean IoU (0 to 1) on the dev examples at the end
@@ -165,7 +163,7 @@ class Pipeline(TrackedPipeline):
                 device = "cuda" if s.compute.gpu else "cpu"
                 outcome = train_locally(job, device=device, on_report=report, should_stop=self.should_stop)
         self._write_report(plots.draw_training_curves({stage: self.run_of_stage.history(plots.TRAINING_METRICS)}))
-        # The network's content, because a training that is repeated, on another number of workers for example, gives another one.
+        # The content key is the network's digest, because repeating a training (with other workers, say) gives other weights.
         return {**outcome, "key": storage.read_json(storage.join(self.model(stage), "model.json"))["sha256"]}
 
     def _evaluate_stage(self) -> Stage:
@@ -181,7 +179,7 @@ class Pipeline(TrackedPipeline):
         """Evaluate the networks and the box proposals on the val images, and write the report.
 
         Args:
-            fingerprint: digest of the stage's code version, settings and inputs. Not used.
+            fingerprint: fingerprint of the stage. Not used.
 
         Returns:
             The summary of the stage. Its key `mean_iou` has the mean IoU (0 to 1) of each of the five results by name.
@@ -218,7 +216,7 @@ class Pipeline(TrackedPipeline):
         from deconvnet.reporting.evaluation_report import evaluate_and_report
 
         inputs = replace(self.evaluation_inputs(split, models), report_uri=report)
-        storage.remove(storage.join(report, "results.json"))  # else it would belong to other pictures and masks until the end
+        storage.remove(storage.join(report, "results.json"))  # else old results would stay beside new images until the end
         if inputs.options.int8:
             given = RangeInputs(inputs.deconvnet_uri, inputs.fcn8s_uri, self.images, self.proposals, inputs.options)
             record_missing_ranges(given, self.executor, registered=models is not None)
@@ -256,7 +254,7 @@ class Pipeline(TrackedPipeline):
         if tuple(trained) != s.data.classes:
             raise UserError(
                 f"data.classes {', '.join(s.data.classes)} are not those that the models in {s.workspace} were trained with, "
-                f"{', '.join(trained)}: name the --config they were trained by"
+                f"{', '.join(trained)}: name the --config they were trained with"
             )
         return EvaluationInputs(*models, self.images, self.proposals, split, s.data.classes, options)
 
@@ -275,8 +273,8 @@ class Pipeline(TrackedPipeline):
     def _register_stage(self) -> Stage:
         """Define the stage `register`, which adds the ensemble to MLflow's model registry.
 
-        If the registry is a SQLite file, this file counts as the output of the stage. Otherwise the stage has no output file. In either
-        case, the stage is repeated if the registry no longer has the version.
+        If the registry is a SQLite file, this file is the output of the stage; otherwise the stage has no output file. In both
+        cases the stage runs again if the registry no longer has the version.
 
         Returns:
             The stage with its settings, inputs and outputs.
@@ -292,7 +290,7 @@ class Pipeline(TrackedPipeline):
     def _is_registered(self, record: Record) -> bool:
         """Return whether the registry still has the version that the stage `register` has made, given the stage's record.
 
-        If the registry does not answer, the record counts, and a warning says so.
+        If the registry does not answer, the version is assumed to be there, and a warning says so.
         """
         from deconvnet.tracking.register import is_registered
 
@@ -300,11 +298,13 @@ class Pipeline(TrackedPipeline):
         try:
             return is_registered(self.store, name, version, record.fingerprint)
         except UserError as error:
-            logger.warning(f"  {name} version {version} is taken to be registered: {error}")
+            logger.warning(f"  can't check whether {name} version {version} is still registered, so this is assumed: {error}")
             return True
 
     def _end(self, config: str, records: Mapping[str, Record]) -> None:
-        """Log the results, and delete checkpoints and the files of no version in use of a table (a retraining deletes these later).
+        """Log the results, and delete the checkpoints and the table files that no version in use needs.
+
+        In a generation, the table files are deleted later, at the end of the retraining.
 
         Args:
             config: name of the settings file, without its folder and extension.

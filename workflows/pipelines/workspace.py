@@ -39,17 +39,17 @@ TAG = "tables"
 logger = logging.getLogger(__name__)
 
 
-def base_of(workspace: str) -> str:
+def parent_workspace(workspace: str) -> str:
     """Return the URI of the workspace that holds a generation, given the URI of the generation's workspace.
 
-    The path of a generation's workspace ends like WORKSPACE/generations/20260131-235959. The URI of any other workspace is returned as
-    it is.
+    The path of a generation's workspace ends like WORKSPACE/generations/20260131-235959. The URI of any other workspace is
+    returned as it is.
 
     Args:
         workspace: URI of a workspace.
     """
-    base, *rest = workspace.rstrip("/").rsplit("/", 2)
-    return base if len(rest) == 2 and rest[0] == "generations" and is_generation(rest[1]) else workspace
+    parent, *rest = workspace.rstrip("/").rsplit("/", 2)
+    return parent if len(rest) == 2 and rest[0] == "generations" and is_generation(rest[1]) else workspace
 
 
 def is_generation(name: str) -> bool:
@@ -71,20 +71,19 @@ def hold_workspace(
 ) -> Iterator[Lock]:
     """Hold the lock of a workspace for the duration of a `with` statement, so that no other command writes to the workspace.
 
-    For a generation's workspace, the lock of the workspace around it is held, too: it has the generation's tables, and a retraining
-    there may delete the generation.
+    For the workspace of a generation, the parent workspace is locked as well: it holds the generation's tables, and a retraining
+    in it may delete the generation.
 
     Args:
         workspace: folder or bucket prefix. A missing local folder is created.
         command: name of the command, such as "train_pipeline.py", for the message that other commands get.
         minutes: time without a sign of life after which another command may take the lock over.
-        held: locks that the caller holds already, which are those of workspaces around this one. The locks that this function
-            takes are in the list, too, as long as they are held. If another command holds the lock of this workspace
-            although the caller holds an outer one, that command has probably lost the outer lock and is about to leave. Then this
-            function waits for it, for `minutes` at most.
+        held: locks of the outer workspaces, which the caller already holds. The function appends the locks that it takes, and
+            removes them when it releases them. If the list is not empty and another command holds the lock of this workspace,
+            that command has probably lost the outer lock and will stop soon, so the function waits for up to `minutes`.
         should_stop: called while waiting. Once it returns True, this function waits no longer.
-        replace_lost_run: True to wait, if another command holds the lock, until that command renews it (then Locked is raised), or
-            until the lock expires because the command was lost, for example with its machine (then the lock is taken).
+        replace_lost_run: what to do if another command holds the lock. False: raise Locked at once. True: wait. If the holder
+            renews the lock, it is alive, and Locked is raised. If the lock expires, the holder is dead, and the lock is taken.
 
     Yields:
         The lock of this workspace.
@@ -92,14 +91,14 @@ def hold_workspace(
     Raises:
         UserError: if the workspace can't be written to, or an S3 server does not support locks.
         Locked: if another command holds the lock.
-        Interrupted: if an outer lock is lost, or the lock was lost before the end of the `with` block. Another command may have
-            written to the workspace meanwhile. Interrupted then replaces any other exception of the block, because the lost lock
-            is its likely reason.
+        Interrupted: if an outer lock is lost, or this lock is lost before the `with` block ends. Another command may then have
+            written to the workspace. Interrupted replaces any exception raised in the block, because the lost lock is its
+            likely cause.
     """
     held = [] if held is None else held
-    if not held and (base := base_of(workspace)) != workspace:
+    if not held and (parent := parent_workspace(workspace)) != workspace:
         with (
-            hold_workspace(base, command, minutes, held, should_stop, replace_lost_run),
+            hold_workspace(parent, command, minutes, held, should_stop, replace_lost_run),
             hold_workspace(workspace, command, minutes, held, should_stop) as lock,
         ):
             yield lock
@@ -130,16 +129,16 @@ def _of_user() -> str:
 
 
 class _Waiter:
-    """Decides whether to wait for the lock of a workspace, which another command holds."""
+    """The policy for a workspace lock that another command holds: wait and try again, or give up."""
 
     def __init__(self, uri: str, minutes: float | None, should_stop: Callable[[], bool], replace_lost_run: bool) -> None:
-        """Start the time.
+        """Start the waiting time.
 
         Args:
             uri: the lock file.
-            minutes: longest time to wait for a command that is about to leave. None if there is no reason to expect that.
+            minutes: longest time to wait for a holder that should stop soon. None if it is not expected to stop.
             should_stop: once it returns True, there is no further wait.
-            replace_lost_run: whether to wait as long as the holder does not renew the lock.
+            replace_lost_run: True to wait until the holder renews the lock or the lock expires.
         """
         self._uri, self._should_stop, self._replace_lost_run = uri, should_stop, replace_lost_run
         self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
@@ -170,8 +169,8 @@ class _Waiter:
 class Workspace:
     """A workspace: the folder or bucket prefix that holds the tables, models and report of a pipeline run.
 
-    The workspace of a generation (a retraining run) has no tables of its own: they are versions of the tables of the workspace
-    around it. The records of its stages say which versions it uses.
+    The workspace of a generation (a retraining run) has no tables of its own: it uses versions of the tables of the parent
+    workspace. The records of its stages say which.
 
     Attributes:
         root: path or URI of the workspace.
@@ -185,7 +184,7 @@ class Workspace:
             root: local folder or bucket prefix.
         """
         self.root = root
-        self.tables_root = base_of(root)
+        self.tables_root = parent_workspace(root)
         self._versions: dict[str, int] = {}  # those that this process has made or chosen since
 
     @property
@@ -234,7 +233,7 @@ class Workspace:
         return {name: tables.at_version(name, version) for name, version in found.items() if version is not None}
 
     def use_version(self, name: str, version: int) -> None:
-        """Use a version of a table from now on. The record of the stage has yet to be written.
+        """Make this object use a version of a table that its stage has made or chosen but not yet recorded.
 
         Args:
             name: name of the table, one of `MADE_BY`.

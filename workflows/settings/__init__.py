@@ -90,7 +90,7 @@ class Settings(PipelineSettings):
 
     @property
     def has_stage1(self) -> bool:
-        """Return whether DeconvNet is trained on crops of objects (stage 1) first. With windows alone it is not."""
+        """Return whether DeconvNet is first trained on crops of objects (stage 1). This is False if proposals.kind is windows."""
         return self.proposals.kind != "windows"
 
     @model_validator(mode="after")
@@ -114,8 +114,8 @@ class Settings(PipelineSettings):
             raise ValueError("segment.early_exit has no effect with proposals.kind windows: leave it empty, as all are used")
         if kind == "edgebox" and not self.data.has_background:
             raise ValueError(
-                "segment.early_exit would leave parts of images without boxes, and there is no background for them "
-                "(data.background none): leave it empty, or let windows cover the images by proposals.kind both"
+                "segment.early_exit may leave parts of an image without boxes, and data.background none has no background class "
+                "for them: leave early_exit empty, or set proposals.kind to both, so that windows cover the image"
             )
         for name in TrainSettings.model_fields:
             stage, compute = getattr(self.train, name), self.compute
@@ -211,8 +211,8 @@ def add_replace_lost_run(command: cli.SettingsParser[Settings]) -> None:
     command.add_argument(
         "--replace-lost-run",
         action="store_true",
-        help="if another command holds the lock of the workspace, wait, for retrain.lock_minutes at most: if it renews the lock, it is "
-        "alive, and this command exits with code 3; if the lock expires, this command takes its place",
+        help="if the workspace is locked, wait for up to retrain.lock_minutes to find out whether the other command still runs: "
+        "exit with code 3 if it renews the lock, take the lock over if it expires",
     )
 
 

@@ -49,7 +49,7 @@ class ExportSettings(CommandSettings):
 
     @model_validator(mode="after")
     def _complete(self) -> "ExportSettings":
-        """Check that predictions are given if labels are exported, and only then. Raise ValueError if not."""
+        """Check that --predictions and --workspace fit the format. Raise ValueError if they don't."""
         if self.format == "fiftyone":
             if bool(self.predictions) == bool(self.workspace):
                 raise ValueError(
@@ -65,7 +65,7 @@ class ExportSettings(CommandSettings):
 
     @model_validator(mode="after")
     def _possible_shapes(self) -> "ExportSettings":
-        """Check that the format has the shapes. Raise ValueError if it doesn't."""
+        """Check that the format supports `shapes` and `min_area`. Raise ValueError if it doesn't."""
         if (self.format, self.shapes) in (("yolo", "masks"), ("voc", "polygons"), ("fiftyone", "polygons")):
             other = "polygons" if self.format == "yolo" else "masks"
             raise ValueError(

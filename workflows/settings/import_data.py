@@ -24,7 +24,9 @@ class ImportSettings(CommandSettings):
         description="instead of to: local folder in VOC's layout to add images to; images that it already has get the new masks",
     )
     val_images: Location | None = Field(None, description="folder of the val images; empty: the same as images")
-    val_annotations: Location | None = Field(None, description="annotations of val, if they are separate; empty: lists or a draw")
+    val_annotations: Location | None = Field(
+        None, description="annotations of val, if they are separate; empty: lists or a random choice"
+    )
     train_list: Location | None = Field(
         None, description="text file with the names of train's images, one a line; empty: all that are not in val_list"
     )
@@ -35,9 +37,9 @@ class ImportSettings(CommandSettings):
         0.2,
         ge=0,
         lt=1,
-        description="share of the images drawn for val if no split is given; 0 (only with add_to): all go to train",
+        description="share of the images chosen at random for val if no split is given; 0 (only with add_to): all go to train",
     )
-    seed: NonNegativeInt = Field(0, description="seed of that draw")
+    seed: NonNegativeInt = Field(0, description="seed of the random choice of val")
     classes: tuple[str, ...] = Field(
         (),
         description="classes to import, in this order, separated by commas; masks: names of the ids from 0; check: names of the folder's "
@@ -59,15 +61,18 @@ class ImportSettings(CommandSettings):
     run_order: Literal["columns", "rows"] | None = Field(
         None, description="kaggle: run lengths count pixels down the columns or along the rows; empty: by the column's name"
     )
-    crowd: Literal["void", "object"] = Field("void", description="coco: what crowds (iscrowd) become; if all are masks: objects")
+    crowd: Literal["void", "object"] = Field(
+        "void",
+        description="coco: what crowds (iscrowd) become; if every annotation is a crowd with run lengths, each is an object",
+    )
     table: Location | None = Field(
         None,
         description="masks: text file of classes and their ids or colours, as `road, 7` or `road, 128 64 128`; empty: inferred",
     )
-    mask_suffix: str = Field("", description="masks: end of the masks' names before the dot: _mask for a.jpg and a_mask.png")
-    image_suffix: str = Field("", description="masks: end of the images' names in place of it: _leftImg8bit for Cityscapes")
+    mask_suffix: str = Field("", description="masks: suffix of mask names before the extension: _mask for a.jpg and a_mask.png")
+    image_suffix: str = Field("", description="masks: suffix of image names before the extension: _leftImg8bit for Cityscapes")
     strange: Literal["reject", "void"] = Field(
-        "reject", description="masks: what values without a class do: reject the image, or become void"
+        "reject", description="masks: what happens at mask values without a class: the image is rejected, or they become void"
     )
     transparent: Literal["background", "void", "opaque"] = Field(
         "background",

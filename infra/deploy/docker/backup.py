@@ -1,5 +1,6 @@
-"""Upload a dump of MLflow's database to the bucket, and delete old ones. A Kubernetes CronJob runs this script in the MLflow image.
+"""Upload a dump of MLflow's database to the bucket, and delete old ones.
 
+A Kubernetes CronJob runs this script in the MLflow image.
 The dump becomes s3://BUCKET/backups/mlflow-DATE.dump, and the newest 30 are kept. The bucket is named by the environment variable
 BUCKET; the server and the credentials come from the standard AWS variables.
 """

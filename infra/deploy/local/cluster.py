@@ -98,7 +98,7 @@ class Cluster:
     environment: dict[str, str]
     temporary: Path
     nodes: list[Node] = field(default_factory=list)
-    # Last number of the next node's address. Not 1: Ray replaces 127.0.0.1 by the machine's own address.
+    # Yields the last number of each new node's address, from 2 on: Ray replaces 127.0.0.1 by the machine's own address.
     _numbers: Iterator[int] = field(default_factory=lambda: count(2), repr=False)
 
     @property
@@ -142,7 +142,7 @@ class Cluster:
         return node
 
     def alive(self) -> list[str]:
-        """Return the IP addresses of the nodes that the head counts as alive; [] if the head does not answer."""
+        """Return the IP addresses of the nodes that are alive according to the head; [] if the head does not answer."""
         with suppress(OSError):
             found = self._request("/api/v0/nodes")["data"]["result"]["result"]
             return [node["node_ip"] for node in found if node["state"] == "ALIVE"]

@@ -67,7 +67,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def bypass_proxies() -> None:
-    """Have this process, and those that it starts, reach servers on this machine without the proxy that `http_proxy` names."""
+    """Make this process and its children bypass `http_proxy` for servers on this machine."""
     hosts = ",".join(filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), HOST)))
     os.environ.update(no_proxy=hosts, NO_PROXY=hosts)  # programs read one or the other
 
@@ -87,7 +87,7 @@ class Server:
         log: file to which the output is appended.
         ready: function without arguments that returns whether the server is ready by now. `start` calls it repeatedly.
         user: name of the user that runs the process; None for the current user. Only root can choose another one.
-        stop_seconds: seconds to wait, after the process was asked to stop, until it is killed.
+        stop_seconds: seconds to wait after the stop signal before the process is killed.
         folder: working directory; None for the folder of the log.
         process: the running process; None while it is stopped.
     """
@@ -151,9 +151,9 @@ class Server:
 
 
 def _terminate_with_parent() -> list[str]:
-    """Return the words to put before a command line, so that Linux terminates the command when the thread that started it ends.
+    """Return a command prefix that makes Linux terminate the command when the thread that started it ends.
 
-    The result is [] if the program `setpriv` is not installed. The command then continues after that thread has ended.
+    The prefix is [] if the program `setpriv` is not installed. The command then outlives that thread.
     """
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []

@@ -244,7 +244,7 @@ def postgres_server() -> Iterator[str]:
             folder / "postgres.log",
             ready=partial(_accepts_clients, data),
             user=user,
-            stop_seconds=2,  # it would wait for its clients to leave, though its data is deleted anyway
+            stop_seconds=2,  # it would wait for its clients to leave, although its data is deleted anyway
             folder=Path("/"),
         )
         with running(server):

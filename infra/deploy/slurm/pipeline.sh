@@ -11,7 +11,7 @@
 # The pipeline on a SLURM cluster: Ray on all nodes of an allocation, and a command on the first one.
 #   sbatch infra/deploy/slurm/pipeline.sh python workflows/train_pipeline.py --config … --workspace /shared/runs/voc2012 \
 #       --compute.workers 8 --compute.min_workers 4 --replace-lost-run
-# (--replace-lost-run: if a node was lost and SLURM starts the job again, the command waits until the lock of the lost one expires.)
+# (--replace-lost-run: if SLURM restarts the job after a node failure, the command waits until the lock of the dead run expires.)
 # A retraining, in place of train_pipeline.py, leaves its metrics in a file that a node_exporter (--collector.textfile.directory) reads:
 #   … python workflows/retrain.py --config … --workspace … --replace-lost-run --exit-zero-if-locked \
 #       --notify.metrics_to /shared/metrics/deconvnet.prom

@@ -1,7 +1,8 @@
-"""The object store Azure Blob Storage (abfs://), by the library azure-storage-blob, which the extra `azure` installs.
+"""The object store Azure Blob Storage (abfs://). It uses the library azure-storage-blob, which the extra `azure` installs.
 
-The account, its key and its server are those of the connection string in AZURE_STORAGE_CONNECTION_STRING. Other credentials, such as
-the role of a machine, are not supported, and neither are accounts with a hierarchical namespace, whose folders are objects too.
+The account, its key and its server are those of the connection string in AZURE_STORAGE_CONNECTION_STRING. Other credentials,
+such as the role of a machine, are not supported, and neither are accounts with a hierarchical namespace, whose folders are
+objects too.
 """
 
 import os
@@ -262,12 +263,15 @@ def exchange(bucket: str, key: str, old: bytes | None, new: bytes) -> bool:
 
 
 def check_conditional_writes(bucket: str, key: str) -> None:
-    """Raise UserError if the server overwrites the existing object `key` though the condition of a write does not hold."""
+    """Raise UserError if the server ignores the condition of a conditional write. The object `key` must exist."""
     check_conditions(partial(_write_if, bucket, key, b""), _WRONG_TAG, f"abfs://{bucket}/{key}")
 
 
 def upload(bucket: str, key: str, file: IO[bytes]) -> None:
-    """Create or replace an object in one step from an open file. Large ones are sent in blocks, which count when all are there."""
+    """Create or replace an object in one step from an open file.
+
+    Large files are uploaded in blocks. The object changes when the block list is committed at the end.
+    """
     _container(bucket).upload_blob(key, file, overwrite=True, max_concurrency=4)
 
 
@@ -277,7 +281,7 @@ def download(bucket: str, key: str, file: IO[bytes]) -> None:
 
 
 def copy(source: tuple[str, str], target: tuple[str, str]) -> bool:
-    """Return False: the server may go on copying after its answer, and the target is incomplete until it ends."""
+    """Return False: the server may still be copying after its answer, and until it ends the target is incomplete."""
     return False
 
 

@@ -1,7 +1,8 @@
-"""The object store Google Cloud Storage (gs://), by the library google-cloud-storage, which the extra `gcs` installs.
+"""The object store Google Cloud Storage (gs://). It uses the library google-cloud-storage, which the extra `gcs` installs.
 
-Credentials are found as Google's libraries find them: in the file that GOOGLE_APPLICATION_CREDENTIALS names, in that of `gcloud auth
-application-default login`, or from the role of the machine. STORAGE_EMULATOR_HOST names another server, such as that of the tests.
+Credentials are found as Google's libraries find them: in the file that GOOGLE_APPLICATION_CREDENTIALS names, in that of `gcloud
+auth application-default login`, or from the role of the machine. STORAGE_EMULATOR_HOST names another server, such as that of
+the tests.
 """
 
 import json
@@ -115,7 +116,7 @@ def _options() -> dict[str, Any]:
 
 @cache
 def _list_one(pid: int, variables: frozenset[tuple[str, str]], name: str) -> None:
-    """List an object of a bucket, which fails if there is no such bucket. Once it has succeeded, the server is not asked again."""
+    """List an object of a bucket, which fails if there is no such bucket. After a success, no further request is sent."""
     next(iter(_bucket(name).list_blobs(max_results=1, fields=_LIST_FIELDS, **_options())), None)
 
 
@@ -202,7 +203,7 @@ def exchange(bucket: str, key: str, old: bytes | None, new: bytes) -> bool:
 
 
 def check_conditional_writes(bucket: str, key: str) -> None:
-    """Raise UserError if the server overwrites the existing object `key` though the condition of a write does not hold."""
+    """Raise UserError if the server ignores the condition of a conditional write. The object `key` must exist."""
     check_conditions(partial(_write_if, bucket, key, b""), "1", f"gs://{bucket}/{key}")
 
 

@@ -1,4 +1,4 @@
-"""The object store S3 (s3://): operations on objects by boto3. `s3_client` has the connections, `s3_errors` the messages.
+"""The object store S3 (s3://): operations on objects with boto3. `s3_client` has the connections, `s3_errors` the messages.
 
 Except for `location`, the functions raise botocore's errors. Callers run them inside `with location(uri)`, which converts
 botocore's errors to errors that explain the problem to the user.
@@ -214,14 +214,14 @@ def exchange(bucket: str, key: str, old: bytes | None, new: bytes) -> bool:
 
 
 def check_conditional_writes(bucket: str, key: str) -> None:
-    """Raise UserError if the server overwrites the existing object `key` though the condition of a write does not hold.
+    """Raise UserError if the server ignores the condition of a conditional write. The object `key` must exist.
 
-    A server that refuses all conditions as not implemented counts as one that ignores them.
+    A server that refuses all conditions as not implemented is treated as one that ignores them.
     """
     from botocore.exceptions import ClientError
 
     def write_if(etag: str | None) -> bool:
-        """Return whether the server overwrites the object, or knows no conditions."""
+        """Return whether the server overwrites the object, or does not support conditions."""
         try:
             return _write_if(bucket, key, b"", etag)
         except ClientError as error:

@@ -1,4 +1,4 @@
-"""Connections to S3 by boto3 and pyarrow. Requests that fail for a passing reason are retried.
+"""Connections to S3 with boto3 and pyarrow. Requests that fail for a passing reason are retried.
 
 Endpoint, region and credentials are found as boto3 finds them: in the standard AWS environment variables, in profiles, or from
 the role of the machine.

@@ -1,7 +1,7 @@
-"""What this project asks of an object store: S3, Google Cloud Storage or Azure Blob Storage.
+"""The interface of the object stores (S3, Google Cloud Storage and Azure Blob Storage), and code that they share.
 
-A store is a module with these functions: `s3`, `gcs` or `azure`. Except for `location`, they raise the errors of the store's
-library. Callers run them inside `with store.location(uri)`, which converts these to errors that explain the problem to the user.
+Each store is a module that implements `ObjectStore`: `s3`, `gcs` or `azure`. Its functions raise the errors of the store's own
+library. Callers run them inside `with store.location(uri)`, which converts these to UserError or FileNotFoundError.
 """
 
 import random
@@ -36,7 +36,7 @@ _checking: ContextVar[bool] = ContextVar(
 
 
 class ObjectStore(Protocol):
-    """The functions of a store. A `key` is the name of an object in its bucket (Azure calls it a container), such as "runs/a.json"."""
+    """The functions of a store. A `key` is the name of an object in its bucket (on Azure, container), such as "runs/a.json"."""
 
     def location(self, uri: str) -> AbstractContextManager[tuple[str, str]]:
         """Split a URI into bucket and key, and convert the library's errors in the block to FileNotFoundError or UserError."""
@@ -51,7 +51,7 @@ class ObjectStore(Protocol):
         """Return a text that changes when the content of an object changes; None if there is no such object."""
 
     def read(self, bucket: str, key: str) -> tuple[bytes, str]:
-        """Return the content of an object, and what identifies this content in a conditional request."""
+        """Return the content of an object and its tag (ETag or generation), for a conditional write."""
 
     def write(self, bucket: str, key: str, data: bytes) -> None:
         """Create or replace an object in one step."""
@@ -60,7 +60,7 @@ class ObjectStore(Protocol):
         """Change the content from `old` (None: no object) to `new` in one step. Return whether this call did so."""
 
     def check_conditional_writes(self, bucket: str, key: str) -> None:
-        """Raise UserError if the server overwrites the existing object `key` though the condition of a write does not hold."""
+        """Raise UserError if the server ignores the condition of a conditional write. The object `key` must exist."""
 
     def upload(self, bucket: str, key: str, file: IO[bytes]) -> None:
         """Create or replace an object in one step from an open file, without holding all of it in memory."""
@@ -84,7 +84,7 @@ def retry_seconds() -> float:
 
 
 def delta_options() -> dict[str, str]:
-    """Return the options with which the library `deltalake` retries and waits as this project's own requests do, for every store."""
+    """Return options for the library `deltalake`: it retries and waits as this project's own requests do, on every store."""
     return {"max_retries": "1000", "retry_timeout": f"{RETRY_SECONDS:g}s", "timeout": "60s", "connect_timeout": "10s"}
 
 
@@ -134,7 +134,7 @@ def split_uri(uri: str) -> tuple[str, str]:
 def exchange_by_tag(
     read: Callable[[], tuple[bytes, str] | None], write_if: Callable[[str | None], bool], old: bytes | None, new: bytes
 ) -> bool:
-    """Change the content of an object from `old` to `new` in one step, as `ObjectStore.exchange` does.
+    """Compare and swap the content of an object, as `ObjectStore.exchange` does, by a conditional write.
 
     Args:
         read: function that returns the content of the object and its tag; None if there is no object.
@@ -151,7 +151,7 @@ def exchange_by_tag(
         return False
     if write_if(found[1] if found else None):
         return True
-    # The first attempt may have succeeded though its answer was lost. Then the condition of the second one did not hold.
+    # The first attempt may have succeeded although its answer was lost. Then the condition of the second one did not hold.
     after = read()
     return after is not None and after[0] == new
 
@@ -180,7 +180,7 @@ def check_conditions(
 
 
 def missing_extra(scheme: str, extra: str) -> UserError:
-    """Return the message to the user that the library for a scheme is not installed, and which extra of this project brings it."""
+    """Return the error that the library for a scheme is not installed. It names the extra of this project that installs it."""
     return UserError(
         f"{scheme}:// needs a library that is not installed; to install it run in the project's folder: "
         f"pip install -c constraints.txt -e '.[{extra}]'"
@@ -188,7 +188,7 @@ def missing_extra(scheme: str, extra: str) -> UserError:
 
 
 def copy_through_disk(download: Callable[[IO[bytes]], None], upload: Callable[[IO[bytes]], None]) -> None:
-    """Copy an object that no server can copy itself, by a temporary file on this machine.
+    """Copy an object that no server can copy itself, through a temporary file on this machine.
 
     Args:
         download: function that writes the object to an open file.

@@ -1,16 +1,16 @@
 """Tables that pipeline stages pass to each other: Delta Lake tables, either complete or absent, with earlier versions.
 
-The Parquet files of a table are its parts, which are never changed. The name of a part has two digests. The first names a subfolder, and is
-a digest of the code version and settings, which all parts of a table have in common. The second is a digest of the part's own inputs. So a
-part that an earlier version or a killed run has made is recognised by its name, and not made again. (Parts of tables that are made as
-a whole are numbered instead.)
+A table consists of immutable Parquet files, its parts. A part's path is FINGERPRINT/part-KEY.parquet. FINGERPRINT is a digest of
+the code version and settings, which all parts share. KEY is a digest of the part's own inputs, so a part that an earlier version
+or a killed run has made is found by its name and reused. (Tables that are made as a whole have numbers as keys.)
 
-Each part has a summary of its content in its footer. Parts belong to the table when a new version in Delta Lake's log (`delta_log.py`)
-names them. A version is written last and in one step, so a reader never sees half a table. Its entry in the log names one JSON file, the
-commit record, with the summaries of all its parts. `prune` deletes the files that none of the versions to keep names.
+The footer of each part has a summary of its content. A part belongs to the table once a version in Delta Lake's log
+(`delta_log.py`) lists it. The version is written last and atomically, so a reader never sees half a table. Its log entry names
+the commit record, a JSON file with the summaries of all parts. `prune` deletes the files that no version to keep refers to.
 
-Every table has a column `image_id`. In each part the rows are sorted by it; the parts are in no particular order. An argument called
-`table` is the URI of a table's folder. Functions that read a table also accept the URI of one version of it (`at_version`).
+Every table has a column `image_id`. In each part the rows are sorted by it; the parts are in no particular order. An argument
+called `table` is the URI of a table's folder. Functions that read a table also accept the URI of one version of it
+(`at_version`).
 """
 
 from infra.storage.row_groups import RowGroup

@@ -1,8 +1,8 @@
 """The log of a table: the folder `_delta_log`, in which Delta Lake has a numbered JSON file for each version of the table.
 
-The file of a version says which files were added and removed since the version before. It is written only if it is absent, so of
-two runs that add the same version one succeeds. Versions are added by the library `deltalake`. The latest one is found without it,
-by the functions of `infra.storage`, so processes that only read a table do not load it.
+A version's file lists the files that were added and removed since the previous version. It is written only if it does not exist,
+so if two runs add the same version, one fails. The library `deltalake` adds versions. The latest version is found with the
+functions of `infra.storage` alone, so processes that only read a table don't import `deltalake`.
 
 Arguments called `table` are the URI of a table's folder.
 """
@@ -71,8 +71,8 @@ class Version:
 def latest_version(table: str) -> Version | None:
     """Return the latest version of a table; None if there is no table.
 
-    A version that neither adds nor removes files (Delta Lake's own clean-up, vacuum, makes such versions) is given the facts of the
-    version before.
+    A version that neither adds nor removes files (Delta Lake's own clean-up, vacuum, makes such versions) is given the facts of
+    the version before.
     """
     return _version_at(table, version_numbers(table))
 
@@ -89,7 +89,7 @@ def version_numbers(table: str) -> list[int]:
 
 
 def _version_at(table: str, numbers: Sequence[int]) -> Version | None:
-    """Return the last of some versions. If it changed no files, it has the facts of the last version before it that did."""
+    """Return the last of some versions. If that version changed no files, it gets the facts of the latest version that did."""
     for number in reversed(numbers):
         lines = storage.read_bytes(storage.join(table, LOG, f"{number:020}.json")).splitlines()
         infos = [line for line in lines if line.startswith(b'{"commitInfo":')]
@@ -107,8 +107,8 @@ def add_version(table: str, before: Version | None, files: Sequence[File], schem
         before: the latest version, as `latest_version` found it; None if there is no table yet.
         files: all files of the new version. They exist.
         schema: columns of the rows.
-        facts: JSON values by name, which `latest_version` returns with this version. They must differ from the facts of all other
-            versions that could be written at the same time, unless those have the same files.
+        facts: metadata of the version as JSON values by name, which `latest_version` returns. Two runs that write different files
+            at the same time must pass different facts.
 
     Returns:
         True if the version was added. False if another run added a version since `before`: then nothing was changed.
@@ -179,7 +179,7 @@ def _add_action(file: File, now: int) -> "AddAction":
 
     Args:
         file: the file.
-        now: the present time in milliseconds since 1970.
+        now: the current time in milliseconds since 1970.
     """
     from deltalake.transaction import AddAction
 

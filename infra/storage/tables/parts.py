@@ -35,7 +35,7 @@ REJECTS = pa.schema(
 """One row per input that could not be used."""
 
 Key = int | str
-"""What tells the parts of a table apart: their positions, or digests (in hexadecimal) of what they are made from."""
+"""Identifies a part within its table: its position, or a hexadecimal digest of its inputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A line of text that a job stores in the summary of a part, for jobs that need to know it without reading the rows."""
+    """A line of text that a job stores in the summary of a part, so that later jobs can use it without reading the rows."""
 
     text: str
 
@@ -127,8 +127,10 @@ def finished_parts(table: str, fingerprint: str, wanted: Collection[Key], known:
     Returns:
         The summaries by key.
     """
-    there = {f"{fingerprint[:16]}/{name}" for name in storage.list_files(storage.join(table, fingerprint[:16])) if is_part(name)}
-    names = {key: name for key in wanted if (name := part_name(fingerprint, key)) in there}
+    existing = {
+        f"{fingerprint[:16]}/{name}" for name in storage.list_files(storage.join(table, fingerprint[:16])) if is_part(name)
+    }
+    names = {key: name for key in wanted if (name := part_name(fingerprint, key)) in existing}
     with ThreadPoolExecutor(_READERS) as pool:
         read = pool.map(lambda name: known.get(name) or _read_part(table, name), names.values())
         return {key: part for key, part in zip(names, read, strict=True) if part}
@@ -155,7 +157,7 @@ def write_part(
 ) -> Part:
     """Write one part of a table, unless it is already complete.
 
-    If it is complete, `rows` is not iterated over. So no work is done twice if a task is retried or a job is resumed.
+    If it is complete, `rows` is not iterated over, so no work is done twice if a task is retried or a job is resumed.
 
     Args:
         table: URI of the table's folder.

@@ -1,8 +1,9 @@
 """Read tables, and turn parts into a version of a table by adding an entry to its Delta Lake log.
 
-The entry of a version has three facts in its commit information, under the key `deconvnet`: the table's fingerprint, the version of
-its columns and files, and the name of the commit record. The commit record is a JSON file with the summaries of the parts. Delta
-Lake's log itself has no place for these summaries: for each file it stores only the size, the number of rows and their range.
+The entry of a version has three facts in its commit information, under the key `deconvnet`: the table's fingerprint, the
+version of its columns and files, and the name of the commit record. The commit record is a JSON file with the summaries of the
+parts. Delta Lake's log itself has no place for these summaries: for each file it stores only the size, the number of rows and
+their range.
 
 An argument called `table` is the URI of a table's folder, which means the latest version, or the URI of a certain version:
 FOLDER@NUMBER (`at_version`). Names of tables themselves never end in @NUMBER.
@@ -26,9 +27,9 @@ from infra.storage.tables.delta_log import LOG, File, Version
 from infra.storage.tables.parts import Part, Reject, is_part
 
 SCHEMA_VERSION = 5
-"""Version of the tables' columns and files, increased when they change. Tables of other versions count as absent."""
+"""Version of the tables' columns and files, increased when they change. Tables of other versions are treated as absent."""
 
-_RECORDS = "_records"  # subfolder of the commit records; a leading underscore keeps Delta Lake's own clean-up (vacuum) from it
+_RECORDS = "_records"  # subfolder of the commit records; Delta Lake's vacuum ignores names with a leading underscore
 _RECORD = re.compile(rf"{_RECORDS}/(\d+)-([0-9a-f]{{16}})\.json")
 _AT_VERSION = re.compile(r"(.+)@(\d+)")
 
@@ -120,16 +121,16 @@ def require_commit(table: str) -> Commit:
 
 
 def fingerprint_of(table: str) -> str | None:
-    """Return the fingerprint of a table, without reading its commit record; None if there is no table, or its record was deleted."""
+    """Return the fingerprint of a table without reading its commit record; None without a table, or if its record was deleted."""
     version = _find_version(table)
-    there = version and storage.exists(storage.join(folder_of(table), version.facts["record"]))
-    return version.facts.get("fingerprint") if version and there else None
+    has_record = version and storage.exists(storage.join(folder_of(table), version.facts["record"]))
+    return version.facts.get("fingerprint") if version and has_record else None
 
 
 def kept_versions(table: str) -> list[int]:
     """Return the numbers of a table's versions whose files were not deleted by `prune`, in ascending order."""
-    there = storage.list_files(storage.join(table, _RECORDS))
-    numbers = {int(found[1]) for name in there if (found := _RECORD.fullmatch(f"{_RECORDS}/{name}"))}
+    records = storage.list_files(storage.join(table, _RECORDS))
+    numbers = {int(found[1]) for name in records if (found := _RECORD.fullmatch(f"{_RECORDS}/{name}"))}
     return sorted(numbers & set(delta_log.version_numbers(table)))
 
 
@@ -165,14 +166,14 @@ def commit(
     while True:
         if check:
             check()
-        there = storage.list_files(table)
-        _check_parts(table, parts, there)
+        files = storage.list_files(table)
+        _check_parts(table, parts, files)
         schema = _schema(table, parts)
         before = delta_log.latest_version(table)
         same = before is not None and _is_record_of(before, fingerprint, content_digest)
         number = 0 if before is None else before.number + (not same)
         record = before.facts["record"] if before and same else f"{_RECORDS}/{number}-{content_digest}.json"
-        if record not in there:
+        if record not in files:
             storage.write_bytes(storage.join(table, record), content)
         facts = {"schema_version": SCHEMA_VERSION, "fingerprint": fingerprint, "record": record}
         if check:
@@ -189,13 +190,13 @@ def commit(
     if not keep_earlier:
         # Only files that were listed above are deleted. Files written since then belong to a run that began later.
         keep = {record, *(p.name for p in parts)}
-        storage.remove_files(table, [name for name in there if name not in keep and not name.startswith(f"{LOG}/")])
+        storage.remove_files(table, [name for name in files if name not in keep and not name.startswith(f"{LOG}/")])
     return replace(made, version=number)
 
 
-def _check_parts(table: str, parts: Sequence[Part], there: Collection[str]) -> None:
+def _check_parts(table: str, parts: Sequence[Part], files: Collection[str]) -> None:
     """Raise UserError if a part is not among the names of the files that are in the table's folder."""
-    if missing := {p.name for p in parts}.difference(there):
+    if missing := {p.name for p in parts}.difference(files):
         raise UserError(
             f"another run deleted {min(missing)} of the table {table}: let one run at a time write there, and run this one again"
         )
@@ -210,13 +211,13 @@ def _is_record_of(version: Version, fingerprint: str, content_digest: str) -> bo
 def prune(table: str, keep: Collection[int]) -> int:
     """Delete the parts and commit records of a table that belong to none of the versions to keep.
 
-    No other process may write to the table meanwhile, because parts that are not in a version yet are deleted, too, and so are the
-    temporary files of writers that were killed. If the process is killed, only some of the files were deleted, but none that belongs
-    to a kept version.
+    No other process may write to the table meanwhile, because parts that don't belong to a version yet, and temporary files, are
+    deleted as well. If this process is killed, some of the files remain; the kept versions are complete in any case.
 
     Args:
         table: URI of the table's folder.
-        keep: numbers of the versions to keep. The latest version is always kept. Numbers of versions that are gone have no effect.
+        keep: numbers of the versions to keep. The latest version is always kept. Numbers of versions that are gone have no
+            effect.
 
     Returns:
         The number of deleted files. It is 0 if there is no table, or another program has changed it.
@@ -229,9 +230,9 @@ def prune(table: str, keep: Collection[int]) -> int:
         version, found = _find_version(at_version(table, number)), read_commit(at_version(table, number))
         if version and found:
             named |= {version.facts["record"], *(part.name for part in found.parts)}
-    there = storage.list_files(table)
-    records = [name for name in there if _RECORD.fullmatch(name) and name not in named]
-    others = [name for name in there if is_temporary(name) or (is_part(name) and name not in named)]
+    files = storage.list_files(table)
+    records = [name for name in files if _RECORD.fullmatch(name) and name not in named]
+    others = [name for name in files if is_temporary(name) or (is_part(name) and name not in named)]
     for names in (records, others):  # one after the other, so that a version with a record has all its parts
         storage.remove_files(table, names)
     return len(records) + len(others)
@@ -243,7 +244,7 @@ def _file(part: Part) -> File:
 
 
 def _schema(table: str, parts: Sequence[Part]) -> pa.Schema:
-    """Return the columns of a table by the file of its first part. A table without parts has only the column `image_id`."""
+    """Read the schema of a table from the file of its first part. A table without parts has only the column `image_id`."""
     if not parts:
         return pa.schema([pa.field("image_id", pa.string(), nullable=False)])
     fs, path = storage.filesystem(storage.join(table, parts[0].name))

@@ -34,7 +34,7 @@ class ForestOptions:
         patches: largest number of image patches that a tree is trained on.
         positives: share of the patches that have a boundary near their centre.
         feature_share: share of the features that each tree may use, drawn at random per tree.
-        pairs: number of pixel pairs by which a node compares the segmentations of patches.
+        pairs: number of random pixel pairs with which a node compares the segmentations of patches.
         min_child: smallest number of patches in a node.
         max_depth: greatest depth of a tree.
     """
@@ -170,8 +170,8 @@ def boundary_map(segmentation: np.ndarray) -> np.ndarray:
 def sample_patches(segmentation: np.ndarray, positives: int, negatives: int, rng: np.random.Generator) -> np.ndarray:
     """Draw patches of an image at random: some with a boundary within 8 px of their centre, some without.
 
-    A patch is 32x32 px. It may reach beyond the image, but its central 16x16 px lie inside. Patches in whose centre a pixel's
-    segment is unknown are left out. The corners have even coordinates, as in detection.
+    A patch is 32x32 px. It may reach beyond the image, but its central 16x16 px lie inside, and their segments are all known. The
+    corners have even coordinates, as in detection.
 
     Args:
         segmentation: uint16 array (H, W) of segment ids.

@@ -1,7 +1,7 @@
 """Train a structured forest in two steps: write a table of images with their segmentations, then train the trees.
 
-Each tree is one unit of work. It reads the table by itself, one image at a time, so a machine needs memory only for the patches
-of the trees that it is training.
+Each tree is one unit of work, which reads the table one image at a time. So a machine needs memory only for the patches of the
+trees that it trains.
 """
 
 import io

@@ -37,11 +37,11 @@ def grow(
 ) -> GrownTree:
     """Grow a decision tree from patches and their segmentations.
 
-    At each node, the segmentations are first mapped to two classes (Dollár, Zitnick, ICCV 2013, §3.2). To this end, `pairs`
-    random pairs of pixels are drawn. Each segmentation becomes a vector, which says for each pair whether both pixels lie in the
-    same segment. The mean of all vectors is subtracted, and each vector is projected on their first principal direction. The
-    sign of the projection is the class. Then the split with the least Gini impurity of the two classes is taken. A node is
-    represented by the patch whose vector is nearest to the mean (§3.3).
+    At each node, the segmentations are first mapped to two classes (Dollár, Zitnick, ICCV 2013, §3.2): `pairs` random pairs of
+    pixels are drawn, and each segmentation becomes a binary vector that says for each pair whether its pixels lie in the same
+    segment. After the mean is subtracted, the class is the sign of the projection on the first principal component. Then the
+    split with the lowest Gini impurity of the two classes is chosen. The patch whose vector is nearest to the mean represents the
+    node (§3.3).
 
     Args:
         features: uint8 array (F, N), the quantised features of N patches.
@@ -67,7 +67,7 @@ def _grow(
         features: uint8 array (F, N), the quantised features of N patches.
         labels: uint8 array (N, P), the segment of each of the P pixels of a patch.
         seed: seed of the random choices.
-        pairs: number of pixel pairs by which a node compares segmentations.
+        pairs: number of random pixel pairs with which a node compares segmentations.
         min_child: smallest number of patches in a node.
         max_depth: greatest depth of the tree.
 
@@ -204,7 +204,7 @@ def _best_split(
         for i in range(tried):
             j = i + np.random.randint(feature_order.size - i)
             feature_order[i], feature_order[j] = feature_order[j], feature_order[i]
-    # Each patch adds 1 to its bin, and also 2³² if it is of class 1. So one sum counts both.
+    # Each patch adds 1 to its bin, and also 2³² if it is of class 1, so one sum counts both.
     weights = np.empty(whole, np.int64)
     for i in range(whole):
         weights[i] = 1 + (np.int64(classes[i]) << 32)

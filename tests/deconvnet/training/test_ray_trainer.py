@@ -33,7 +33,7 @@ def test_more_resources_than_ray_has_are_refused(tmp_path: Path, ray_session, lo
     with pytest.raises(UserError, match=r"requests 3 training workers"):
         check_resources(ComputeSettings(workers=8, min_workers=3), ClusterSettings())
     with pytest.raises(
-        UserError, match=r"no living node of this Ray is labelled pool=gpu \(cluster.training_nodes\): .*--labels pool=gpu`"
+        UserError, match=r"no alive node of this Ray is labelled pool=gpu \(cluster.training_nodes\): .*--labels pool=gpu`"
     ):
         train_on_ray(job(tmp_path), cluster=ClusterSettings(training_nodes="pool=gpu"))
     check_resources(ComputeSettings(workers=8, min_workers=2), ClusterSettings())

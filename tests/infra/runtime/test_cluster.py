@@ -154,7 +154,7 @@ def test_a_cluster_that_adds_nodes_is_waited_for(
     caplog.set_level("INFO", "infra")
     wanted = ClusterSettings(training_nodes="pool=gpu", autoscaling=True)
     cluster.check_nodes(wanted, "training_nodes")
-    assert "no living node is labelled pool=gpu (cluster.training_nodes): the run waits until the cluster adds one" in caplog.text
+    assert "no alive node is labelled pool=gpu (cluster.training_nodes): the run waits until the cluster adds one" in caplog.text
     monkeypatch.setenv("KUBERAY_GEN_RAY_START_CMD", "ray start --head --port=6379")
     assert not cluster.can_autoscale(ClusterSettings())
     monkeypatch.setenv("KUBERAY_GEN_RAY_START_CMD", "ray start --head --no-monitor --port=6379")

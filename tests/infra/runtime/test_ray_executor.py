@@ -127,8 +127,8 @@ def test_a_task_that_kills_its_processes_is_tried_again_and_then_ends_the_job(
     [
         ({}, Actors(cpus=99), "no node of this Ray has room for a process of 99 CPUs"),
         ({}, Actors(gpus=0.5), "no node of this Ray has room for a process of 1 CPU and 0.5 of a GPU"),
-        ({"training_nodes": "pool=gpu"}, Actors(gpus=1), "no living node labelled pool=gpu has room for a process of 1 CPU"),
-        ({"data_nodes": "pool=cpu"}, Actors(), "no living node labelled pool=cpu has room for a process of 1 CPU"),
+        ({"training_nodes": "pool=gpu"}, Actors(gpus=1), "no alive node labelled pool=gpu has room for a process of 1 CPU"),
+        ({"data_nodes": "pool=cpu"}, Actors(), "no alive node labelled pool=cpu has room for a process of 1 CPU"),
     ],
 )
 def test_work_that_would_wait_for_ever_is_refused(

@@ -41,5 +41,5 @@ def go(process: "subprocess.Popen[str]") -> None:
 
 
 def is_free(uri: str) -> bool:
-    """Whether the lock was released: its file stays, for the fencing number."""
+    """Whether the lock was released: its file stays, for the fencing token."""
     return storage.read_json(uri)["expires"] == 0

@@ -142,7 +142,7 @@ def test_user_errors_about_evaluations_are_sentences(evaluated, tmp_path, run):
     (tmp_path / "names.txt").write_text("p5\n")
     assert "would export 1 images" in export_evaluated(evaluated, "--only", str(tmp_path / "names.txt"), "--dry-run").stdout
     storage.write_json(str(evaluated / "stages/prepare.json"), {})
-    assert "a run there did not come to its end" in export_evaluated(evaluated).stderr
+    assert "the last run there did not finish" in export_evaluated(evaluated).stderr
     shutil.rmtree(evaluated / "stages")
     old = pq.read_table(evaluated / "report/images.parquet").drop_columns("mask")
     pq.write_table(old, evaluated / "report/images.parquet")

@@ -79,7 +79,7 @@ def test_images_to_label_are_listed_with_a_contact_sheet(ranked: Ranked, labelle
     done = ranked(3, *options)
     assert f"to label     {ranked.out}/ranking (3 images: images.txt, .csv, .parquet and .png)" in done.stdout
     assert "near-duplicates were passed over (also of 1 labelled images)" in done.stdout
-    assert "1 labelled images can't be read, so nothing is compared with them: broken.jpg" in done.stdout
+    assert "1 labelled images can't be read, so near-duplicates of them are not found: broken.jpg" in done.stdout
     chosen, everything = ranked.chosen(), rows(ranked.out)
     assert chosen["place"].tolist() == [1, 2, 3] and chosen["score"].is_monotonic_decreasing
     left = set(everything) - set(chosen["image_id"]) - {"nested/grey.png"}

@@ -134,7 +134,10 @@ def test_two_imports_into_one_folder_do_not_mix(tmp_path):
     """They had one temporary folder: the second emptied it, and what appeared was made of both."""
     with new_folder(tmp_path / "new") as temporary:
         (temporary / "one").write_text("")
-        with pytest.raises(Locked, match=r"import_data\.py holds the lock"), new_folder(tmp_path / "new") as other:
+        with (
+            pytest.raises(Locked, match=r"import_data\.py \(process .*\) has held the lock"),
+            new_folder(tmp_path / "new") as other,
+        ):
             (other / "two").write_text("")
         with new_folder(tmp_path / "beside") as other:
             (other / "two").write_text("")

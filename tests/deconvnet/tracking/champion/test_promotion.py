@@ -125,7 +125,7 @@ def test_an_alias_that_is_moved_in_the_same_moment_is_left_alone_and_the_decisio
 
 
 def take_over(lock: Lock) -> LockRecord:
-    """Let another run take the lock, as if it had expired. Its fencing number is one higher."""
+    """Let another run take the lock, as if it had expired. Its fencing token is one higher."""
     mine = LockRecord(**json.loads(Path(lock.uri).read_text()))
     theirs = replace(mine, token="theirs", holder="retrain.py of anne", fence=mine.fence + 1)
     Path(lock.uri).write_bytes(theirs.to_bytes())
