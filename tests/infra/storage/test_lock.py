@@ -69,7 +69,7 @@ def test_a_second_run_fails_at_once_with_a_message_about_the_holder(uri):
             hold_lock(uri, "another"),
         ):  # it does not wait for the lock, which is valid for minutes
             raise AssertionError
-        for text in ("the nightly run holds", uri, str(os.getpid()), time.strftime("%Y-%m-%d", time.gmtime()), "expires"):
+        for text in ("the nightly run (process ", uri, str(os.getpid()), time.strftime("%Y-%m-%d", time.gmtime()), "expires"):
             assert text in str(caught.value)
     assert is_free(uri)
     with hold_lock(uri, "another"):
@@ -179,7 +179,7 @@ def test_a_lock_is_taken_over_at_once_only_if_its_process_has_certainly_ended(tm
             with hold_lock(uri, "next"):
                 assert storage.read_json(uri)["holder"] == "next"
         else:
-            with pytest.raises(Locked, match="another holds"), hold_lock(uri, "next"):
+            with pytest.raises(Locked, match=r"another \(process .* has held"), hold_lock(uri, "next"):
                 raise AssertionError
             assert storage.read_json(uri) == theirs
         process.stdin.close()
@@ -205,7 +205,7 @@ def test_a_lock_of_an_older_version_is_waited_for_and_then_taken_over(tmp_path):
     uri = str(tmp_path / "lock")
     old = {"holder": "old", "host": "gone", "pid": 1, "since": 0.0, "expires": time.time() + 600, "token": "x"}
     storage.write_json(uri, old)
-    with pytest.raises(Locked, match="old holds"), hold_lock(uri, "next"):
+    with pytest.raises(Locked, match=r"old \(process 1 on gone\) has held"), hold_lock(uri, "next"):
         raise AssertionError
     storage.write_json(uri, old | {"expires": time.time() - 1})
     with hold_lock(uri, "next") as lock:
