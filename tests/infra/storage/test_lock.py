@@ -22,7 +22,8 @@ def test_a_second_run_fails_at_once_with_a_message_about_the_holder(uri):
             raise AssertionError
         record = storage.read_json(uri)
         since, expires = (time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(record[name])) for name in ("since", "expires"))
-        assert f"the nightly run holds the lock {uri} since {since} (process {os.getpid()} on " in str(caught.value)
+        assert f"has held the lock {uri} since {since}: wait" in str(caught.value)
+        assert str(caught.value).startswith(f"the nightly run (process {os.getpid()} on ")
         assert str(caught.value).endswith(f"expires by itself at {expires}")
     assert is_free(uri)
     with hold_lock(uri, "another"):

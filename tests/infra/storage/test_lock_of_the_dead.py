@@ -70,7 +70,7 @@ def test_a_lock_is_taken_over_at_once_only_if_its_process_has_certainly_ended(tm
             with hold_lock(uri, "next"):
                 assert storage.read_json(uri)["holder"] == "next"
         else:
-            with pytest.raises(Locked, match="another holds"), hold_lock(uri, "next"):
+            with pytest.raises(Locked, match=r"another \(process .* has held"), hold_lock(uri, "next"):
                 raise AssertionError
             assert storage.read_json(uri) == theirs
         process.stdin.close()
@@ -101,7 +101,7 @@ def test_the_lock_of_a_process_of_another_user_is_respected(tmp_path, monkeypatc
     uri = str(tmp_path / "lock")
     with hold_lock(uri, "one"):
         monkeypatch.setattr(os, "kill", forbidden)
-        with pytest.raises(Locked, match="one holds"), hold_lock(uri, "two"):
+        with pytest.raises(Locked, match=r"one \(process .* has held"), hold_lock(uri, "two"):
             raise AssertionError
 
 
@@ -109,7 +109,7 @@ def test_a_lock_of_an_older_version_is_waited_for_and_then_taken_over(tmp_path):
     uri = str(tmp_path / "lock")
     old = {"holder": "old", "host": "gone", "pid": 1, "since": 0.0, "expires": time.time() + 600, "token": "x"}
     storage.write_json(uri, old)
-    with pytest.raises(Locked, match="old holds"), hold_lock(uri, "next"):
+    with pytest.raises(Locked, match=r"old \(process 1 on gone\) has held"), hold_lock(uri, "next"):
         raise AssertionError
     storage.write_json(uri, old | {"expires": time.time() - 1})
     with hold_lock(uri, "next") as lock:
