@@ -107,9 +107,7 @@ def fetch(url: str, target: Path, checksum: str, pause: float = 2.0) -> Path:
                 time.sleep(pause * 2**attempt)
         if not has_checksum(part, checksum):
             part.unlink()
-            raise UserError(
-                f"what {url} sent is not the file expected (its checksum is not {checksum}); it was deleted: try again later"
-            )
+            raise UserError(f"the file from {url} does not have the checksum {checksum} and was deleted: try again later")
         part.replace(target)
     return target
 

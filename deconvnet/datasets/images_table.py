@@ -3,9 +3,9 @@
 The stage reads a data set in VOC's layout, or generates one first (`deconvnet.datasets.synthetic`). Each row of the table holds
 an image with its class mask and its object mask (columns: `proposals.schemas.IMAGES`).
 
-A first table is sorted by image_id. If the table is made again after the data set has changed, each image stays in the part in which it was.
-Parts with an image whose files have changed or are gone are written anew, new images become further parts at the end, and all other
-files are neither read nor written. So a table that grew has the same rows as one that is made at once, but in another order.
+A new table is sorted by image_id. If it is made again after the data set has changed, each image stays in its part. Only parts
+with a changed or removed image are rewritten, and new images are appended as new parts. No other file is read or written. So a
+table that grew has the same rows as a table made at once, in another order.
 """
 
 import hashlib
@@ -177,7 +177,8 @@ def prepare_images(
             if not counts[split]:
                 raise _no_usable_image(split, settings, [reject for part in parts for reject in part.rejects])
     except UserError:
-        # Their files are read again by the next run, as a corrected file may look unchanged. Versions of the table keep theirs.
+        # Delete the parts that contain rejects, so that the next run reads their files again: a corrected file may have the same
+        # size and time as before. Parts that an earlier version of the table names are kept.
         kept = _kept_parts(out_uri)
         tables.discard(out_uri, [part for part in parts if part.rejects and part.name not in kept])
         raise
@@ -255,8 +256,8 @@ def divide(items: Sequence[_Item], before: Sequence[tables.Part] = ()) -> list[l
         before: parts of an earlier version of the table. Images that one of them has stay together.
 
     Returns:
-        The units in the order of the parts: what is left of the earlier parts, and then units of at most 32 new images and about
-        64 MB each. In each unit images are sorted by their ids.
+        The units in the order of the parts: first the earlier parts, without images that are gone, then units of at most 32 new
+        images and about 64 MB each. In each unit, images are sorted by their ids.
     """
     part_of = {note.image_id: number for number, part in enumerate(before) for note in read_notes(part)}
     kept: list[list[_Item]] = [[] for _ in before]

@@ -8,7 +8,7 @@ from infra.runtime.progress import progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_AHEAD = 64  # items in a batch: no more results than this wait to be taken
+_AHEAD = 64  # items in a batch, so at most this many results are in memory
 
 
 def thread_map(

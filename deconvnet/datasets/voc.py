@@ -51,7 +51,8 @@ class VocFile:
 class VocImageFiles:
     """The files of one image.
 
-    What is known of them is kept as text, which takes a third of the memory of three objects. A data set may have a million images.
+    The suffixes, sizes and times are kept as one string, which takes a third of the memory of three `VocFile` objects. A data set
+    may have a million images.
 
     Attributes:
         image_id: id of the image, which is the name of its files without suffix.
@@ -167,7 +168,7 @@ class VocDataset:
             raise UserError(f"there is no data folder {self.root}: name one in VOC's layout in data.root, or leave that empty")
         self._texts: dict[str, str] = {}  # by image id, as in VocImageFiles
         for number, folder in enumerate(FOLDERS):
-            files = list_files(self.root, folder, dangling=True)  # so that their images are rejected, with the reason
+            files = list_files(self.root, folder, dangling=True)  # `read_row` rejects the images of broken links, with the reason
             if not files and folder != OBJECT_MASKS_DIR:
                 suffixes = " or ".join(_SUFFIXES[folder])
                 raise UserError(
@@ -236,7 +237,7 @@ def list_files(root: str, folder: str, dangling: bool = False) -> dict[str, str]
     Args:
         root: path or URI of the data set.
         folder: name of the folder, one of `FOLDERS`.
-        dangling: True to list symbolic links to nothing, too, with a size of 0. Reading them raises FileNotFoundError.
+        dangling: True to list broken symbolic links as well, with a size of 0. Reading them raises FileNotFoundError.
 
     Returns:
         For each image id a line as in `VocImageFiles.text`. If an image id has several files, .jpg is preferred to .jpeg, and .jpeg
@@ -288,7 +289,7 @@ def read_row(
     except BadInput as error:
         reason = str(error)
     except FileNotFoundError:
-        reason = "the file disappeared while it was read, or it is a link to nothing"
+        reason = "the file disappeared while it was read, or it is a broken link"
     except PermissionError:
         reason = "no permission to read the file"
     else:

@@ -18,7 +18,7 @@ _MAX_PAUSE_SECONDS = 600.0
 
 
 class Loader(Protocol):
-    """The processes that predict, as far as they load and drop models. `deconvnet.serving.ray_serve.Replicas` is one."""
+    """The interface that loads and drops versions in all replicas. `deconvnet.serving.ray_serve.Replicas` implements it."""
 
     @property
     def loaded(self) -> dict[Version, LoadedModel]:
@@ -63,9 +63,9 @@ def find_wanted(model: str, challenger: str | None, store: str) -> Wanted:
 
 
 def check_challenger(champion: Version, model: str, challenger: str | None, store: str) -> None:
-    """Check, before a server starts, that there can be a challenger. If there is none now, or it is not known, this is logged.
+    """Check before a server starts that the challenger's URI can be used, and log if there is no challenger now.
 
-    A model that the user has named need not have the alias now, as a trial may have ended: the server must start again.
+    A missing alias is no error, even if the user named it: a trial may have ended, and the server must be able to restart.
 
     Args:
         champion: the version that answers.
@@ -90,7 +90,7 @@ def check_challenger(champion: Version, model: str, challenger: str | None, stor
         logger.log(level, f"there is no challenger to try out now: {uri} names no version")
         return
     except NoAnswer as error:
-        logger.warning(f"whether there is a challenger is not known: {error}")
+        logger.warning(f"the registry could not be asked for the challenger: {error}")
         return
     if found == champion:
         logger.info(f"there is no challenger to try out now: {uri} names {champion.title}, which is the champion")
@@ -101,8 +101,8 @@ class Follower:
 
     A new version is loaded beside the one that answers. Then all further requests go to it. When the last request to the earlier
     version has been answered, the change is announced, and the earlier version is dropped. If a version can't be loaded, or the
-    registry does not answer, the present version goes on. If it does not answer on the challenger alone, only the challenger
-    stays as it is.
+    registry does not answer, the present version continues to answer. If the registry fails only for the challenger, the
+    challenger stays as it is, and the champion is still followed.
     """
 
     def __init__(self, gate: Gate, loader: Loader, find: Callable[[], Wanted], poll_seconds: float) -> None:
@@ -115,7 +115,7 @@ class Follower:
             poll_seconds: seconds between two questions.
         """
         self._gate, self._loader, self._find, self._poll_seconds = gate, loader, find, poll_seconds
-        self._challenger: Version | None = None  # that the registry has named last
+        self._challenger: Version | None = None  # the latest challenger that the registry named
         self._retired: set[Version] = set()  # versions that others have replaced: a rollback must not try them out again
         self._broken: dict[Version, tuple[float, float]] = {}  # when to try again, and how long that pause is
         self._last_warning = ""
@@ -127,9 +127,9 @@ class Follower:
                 while self.step() and not stop.is_set():
                     pass
             except UserError as error:
-                self._warn(f"{self._gate.model.version.title} goes on: {error}")
+                self._warn(f"still serving {self._gate.model.version.title}: {error}")
             except Exception:
-                logger.exception(f"{self._gate.model.version.title} goes on, though the next version could not be served")
+                logger.exception(f"still serving {self._gate.model.version.title}: the next version could not be served")
 
     def step(self) -> bool:
         """Take one step towards the versions that the registry names.
@@ -178,7 +178,7 @@ class Follower:
         except UserError as error:
             pause = min(2 * self._broken.get(version, (0.0, self._poll_seconds))[1], _MAX_PAUSE_SECONDS)
             self._broken[version] = (time.monotonic() + pause, pause)
-            self._warn(f"{self._gate.model.version.title} goes on: {error}")
+            self._warn(f"still serving {self._gate.model.version.title}: {error}")
 
     def _warn(self, text: str) -> None:
         """Log a warning, unless the last one was the same."""

@@ -27,11 +27,11 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 """An ASGI function that sends a part of the reply."""
 PATHS = ("/", "/healthz", "/version", "/metrics")
 """Paths that exist. Images are posted to the first."""
-_GONE = 499  # status under which requests are counted whose clients have gone
+_GONE = 499  # status that is counted for a request whose client has disconnected
 
 
 class Predictors(Protocol):
-    """The processes that predict. `deconvnet.serving.ray_serve.Replicas` has them run by Ray Serve."""
+    """The interface to the processes that predict. `deconvnet.serving.ray_serve.Replicas` implements it with Ray Serve."""
 
     async def predict(self, version: "Version", data: bytes, with_overlay: bool, keep_mask: bool) -> Answer:
         """Predict an image with a version of the model. For the other arguments see `http.predict`."""
@@ -226,7 +226,7 @@ class Gate:
             )
 
     async def _answer(self, request: _Request, version: "Version", data: bytes, with_overlay: bool, keep_mask: bool) -> Answer:
-        """Have an image predicted, unless its client goes meanwhile. For the arguments and exceptions see `_predict`."""
+        """Predict an image, but stop waiting if its client disconnects. For the arguments and exceptions see `_predict`."""
         work = asyncio.ensure_future(self._predictors.predict(version, data, with_overlay, keep_mask))
         gone = asyncio.ensure_future(request.gone())
         try:
@@ -254,7 +254,7 @@ class Gate:
         self._metrics.count_prediction(version, seconds, answer.confidence, answer.shares, answer.boxes)
 
     def _start_comparison(self, challenger: LoadedModel, data: bytes, champion: LoadedModel, mask: bytes) -> None:
-        """Let the challenger predict an image in the background, unless it would keep a process from answering a request.
+        """Let the challenger predict an image in the background, unless all replicas are busy.
 
         Args:
             challenger: the version that predicts.

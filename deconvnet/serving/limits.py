@@ -46,9 +46,9 @@ class Limits:
     Attributes:
         max_bytes: largest request body that is accepted, in bytes.
         max_total_bytes: largest sum of the bodies that are in memory, in bytes.
-        max_waiting: largest number of requests whose body is there and whose reply is not.
+        max_waiting: largest number of requests whose body has arrived and that are not answered yet.
         read_timeout: seconds in which a body must arrive.
-        request_timeout: seconds within which the reply must follow.
+        request_timeout: seconds from the arrival of the body within which the image must be predicted.
     """
 
     max_bytes: int = 32 * _MIB

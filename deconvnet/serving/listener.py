@@ -21,7 +21,7 @@ from infra.errors import UserError
 _START_SECONDS = 30.0
 _BACKLOG = 1024  # connections that the system accepts before uvicorn does
 _UNSENT = 2**14
-"""Number of bytes that the system keeps unsent. By default it keeps some MiB, so a slow client would seem to take nothing meanwhile."""
+"""Unsent bytes that the system buffers for a connection. With its default (MiB), slow clients would seem to read nothing."""
 
 
 class Connection(H11Protocol):
@@ -31,11 +31,12 @@ class Connection(H11Protocol):
     more than 16 KiB.
 
     Attributes:
-        seconds: how long a connection may be idle, a client may take to send a request's header, or take nothing of a reply. A slow
-            client may take longer for a whole reply. After a reply, a connection may be idle for up to twice as long.
-        most: largest number of connections that wait for a header, or for the client to take a whole reply. One more closes the
-            one that has waited longest, so that connections that send or take nothing can't keep out others, or fill the memory
-            with replies. Connections on which a reply is still being sent are closed last.
+        seconds: how long the server waits for a client: on an idle connection, for a request's header, or while the client reads
+            nothing of its reply. (A slow client may take longer for the whole reply.) After a reply, a connection may be idle for
+            up to twice as long.
+        most: largest number of connections that wait for a header, or for the client to read its reply. One connection more
+            closes the one that has waited longest, so that silent clients can't keep out others or fill the memory with unread
+            replies. Connections on which a reply is still being sent are closed last.
         waiting: these connections, the oldest first.
     """
 

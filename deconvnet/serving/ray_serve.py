@@ -126,7 +126,7 @@ class Replicas:
 
 
 async def _result(response: Any) -> Any:
-    """Wait for the response of a replica, and return it. If this is cancelled, the replica does not begin, or stops waiting."""
+    """Wait for the response of a replica, and return it. If the wait is cancelled, so is the request to the replica."""
     try:
         return await response
     except asyncio.CancelledError:
@@ -168,7 +168,7 @@ def serving(model: ServedModel, nodes: Mapping[str, str] | None = None, *, share
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it warns when a replica takes 0.1 s to say how busy it is
     if (status := serve.status()).proxies or status.applications:
-        raise UserError("this Ray serves something already: stop that (serve shutdown), or use another Ray")
+        raise UserError("this Ray cluster already runs Ray Serve: stop it (serve shutdown), or use another cluster")
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     try:
         serve.start(proxy_location="Disabled", logging_config=quiet)
@@ -198,7 +198,7 @@ def serving(model: ServedModel, nodes: Mapping[str, str] | None = None, *, share
 
 
 def running_replicas() -> int | None:
-    """Ask Ray Serve how many replicas run now. None if it has given the model up, deleted it, or never ran it."""
+    """Return how many replicas are running. None if Ray Serve has no such application, can't start it, or is deleting it."""
     from ray import serve
 
     app = serve.status().applications.get(APP)

@@ -96,7 +96,7 @@ def serve(model: ServedModel, following: Following, limits: Limits, host: str, p
                     logger.info("\nstopping")
                     raise
             raise UserError(
-                f"Ray Serve gave {gate.model.version.title} up: its logs are in Ray's session folder "
+                f"Ray Serve stopped serving {gate.model.version.title}: see its logs in Ray's session folder "
                 "(/tmp/ray/session_latest/logs)"
             )
 
@@ -153,7 +153,8 @@ def check_room(model: ServedModel, cluster: ClusterSettings, nodes: Mapping[str,
     if fits < model.replicas and not can_autoscale(cluster):
         each = f"{model.cpus} CPUs" + (f" and {model.gpus:g} of a GPU" if model.gpus else "")
         raise UserError(
-            f"replicas {model.replicas} is more than this Ray has room for, {fits} of {each}: lower it, or give each less"
+            f"replicas {model.replicas} is too many: this Ray cluster has room for {fits} with {each} each. Lower this number, or the "
+            "size of each replica"
         )
 
 

@@ -1,8 +1,7 @@
-"""Define the classes through which a pipeline logs to an experiment tracker, in a version that logs nothing.
+"""Define `Tracker` and `Run`, the interface by which a pipeline logs to an experiment tracker. These base classes log nothing.
 
-These classes are used if the setting `tracking.enabled` is false. Otherwise, `deconvnet.tracking.open_tracker` returns an
-`MlflowTracker`. This class and `MlflowRun`, both in `mlflow_runs.py`, are subclasses that log to MLflow. Importing this module
-does not import MLflow.
+They are used if the setting `tracking.enabled` is false. Otherwise, `deconvnet.tracking.open_tracker` returns an `MlflowTracker`.
+Its classes in `mlflow_runs.py`, `MlflowTracker` and `MlflowRun`, log to MLflow. Importing this module does not import MLflow.
 
 A pipeline consists of stages, which are named steps such as training FCN-8s. The tracker has one run for the pipeline, and below
 it one run for each stage. A workspace is the folder or bucket prefix that holds everything a pipeline run writes.

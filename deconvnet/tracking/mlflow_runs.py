@@ -272,7 +272,7 @@ class MlflowTracker(Tracker):
         try:
             yield
         except (MlflowException, OSError) as error:
-            raise UserError(f"MLflow's store {without_secrets(self.uri)} did not accept it: {error_summary(error)}") from error
+            raise UserError(f"MLflow's store {without_secrets(self.uri)} can't be used: {error_summary(error)}") from error
 
     @contextmanager
     def pipeline(

@@ -144,9 +144,12 @@ def promote(
 ) -> tuple[int | None, Decision]:
     """Record whether a new model replaces the champion (the version in use), and set the alias `champion` accordingly.
 
-    A second call changes nothing, but completes what was interrupted. Whatever `decision` says, the new model is not promoted if
-    another version has become the champion since, another workspace has registered models under the same name, or the new
-    model had already become the champion, and a user has replaced it since.
+    Calling this again is safe: the second call only completes an interrupted one. Even if `decision` is to promote, the new model
+    is not promoted in three cases:
+
+    * Another version has become the champion since the comparison.
+    * Another workspace has registered models under the same name.
+    * The new model has been the champion already, and somebody has replaced it.
 
     Args:
         run: MLflow run that gets tags with the decision. The new version in the registry gets the same tags, and a sentence in
@@ -218,8 +221,8 @@ def _move_champion(
     """Point the alias `champion` at a version, if the lock is held and nobody else has moved the alias.
 
     MLflow can't check a condition and change an alias in one step, so this function checks the lock and the alias immediately
-    before and after the change. Another run may have taken the lock and chosen a champion between these checks, while this
-    process was stopped. The alias is then set back to that champion. If an interrupted run made the move, it is recorded now.
+    before and after the change. If another run took the lock and chose a champion while this process was suspended between the
+    two checks, the alias is set back to that champion. A move that an interrupted run made but did not record is recorded now.
 
     Args:
         client: client of the MLflow store.
@@ -254,7 +257,7 @@ def _move_champion(
         if (last := max(decisions, default=0)) > lock.fence:
             client.set_registered_model_alias(model.name, CHAMPION, decisions[last])
             logger.warning(
-                "the champion of %s is version %s again, which the run that took the lock chose", model.name, decisions[last]
+                "the champion of %s is version %s again: the run that took the lock chose it", model.name, decisions[last]
             )
         lock.check()
     record_move(client, model.name, current, version, why)

@@ -68,8 +68,8 @@ def tracking_uri(workspace: str, configured: str | None = None) -> str:
         The URI. A relative path in it is made absolute.
 
     Raises:
-        UserError: if the workspace is on S3 and neither is given, because a SQLite file must be on a local disk; or if a path is
-            relative, and this process is a Ray job in a temporary copy of the project, with which the store would be lost.
+        UserError: if neither is given and the workspace is in a bucket, where a SQLite file can't be; or if the path is relative
+            and this process is a Ray job, because the store would be deleted with the job's temporary copy of the project.
     """
     named = os.environ.get("MLFLOW_TRACKING_URI")
     own = "" if not workspace or storage.in_bucket(workspace) else f"{_SQLITE}{storage.absolute(workspace)}/mlflow/mlflow.db"

@@ -34,7 +34,8 @@ class PredictedImage:
         name: path of the image file relative to the folder of images, with "/" between folders.
         mask: uint8 array (H, W) of class ids, of the size of the image as displayed (EXIF orientation applied).
         score: mean probability of the predicted class before the CRF, over the image, 0 to 1.
-        class_scores: the same over the pixels of each class in the mask, by class id. Every object of a class gets it.
+        class_scores: mean probability of each class, before the CRF, over its pixels in the mask, by class id. It is the score of
+            every object of the class.
     """
 
     name: str
@@ -69,15 +70,15 @@ class PredictedObject:
 
 @dataclass(frozen=True)
 class ExportRules:
-    """What the user chose about an export, and what the masks mean.
+    """Options of an export, and the classes of the masks.
 
     Attributes:
         classes: class names by id.
         background: True if class 0 is the background, which is not annotated. False if it is a class like the others.
-        shapes: "polygons", or "masks" for bitmaps or run lengths, by the format.
+        shapes: "polygons" or "masks". Masks are written as bitmaps or as run lengths, depending on the format.
         tolerance: how far a polygon may lie from the edges of the pixels, in px; 0 to follow them exactly.
         min_area: objects with fewer pixels are left out.
-        image_url: Label Studio: text that stands before the path of an image in its address.
+        image_url: Label Studio: prefix of the images' URLs, which the path of an image follows.
         model: URI of the model that predicted the masks, such as "models:/edeconvnet/3".
     """
 

@@ -1,7 +1,7 @@
 """Writing predictions as CVAT's XML, "CVAT for images 1.1" (https://docs.cvat.ai/docs/other/xml_format): polygons or masks.
 
-The labels of the task (labels.json) are pasted under *Raw* when the task is created. Each has an attribute `score`, which CVAT
-shows beside a shape.
+When you create the task, paste its labels (labels.json) under *Raw*. Each label has an attribute `score`, which CVAT shows beside
+a shape.
 """
 
 import json
@@ -81,7 +81,7 @@ def cvat_files(entries: Sequence[Any], rules: ExportRules) -> Mapping[str, bytes
 
 
 def _attribute() -> dict[str, str]:
-    """Return the description of the attribute `score` of a label, as both files have it."""
+    """Return the description of a label's attribute `score`, which both files contain."""
     return {"name": _SCORE, "mutable": "False", "input_type": "text", "default_value": "", "values": ""}
 
 

@@ -69,8 +69,8 @@ class ExportSummary:
         images: number of images that were exported.
         objects: number of their objects.
         specks: number of their objects that have fewer than `SPECK` pixels.
-        agreement: share of the pixels, 0 to 1, that have the same class by mask and by the annotations; the mean of the images.
-        worst: the smallest such share of an image, and the name of this image; None if no image was exported.
+        agreement: share of the pixels, 0 to 1, whose class is the same in mask and annotations; mean over the images.
+        worst: the smallest agreement of an image, and the name of the image; None if no image was exported.
         rejects: a Reject (an input that can't be used, with the reason) for each image that could not be exported.
     """
 
@@ -156,7 +156,7 @@ def _image_paths(predictions: Sequence[Prediction], export_format: ExportFormat)
 
     Returns:
         paths: path in the export by name of the image.
-        refused: by the name of each other image, why it can't have one.
+        refused: reason why an image can't have a path in the export, by name of the image.
     """
     paths: dict[str, str] = {}
     refused: dict[str, str] = {}
@@ -216,8 +216,8 @@ def read_predicted_mask(uri: str, expected: Sequence[str], classes: Sequence[str
     found = [classes[i] if i < len(classes) else f"id {i}" for i in np.unique(mask).tolist()]
     if found != list(expected):
         raise BadInput(
-            f"its mask has the classes {', '.join(found)}, and the table predictions says {', '.join(expected)}: delete it, and run "
-            "predict.py again"
+            f"its mask has the classes {', '.join(found)}, but the table predictions lists {', '.join(expected)}: delete the "
+            "mask, and run predict.py again"
         )
     return mask
 
@@ -232,7 +232,7 @@ def write_samples(
     """Write samples as a data set of FiftyOne. Progress is shown on stderr.
 
     Args:
-        units: functions that load samples, each some of them. In place of a sample that can't be loaded they return a Reject.
+        units: functions that each load some of the samples. They return a Reject in place of a sample that can't be loaded.
         rejects: images that are known to be unusable, for the summary.
         rules: what the samples have in common.
         folder: existing empty folder to write to.

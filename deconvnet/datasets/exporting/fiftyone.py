@@ -31,7 +31,8 @@ PREDICTION, TRUTH, CONFIDENCE_MAP = "prediction", "ground_truth", "confidence_ma
 """Names of the fields with the predicted mask, the annotated mask, and the map of how sure each pixel is."""
 _VERSION = "1.0.0"  # FiftyOne migrates data sets of earlier versions to its own version, and refuses data sets of later ones
 _SHOWN_BY_BROWSERS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-# Attributes of the documents in which FiftyOne keeps groups of measures; a class of this name would break them.
+# Attributes of the documents in which FiftyOne keeps a group of measures. A measure with one of these names would break the
+# document.
 _RESERVED = frozenset(
     [
         "STRICT",
@@ -284,9 +285,10 @@ def _document(name: str, kind: str, fields: Sequence[Mapping[str, Any]]) -> dict
 
 
 def key_of_names(names: Sequence[str]) -> dict[str, str]:
-    """Choose the names under which FiftyOne keeps the measures of a group.
+    """Choose a valid field name in FiftyOne for each measure of a group.
 
-    Its names have no dot, "$" or "_" at the start, and some are its own. A letter, digit, "_", "-" or blank stays as it is.
+    Letters, digits, "_", "-" and blanks are kept, and other characters become "_". Every "_" and blank at the start is removed. A
+    name that FiftyOne reserves, or that is taken, gets a suffix.
 
     Args:
         names: the measures' own names, such as those of the classes.

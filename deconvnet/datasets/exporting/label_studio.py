@@ -1,7 +1,7 @@
 """Writing predictions as tasks of Label Studio (https://labelstud.io/guide/predictions): polygons, or brush labels.
 
-The set-up of the project (label_config.xml) is pasted under *Labeling Interface*, *Code*. The tasks name the images by an address
-that Label Studio can open; by default that of files below the export, if it serves local files from there.
+Paste the project's labelling configuration (label_config.xml) under *Labeling Interface*, *Code*. Each task has the URL of its
+image. By default, the URLs are those of local files in the export, from where Label Studio must be set up to serve them.
 """
 
 import json

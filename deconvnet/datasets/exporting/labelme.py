@@ -16,7 +16,7 @@ from deconvnet.datasets.formats.labelme import BACKGROUND_LABEL, VOID_LABEL
 from proposals.image_codec import encode_mask
 
 _FOLDER = "images"
-_VERSION = "5.5.0"  # of LabelMe, since which shapes of the type mask have this form; files of later versions have it too
+_VERSION = "5.5.0"  # version of LabelMe that introduced this form of mask shapes; later versions still use it
 
 
 def to_labelme(image: PredictedImage, objects: Sequence[PredictedObject], rules: ExportRules) -> ImageExport:

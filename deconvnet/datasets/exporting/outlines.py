@@ -23,7 +23,7 @@ def find_objects(mask: np.ndarray, rules: ExportRules) -> list[PredictedObject]:
         rules: rules of the export; `classes`, `background`, `min_area`, `shapes` and `tolerance` apply.
 
     Returns:
-        The objects, largest first, so that a tool which draws them in this order hides none.
+        The objects, largest first: a tool that draws them in this order draws small objects over large ones.
 
     Raises:
         ValueError: if the mask has an id without a class, such as 255 (void).
@@ -49,8 +49,8 @@ def region_polygon(region: Region, tolerance: float) -> np.ndarray:
 
     Args:
         region: the object, a connected region with at least one pixel.
-        tolerance: how far the polygon may lie from the middle of the edge of each pixel, in px. An edge that would be simplified
-            to fewer than three corners is left as it is.
+        tolerance: largest distance of the polygon from the midpoints of the pixel edges, in px. A ring that would be left with
+            fewer than three corners is not simplified.
 
     Returns:
         float64 array (N, 2) of the corners x, y, in px of the image. Holes are joined to the outer edge.

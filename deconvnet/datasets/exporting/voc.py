@@ -61,7 +61,7 @@ LABEL_MAP = "labelmap.txt"
 
 
 def has_label_map(classes: Sequence[str]) -> bool:
-    """Return whether an export with these class names has a table of labels: none has a character with a meaning of its own there."""
+    """Return whether an export with these class names has CVAT's table of labels, where no name may contain ":" or "#"."""
     return not any(set(name) & set(":#") for name in classes)
 
 

@@ -36,7 +36,7 @@ def to_yolo(image: PredictedImage, objects: Sequence[PredictedObject], rules: Ex
 
 
 def yolo_files(entries: Sequence[Any], rules: ExportRules) -> Mapping[str, bytes]:
-    """Return data.yaml, in which all images are of both splits, and the table of scores, by their names.
+    """Return data.yaml and the table of scores, by file name. In data.yaml, both train and val are the folder of all images.
 
     Args:
         entries: the entries of `to_yolo`, in order.

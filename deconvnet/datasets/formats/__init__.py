@@ -13,11 +13,12 @@ It returns an `AnnotatedDataset`. It usually works in three steps:
    (`importing.image_index.ImageIndex.find_all`).
 2. Choose the classes and their ids (`AnnotatedDataset.choose_classes`).
 3. Call `AnnotatedDataset.add` for each image, with a function that loads the image and returns an `AnnotatedImage`. That function
-   is called later, once, in any thread. `functools.partial` gives it the arguments it needs. If the annotations are shapes, it is
-   made by `importing.painting.ImagePainter.plan`, from a function that reads the image and one that converts its annotations to
-   an `importing.shapes.ImageAnnotations`. Use one painter for each annotation file or folder of them: it decides for all of its
-   images whether they were annotated as stored or as displayed. If the annotations are masks, the function reads them with an
-   `importing.class_table.ClassTable`.
+   is called later, once, in any thread; bind its arguments with `functools.partial`.
+   * If the annotations are shapes, make the function with `importing.painting.ImagePainter.plan`. Give it a function that reads
+     the image, and one that converts its annotations to an `importing.shapes.ImageAnnotations`. Use one painter for each
+     annotation file (or folder of annotation files): it decides for all its images whether they were annotated as stored or as
+     displayed.
+   * If the annotations are masks, the function reads them with an `importing.class_table.ClassTable`.
 
 Errors are reported in four ways:
 

@@ -50,8 +50,8 @@ def read_coco(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annota
     if groups and not rules.classes:
         annotated = [name for name in annotated if name not in groups]
         dataset.notes.append(
-            f"not classes, as no annotation has them and others name them as supercategory: {', '.join(sorted(groups))} "
-            "(--classes can name them)"
+            f"left out, because they only group other categories (supercategory): {', '.join(sorted(groups))} "
+            "(--classes can include them)"
         )
     ids = dataset.choose_classes(annotated, rules)
     outlined = any(annotation.get("segmentation") for document in documents for annotation in document["annotations"])
@@ -176,7 +176,7 @@ def _add_images(
             dataset.reject(f"image {image.get('id')}", source.annotations, "it has no file_name")
         elif key is None:
             dataset.reject(name, source.annotations, "it has no id")
-        elif key in added or len(names[key]) > 1:  # whose are the annotations?
+        elif key in added or len(names[key]) > 1:  # it is unclear to which image the annotations belong
             dataset.reject(name, source.annotations, f"its image id {key} is in the file twice")
         elif name in missing:
             dataset.reject(name, source.annotations, missing[name])

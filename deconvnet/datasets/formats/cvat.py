@@ -36,8 +36,9 @@ def read_cvat(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annota
             effect.
 
     Returns:
-        The data set. If `rules.classes` is empty, its classes are the labels of the task, in its order. The splits of its images are
-        the subsets Train and Validation of a project if there are both, and Test if there are others.
+        The data set. If `rules.classes` is empty, its classes are the labels of the task, in its order. An image of a project
+        gets the split of its subset: train or val if the project has both Train and Validation, test if it has other subsets than
+        Test.
 
     Raises:
         UserError: if a file is not of this format, or the classes can't be chosen.
@@ -76,7 +77,7 @@ def _add_images(
     images = list(document.iterfind("image"))
     layers = len({shape.get("z_order", "0") for image in images for shape in image}) > 1
     if layers:
-        dataset.notes.append(f"{file}: shapes are on top of each other by their z_order")
+        dataset.notes.append(f"{file}: of overlapping shapes, the one with the higher z_order is on top")
     if empty := sum(all(shape.tag == "tag" for shape in image) for image in images):
         dataset.notes.append(f"{file}: {empty:,} images have no shape, so they are all background")
     painter = ImagePainter(replace(rules, small_over_large=False) if layers else rules)
@@ -109,11 +110,11 @@ def _splits(images: Sequence[Element], given: str | None) -> list[str | None]:
 
     Args:
         images: the XML elements of the images.
-        given: the split of all images, if the user says it.
+        given: the split that the user gave for all images, or None.
 
     Returns:
-        `given` for all images if it is not None. Otherwise "train" and "val" if there are both, "test" if there are others, and
-        None.
+        `given` for every image, if it is not None. Otherwise the split of the image's subset. It is None for a subset with
+        another name, for train and val if only one of the two occurs, and for test if all images belong to Test.
     """
     splits = [_SPLITS.get(image.get("subset", "").strip().lower()) for image in images]
     both, others = {"train", "val"} <= {*splits}, {*splits} != {"test"}
@@ -123,8 +124,8 @@ def _splits(images: Sequence[Element], given: str | None) -> list[str | None]:
 def _listed_paths(images: Sequence[Element], index: ImageIndex) -> list[str]:
     """Return the path by which each image of a CVAT file is to be searched.
 
-    Exports of a project have a folder for each subset, as images/Train/a.jpg for an image a.jpg of the subset Train. If one of
-    these paths is there, all images are searched by them, as a.jpg may be in several subsets.
+    The export of a project has a folder for each subset: images/Train/a.jpg is the image a.jpg of the subset Train. If at least
+    one such path exists, all images are searched by these paths, because several subsets may have an image a.jpg.
 
     Args:
         images: the XML elements of the images.

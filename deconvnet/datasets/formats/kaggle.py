@@ -184,7 +184,7 @@ def _outline(text: str, order: str) -> shapes.Outline:
         raise BadInput(f"its run lengths have {numbers.size} numbers, pairs are needed")
     starts, ends = numbers[::2] - 1, numbers[::2] - 1 + numbers[1::2]
     if starts[0] < 0 or (ends <= starts).any() or (starts[1:] < ends[:-1]).any():
-        raise BadInput("its run lengths don't go forward: starts are counted from 1, and not from the end of the run before")
+        raise BadInput("its runs are not in ascending order: starts count from 1 at the first pixel, not from the run before")
 
     def fill(class_id: int, height: int, width: int) -> Region:
         if ends[-1] > height * width:

@@ -242,7 +242,7 @@ class _File:
             return _decode_embedded(text, self.image_path, self.index)
         if self.rival and not text:
             raise BadInput(
-                f"its imagePath is {self.image_path}, and {self.rival} has its name: correct imagePath, or remove one of them"
+                f"its imagePath is {self.image_path}, but its name fits {self.rival}: correct imagePath, or remove one image"
             )
         data = self.index.read(self.image)
         if other := self._read_other(self.uri, data):
@@ -321,7 +321,7 @@ def _make_outline(shape: Mapping[str, Any], kind: str) -> shapes.Outline:
     if kind == "mask":
         return _decode_mask(shape, points)
     if kind not in _POLYGONS:
-        raise BadInput(f"shapes of the type {kind} are not known here: polygon, rectangle, circle and mask are")
+        raise BadInput(f"the shape type {kind} is not supported: use polygon, rectangle, circle or mask")
     return shapes.polygons([points], f"its {kind}")
 
 

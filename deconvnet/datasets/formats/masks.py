@@ -118,7 +118,7 @@ def _match(dataset: AnnotatedDataset, source: AnnotationSource, index: ImageInde
         examples = f"{next(iter(images.values()), 'none')} and {next(iter(masks.values()), 'none')}"
         raise UserError(
             f"no mask in {source.annotations} has the name of an image in {source.images} ({examples}, for example): "
-            "a mask must have its image's name, with what --mask_suffix gives in place of what --image_suffix gives"
+            "a mask must have the name of its image, with --mask_suffix in place of --image_suffix"
         )
     for name in (masks[stem] for stem in masks if stem not in images):
         dataset.reject(name, storage.join(source.annotations, name), f"no image of this name in {source.images}")

@@ -1,7 +1,7 @@
 """The table that says which class each value in a folder of masks stands for. It is read from a file or inferred from the masks.
 
-The module `table_text` describes the text of the file. A class named `void` (or unlabelled, ignore) is void: its pixels do not
-count. One class may be the background. The others get ids from 1, in the order of the lines.
+The module `table_text` describes the text of the file. A class named `void`, `unlabelled` or `ignore` becomes void (255), which
+is ignored in training and evaluation. One class may be the background. The others get ids from 1, in the order of the lines.
 """
 
 from collections import Counter
@@ -37,9 +37,9 @@ from proposals.masks import VOID_ID
 
 _VOID_NAMES = ("void", "unlabelled", "unlabeled", "ignore", "__ignore__", "ignored")
 _NO_CLASS_NAMES = ("null", "none", "nothing", "bg", "no label", "no_label", "no class", "other", "others")
-"""Names that mean background if they stand for id 0 or black, or if no class stands for it."""
+"""Names that mean background if the class has id 0 (or is black), or if no class has id 0."""
 _MUCH_VOID = 0.5  # share of the pixels; a class with more of them is more likely the background than void
-_BLENDS = 3  # so many values that look like blends are not a coincidence; one or two may be thin classes
+_BLENDS = 3  # this many values that look like blends are taken for blends; one or two may be thin classes
 _DEFAULT_RULES = ImportRules()
 _JPEG = "was saved as JPEG or WebP, which changes values along edges: export PNG, or give --table and --strange void"
 
@@ -88,7 +88,7 @@ class ClassTable:
         known = values[index] == mask
         if not rules.unknown_void and not known.all():
             raise BadInput(self._describe_unknown(mask[~known], mask.size))
-        remark = "" if known.all() else "has a mask with values of no class, which became void"
+        remark = "" if known.all() else "has a mask with values that are not in the class table and became void"
         if lossy and rules.unknown_void and self._has_near_values():
             known &= find_certain(data, mask)
             remark = "has a mask saved as JPEG or WebP, of which 3 px along edges and details under 7 px became void"
@@ -184,7 +184,7 @@ def infer_table(masks_by_uri: Mapping[str, MaskValues], rules: ImportRules = _DE
         rows = rows_of_names(rules, values)
         named = any(name.lower() in BACKGROUND_NAMES for name in rules.classes)
         if rows[0].value == 0 and not named and rows[0].name.lower() not in (*_VOID_NAMES, *_NO_CLASS_NAMES):
-            rules = replace(rules, background=rules.background or rows[0].name)  # its id 0 is what the user says of it
+            rules = replace(rules, background=rules.background or rows[0].name)  # the user named id 0: it is the background
         return _make_table(rows, "--classes", rules, masks)
     blended = set[int]().union(*(mask.blended for mask in masks)) - set[int]().union(*(mask.wide for mask in masks))
     if len(values) > 255 or len(blended) >= _BLENDS or 2 * sum(bool(mask.blended) for mask in masks) > len(masks):
@@ -257,9 +257,9 @@ def _make_table(
 
 
 def _check_void(masks: Sequence[MaskValues]) -> None:
-    """Check that the id 255 is clearly void where the table does not list it.
+    """Check that the id 255 means void, and not a class, if the table does not list it.
 
-    It may be a class instead if some masks have no id but 255 and 0, others have other ids, and none has 255 beside such an id.
+    It may be a class if some masks have only 0 and 255, others have other ids, and none has 255 together with such an id.
 
     Args:
         masks: the values of some or all masks. Masks with colours are ignored.
@@ -329,7 +329,7 @@ def _find_background(
 
 
 def _shares(rows: Sequence[TableRow], masks: Sequence[MaskValues]) -> dict[str, float]:
-    """Return the share, in [0, 1], of each class in the pixels of all `masks`, by class name. `rows` say which value is which."""
+    """Return the share of the pixels of all `masks`, in [0, 1], by class name. `rows` map each mask value to its class."""
     pixels: Counter[int] = Counter()
     for mask in masks:
         pixels.update(mask.pixels)

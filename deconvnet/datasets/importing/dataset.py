@@ -25,26 +25,26 @@ _MOST_CLASSES = 254  # besides background, as ids have 8 bits and 255 is void
 
 @dataclass(frozen=True)
 class ImportRules:
-    """Rules that the user chose for turning annotations into masks. A format ignores the rules that do not concern it.
+    """Options of an import: how annotations become masks. A format ignores the options that do not apply to it.
 
     Attributes:
         classes: names of the classes to import, in the order of their ids, with or without background. If empty, all are
             imported.
-        known: names of the classes of the data set to which the images are added, in the order of their ids. They are imported if
-            `classes` is empty, and then a class of the annotations that is not among them is an error. Not all must occur. Empty
-            if the images are not added to a data set.
-        background: name of the class that is the background, if it is not called so. For masks it may also be the mask value of
-            that class, or "none" if all classes are objects. None to recognise the background by its name.
-        fold_case: True to make one class of names that differ in upper and lower case alone.
-        small_over_large: where objects overlap, True puts the smaller one on top. False puts the one on top that comes later in
-            the file.
+        known: class names of the data set that the images are added to, in the order of their ids; empty for a new data set. If
+            `classes` is empty, these classes are imported. Then any other class in the annotations is an error, but not every one
+            of these classes must occur.
+        background: name of the background class, if it is not "background". For masks it may also be the mask value of that
+            class, or "none" if all classes are objects. None to recognise the background by its name.
+        fold_case: True to merge class names that differ only in case, blanks or Unicode form.
+        small_over_large: which of two overlapping objects is on top: the smaller one (True), or the one later in the file
+            (False).
         crowd_void: True turns groups of objects annotated as one (COCO's iscrowd) into void. False makes each group one object.
         boxes_void: True turns boxes without an outline into void. False makes each an object.
         run_order: "columns" or "rows", along which the pixels of Kaggle's run lengths are counted. None to recognise it by the
             names of the table's columns.
         others_void: True turns classes that are not imported into void. False turns them into background.
         unknown_void: True turns mask values without a class into void. False rejects the image.
-        transparent: what transparent pixels of masks become: "background" or "void", or "opaque" if transparency means nothing.
+        transparent: what transparent pixels of masks become: "background" or "void". "opaque" ignores transparency.
         class_table_uri: path or URI of a text file with class names and mask values (see `class_table.read_table`). If
             None, the table is inferred from the masks.
         mask_suffix: text that the name of a mask has after the name of its image, such as "_mask" in "a_mask.png" for "a.jpg".
@@ -163,8 +163,8 @@ class AnnotatedDataset:
         entries: images to import, in the order in which the source lists them.
         rejects: a Reject (an input that can't be used, with the reason) for each image that is known to be unusable before any
             image is loaded.
-        losses: annotations of classes to import that belong to no image of the source: the id or name of the image that each
-            names, the path or URI of its file, and why it is lost.
+        losses: annotations of imported classes whose image is not in the source, as tuples: id or name of the missing image, path
+            or URI of the annotation file, and the reason.
         notes: sentences for the user about the data set as a whole.
         source_names: name of each image in the source, such as a relative path, by image id.
         class_table_text: text of the class table, which says which class each mask value stands for. None for formats whose
@@ -190,7 +190,7 @@ class AnnotatedDataset:
             uri: path or URI of a file, by which messages to the user identify this image.
             split: "train", "val" or "test" if the source says so, otherwise None.
             load: function that reads the image and makes its masks, as in `DatasetEntry`.
-            source_name: name of the image in the source, if its id is derived from another one.
+            source_name: name of the image in the source, if it differs from `name`.
         """
         image_id = image_id_of(name)
         if reason := invalid_id_reason(image_id):
@@ -205,7 +205,7 @@ class AnnotatedDataset:
 
     @property
     def says_splits(self) -> bool:
-        """Return whether the source says of any image that it belongs to train or val."""
+        """Return whether the source assigns any image to train or val."""
         return any(entry.split in ("train", "val") for entry in self.entries)
 
     def choose_classes(self, annotated: Sequence[str], rules: ImportRules, must_exist: bool = True) -> dict[str, int]:
@@ -216,8 +216,7 @@ class AnnotatedDataset:
         Args:
             annotated: class names in the annotations, in the order of their ids; they may repeat.
             rules: rules that the user chose. `classes`, `known`, `others_void`, `background` and `fold_case` apply.
-            must_exist: True to refuse if any class of `rules.classes` is missing from the annotations. False to refuse only if
-                all are missing.
+            must_exist: True to raise an error if any of `rules.classes` is missing from the annotations, False only if all are.
 
         Returns:
             Class id by class name, for all names in `annotated`. Names that are not imported have 255 (void) or 0 (background).
@@ -291,7 +290,7 @@ def folded(name: str) -> str:
 
 
 def describe_variants(names: Iterable[str], joined: bool) -> list[str]:
-    """Describe the class names that differ in upper and lower case, blanks or Unicode form alone.
+    """Describe class names that differ only in case, blanks or Unicode form.
 
     Args:
         names: class names.
@@ -306,8 +305,8 @@ def describe_variants(names: Iterable[str], joined: bool) -> list[str]:
     notes = []
     for group in (group for group in groups.values() if len(group) > 1):
         only_case = len({name.casefold() for name in group}) == 1
-        differ = f"differ by {'case' if only_case else 'case, blanks or Unicode form'} alone"
-        what = "were made one class" if joined else f"{differ}, and are separate classes: --fold_case makes them one"
+        differ = f"differ only in {'case' if only_case else 'case, blanks or Unicode form'}"
+        what = "were merged" if joined else f"{differ} and stay separate classes: --fold_case merges them"
         notes.append(f"{', '.join(group)} {what}")
     return notes
 

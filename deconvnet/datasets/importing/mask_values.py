@@ -22,7 +22,7 @@ from proposals.image_codec import DAMAGE_ERRORS, decode_alpha, decode_image, dec
 from proposals.masks import VOID_ID, void_id
 
 HIDDEN, SOFT = -1, -2
-_NEAR_COLOURS = 3  # largest difference of two colours in each channel that may be an accident
+_NEAR_COLOURS = 3  # two colours that differ by at most this in each channel may be meant as one
 _SQUARE = np.ones((3, 3), np.uint8)
 _LEAST_RIM = 20  # fewest pixels that count as rims
 _RIM_SHARE = 0.2  # in masks of CamVid and VOC under 4 % of the borders look like rims, in resized ones 30 % or more
@@ -263,8 +263,8 @@ def _find_rims(ids: np.ndarray, void: int) -> frozenset[int]:
         void: the id that is void, which is ignored.
 
     Returns:
-        The ids. None are returned if such pixels are fewer than 20, or are rare: if at least 4 times as many pairs of adjacent
-        pixels have ids that differ by more than 1.
+        The ids. The set is empty if there are fewer than 20 such pixels, or at least 4 times as many pairs of adjacent pixels
+        whose ids differ by more than 1.
     """
     rims, jumps = [], 0
     for mask in (ids, ids.T):

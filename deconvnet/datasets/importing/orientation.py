@@ -25,11 +25,11 @@ from infra.errors import BadInput
 from proposals.image_codec import DAMAGE_ERRORS, encode_mask, image_size
 
 Frame = Literal["stored", "displayed"]
-_ENOUGH = 100  # once so many images show how they were annotated, no more of their annotation file are read
-_ENOUGH_TURNED = 1000  # images with an EXIF orientation, whether they tell or not; more are not read
-_SPREAD = 500  # images, spread over the annotation file, that are read first
+_ENOUGH = 100  # reading stops once this many images of an annotation file show their frame
+_ENOUGH_TURNED = 1000  # reading also stops after this many images with an EXIF orientation
+_SPREAD = 500  # this many images, evenly spread over the annotation file, are read first
 GUESSED = "has an EXIF orientation, and nothing tells whether it was annotated as stored or as displayed: displayed is assumed"
-_FEW = 0.1  # evidence of at most this share, as from points set carelessly, is ignored
+_FEW = 0.1  # a minority of up to this share of the majority is ignored; its points may have been set carelessly
 
 
 def displayed_size(image: bytes, max_pixels: int) -> tuple[int, int]:

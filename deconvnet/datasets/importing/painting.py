@@ -165,8 +165,8 @@ def _draw(annotations: Sequence[Annotation], height: int, width: int) -> tuple[l
     Returns:
         regions: a region for each object and each void area. Annotations of one group make one region.
         losses: the annotations that become void or are left out although their class is imported.
-        crowds: phrase that names the classes of crowds that become void although their class is not imported; "" if there are
-            none.
+        crowds: phrase for the user about crowds that become void although their class is not imported, with the names of their
+            classes; "" if there are none.
 
     Raises:
         BadInput: if an annotation can't be drawn.

@@ -17,8 +17,8 @@ import numpy as np
 
 from infra.errors import BadInput
 
-_FARTHEST = 1e9  # of a coordinate from 0, in px; no image is so large
-_MOST_CROSSINGS = 50_000_000  # of the edges of a polygon with rows of pixels; to fill a polygon with this many takes 1 GB
+_FARTHEST = 1e9  # largest absolute value of a coordinate, px; no image is that large
+_MOST_CROSSINGS = 50_000_000  # most crossings of a polygon's edges with pixel rows; filling such a polygon takes 1 GB
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ class Outline:
     Attributes:
         fill: function that draws the pixels. It is called with the class id, and with the height and width of the image in px.
             It raises BadInput if they can't be drawn.
-        points: float64 array (N, 2) of x, y, which should lie inside the image. They help to find out how the image was turned
-            when it was annotated.
+        points: float64 array (N, 2) of x, y, which should lie inside the image. They show whether the image was annotated as
+            stored or as displayed (EXIF orientation).
         mask_size: width and height of the image, in px, if the pixels are a mask of a whole image; otherwise None.
     """
 

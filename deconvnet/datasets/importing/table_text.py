@@ -10,10 +10,10 @@ Each line has a class name and its value, in either order. The value is an id or
 A heading names the columns: `name,id`, `name,r,g,b`, `Pixel Value, Class`. CVAT's labelmap.txt, CamVid's label_colors.txt,
 Roboflow's _classes.csv and class_dict.csv can be read as they are. Empty lines and comments (# and a blank) are ignored.
 
-Names may have numbers and separators in them, so a line such as `3, 7` can be read in several ways. A way to read lines is a
-separator, an order of the columns, and the kind of value: id or colour. All lines are read in the one way that fits them all. The
-table is refused if several ways fit all lines and give different tables. It is also refused if no way fits all lines, and one of
-them can be read in several ways.
+Names may contain numbers and separators, so a line such as `3, 7` is ambiguous. An interpretation of a line is a separator, the
+order of name and value, and the kind of value (id or colour). If one interpretation fits all lines, the table is read with it.
+The table is refused if several interpretations fit all lines and give different tables. If none fits all lines, each line is read
+by itself, and the table is refused if a line has several interpretations that differ.
 """
 
 import csv
@@ -29,7 +29,7 @@ _RANK = {"\t": 0, ",": 1, ";": 1, ":": 2, "=": 2, " ": 3}  # a lower rank is mor
 _ID = re.compile(r"\d{1,5}")
 _HEX_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 _COLOUR = re.compile(r"(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})")
-_LABEL_MAPS = ([True, None], [True, None, None])  # after the name in CVAT's label map: colour, parts, actions; True if a colour
+_LABEL_MAPS = ([True, None], [True, None, None])  # fields after a name in CVAT's label map: True for a colour, None for no value
 _NAME_HEADINGS = ("name", "names", "classname", "labelname", "categoryname", "category", "title")
 _EITHER_HEADINGS = ("class", "label")  # of the names; or of the ids, if another column has the names
 _ID_HEADINGS = (
@@ -231,8 +231,9 @@ def _read_in_one_way(lines: Mapping[int, str], source: str) -> list[TableRow]:
 def _choose(lines: Mapping[int, str], tables: Mapping[_Way, list[TableRow]], source: str) -> list[TableRow]:
     """Choose the way to read some lines, and return the rows that it gives.
 
-    A line such as `road 128 64 128` is taken for a class `road` with a colour, not for a class `road 128 64` with the id 128. But
-    both are possible if two lines would have the same name with colours, and the last numbers of the lines count up as ids do.
+    A line such as `road 128 64 128` is taken for a class `road` with a colour, not for a class `road 128 64` with the id 128. It
+    is ambiguous only if reading colours would give two lines the same name, and the last numbers of the lines are consecutive,
+    like ids.
 
     Args:
         lines: the lines, by their number in the file.
@@ -318,8 +319,9 @@ def _likely(fits: Mapping[_Way, tuple[TableRow, list[str]]], single: Collection[
 
     Args:
         fits: for each way to read the line, the row that it gives and the fields of the name, as `_fits` returns them.
-        single: ways in which the name of at least one line of the text is a single field. In other ways all lines may have three
-            columns, as `flat, road, 7`, and it is not known which is the name. They are left out unless blanks are the separator.
+        single: interpretations in which at least one line of the text has a name of one field. In the others, all lines may have
+            three columns (`flat, road, 7`), and it is unknown which of them is the name. So they are dropped, unless the
+            separator is a blank.
     """
     likely = {}
     for way, (row, names) in fits.items():

@@ -35,7 +35,7 @@ class SheetCell:
         title: caption of the image, usually its id.
         warning: text that says what is suspicious about the image; empty if nothing is.
         note: second line of the caption of an image without warning.
-        doubtful: bool array (H, W), regions to outline; None for none.
+        doubtful: bool array (H, W), True in the uncertain regions, which are outlined; None for none.
     """
 
     image: np.ndarray

@@ -284,11 +284,11 @@ def _check_classes(usable: Sequence[ImageStatistics], classes: Sequence[str]) ->
         pixels.update({class_id: count for class_id, count in image.pixels.items() if class_id != VOID_ID})
     lines = []
     if usable and not pixels[0]:
-        lines.append(f"* the background, **{classes[0]}**, holds no pixel: is one of the classes the background (--background)?")
+        lines.append(f"* the background, **{classes[0]}**, has no pixels: is one of the classes the background (--background)?")
     for class_id, name in enumerate(classes[1:], start=1):
         if pixels[class_id] > MOST * pixels.total():
             share = _percent(pixels[class_id] / pixels.total())
-            lines.append(f"* class **{name}** holds {share} of the pixels: is it the background (--background)?")
+            lines.append(f"* class **{name}** covers {share} of the pixels: is it the background (--background)?")
         train, val = (sum(class_id in image.pixels for image in usable if image.split == split) for split in SPLITS)
         if not train and not val:
             lines.append(f"* class **{name}** is in no image: is it in the list by mistake?")

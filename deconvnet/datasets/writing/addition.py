@@ -218,7 +218,7 @@ def _read_rejects(path: Path) -> list[tuple[str, ...]]:
 
 
 def check_same_classes(found: Collection[str], known: Collection[str], root: Path) -> None:
-    """Raise UserError if classes are not those of a data set, in the same order.
+    """Raise UserError unless the classes of new images are those of the data set, in the same order.
 
     Args:
         found: names of the classes of the images to add, background first.

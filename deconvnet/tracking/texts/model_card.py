@@ -142,7 +142,7 @@ def _results(results: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _limits(run: RunSummary, sizes: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines about the limits, which the results show and the settings set."""
+    """Yield the lines about limits: those that the results show, and those that the settings impose."""
     iou = run.results["rows"].get(_FINAL, {}).get("iou", {})
     known = sorted((value, name) for name, value in iou.items() if value is not None)
     if known:
@@ -185,7 +185,7 @@ def _licences(run: RunSummary) -> Iterator[str]:
         else:
             yield "* The edge detector among the model's files was learned from PASCAL VOC 2012's images, SBD's masks and BSDS500, whose "
             yield "  terms are non-commercial research and educational purposes."
-    yield "* This program does not know the terms of these data and weights. Whether they allow a use is for its user to find out."
+    yield "* This program does not know the terms of these data and weights. Check them before you use the model."
 
 
 def _file_name(uri: str) -> str:

@@ -57,7 +57,7 @@ def read_brush_masks(sources: Sequence[AnnotationSource], rules: ImportRules) ->
                 masks[-1][match["task"]][match["annotation"]].append(uri)
                 label_of[uri] = _cut_label(match["rest"], controls)
             elif name.lower().endswith(".png"):
-                dataset.reject(name, uri, "its name is none that Label Studio gives, as task-1-annotation-2-by-3-tag-Cat-0.png")
+                dataset.reject(name, uri, "its name does not have Label Studio's form: task-1-annotation-2-by-3-tag-Cat-0.png")
         if not masks[-1]:
             raise UserError(
                 f"--annotations {source.annotations} has no masks as task-1-annotation-2-by-3-tag-Cat-0.png: export the project from "
@@ -161,7 +161,7 @@ def _lost_shapes(
         source: the source of the export.
     """
     return [
-        (f"task-{task['id']}", source.annotations, Loss(f"a {kind}", label, "is of a task that has no mask"))
+        (f"task-{task['id']}", source.annotations, Loss(f"a {kind}", label, "belongs to a task without masks"))
         for task in tasks
         if str(task["id"]) not in masked
         for kind, label in _shapes(task)
@@ -199,7 +199,7 @@ def _convert(
         opaque = mask >= min(_OPAQUE, max(1, int(mask.max())))
         converted.append(shapes.Annotation(name, label_of[uri], ids[label_of[uri]] or None, shapes.whole_mask(opaque)))
     for kind, label in unpainted:
-        loss = "is in the JSON export, and brush masks alone are read"
+        loss = "is in the JSON export, but only brush masks are read"
         converted.append(
             shapes.Annotation(f"a {kind}", label, ids[label] or None, None, loss, "--annotations with the JSON file")
         )

@@ -58,7 +58,7 @@ def _read_export(uri: str, encoding: str | None) -> list[Task]:
         encoding: name of the encoding if the file is not in UTF-8, as for `read_text`.
 
     Returns:
-        The tasks. Those that were not exported by Label Studio but are to be imported there have no id and no annotations.
+        The tasks. Tasks in a file that was made for import into Label Studio have no id and no annotations.
 
     Raises:
         UserError: if the file can't be read or is not such an export.
@@ -203,4 +203,4 @@ def _outline(value: Mapping[str, Any], width: int, height: int, boxes_void: bool
         corners = sides @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]) + np.array([x, y]) * scale
         loss, remedy = ("is a rectangle without an outline, which becomes void", "--boxes object") if boxes_void else ("", "")
         return shapes.polygons([corners]), loss, remedy
-    return None, "is neither polygon, brush label nor rectangle, which are read", ""
+    return None, "is not a polygon, brush label or rectangle, the only kinds that are read", ""

@@ -24,7 +24,7 @@ def find_images(index: ImageIndex, tasks: Collection[str], exported: Sequence[Ma
         exported: the tasks of the JSON export; empty if there is none.
 
     Returns:
-        For each id, the paths of the images that may be its image. It is clear which one is if there is exactly one.
+        The candidate images (their paths) by id of the task. If there is exactly one candidate, it is the image of the task.
 
     Raises:
         UserError: if there is no JSON export, and the images are not named by the tasks.
@@ -79,7 +79,7 @@ def choose_images(
     Args:
         dataset: data set to whose `rejects` the other tasks are added.
         index: images of the source.
-        files: the images that may be that of a task, by its id, as `find_images` returns them.
+        files: candidate images by id of the task, as `find_images` returns them.
         annotations: number of annotations of each of these tasks, by its id.
         uris: path or URI of a file of each task, by which messages identify it.
         exported: the tasks of the JSON export; empty if there is none.

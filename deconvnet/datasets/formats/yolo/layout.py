@@ -121,8 +121,8 @@ def find_splits(dataset: AnnotatedDataset, layout: Layout, index: ImageIndex, en
     """Find the split of each image in data.yaml.
 
     Args:
-        dataset: data set to whose `rejects` the images are added that a list names and that do not exist. Notes on splits without
-            images, and on folders that were found by the end of their path, are added to it, too.
+        dataset: data set that gets a reject for each listed image that does not exist. It also gets notes about splits without
+            images, and about folders that were found only by the end of their path.
         layout: the layout of the data set.
         index: the images.
         encoding: name of the encoding of lists that are not in UTF-8, as for `read_text`.
@@ -190,8 +190,9 @@ def _find_entry(entry: str, root: str, images: str, names: Collection[str]) -> t
         names: paths or URIs of all images.
 
     Returns:
-        The path or URI, and False. If there is no such folder or list, the one below `root` or `images` with the longest part of
-        the end of the path, such as images/train, and True. None and False if there is none, either.
+        path: path or URI of the folder or list. If the path does not exist, the folder or list below `root` or `images` that
+            matches the longest end of the path, such as images/train. None if there is neither.
+        by_end: True if only the end of the path matched.
     """
     # Roboflow writes ../train/images for train/images.
     direct = [_resolve(root, path) for path in (entry, entry.removeprefix("../"))]

@@ -76,9 +76,9 @@ def test_the_order_of_pixels_can_be_given_and_is_refused_if_it_makes_stripes(tmp
     [
         ("1 3 10", "line 2: its run lengths have 3 numbers"),
         ("0 3", "starts are counted from 1"),
-        ("5 3 6 4", "don't go forward"),
-        ("20 3 9 4", "don't go forward"),
-        ("5 0", "don't go forward"),
+        ("5 3 6 4", "not in ascending order"),
+        ("20 3 9 4", "not in ascending order"),
+        ("5 0", "not in ascending order"),
         (f"{HEIGHT * WIDTH - 1} 3", "end at pixel 2,401, the image has 2,400 (60×40)"),
         ("1 x", "not whole numbers"),
         ("1 99999999999999999999", "not whole numbers"),

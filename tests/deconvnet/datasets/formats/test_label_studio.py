@@ -115,7 +115,7 @@ def test_shapes_that_were_not_painted_are_counted(tmp_path):
     write_text(tmp_path / "export.json", json.dumps([made]))
     dataset = read(tmp_path)
     losses = [str(loss) for loss in dataset.entries[0].load().losses]
-    reason = "is in the JSON export, and brush masks alone are read"
+    reason = "is in the JSON export, but only brush masks are read"
     assert losses == [f"a polygon (crate) {reason}", f"a rectangle (cone) {reason}"] and "cone" in dataset.classes
 
 
@@ -131,7 +131,7 @@ def test_shapes_of_tasks_without_a_mask_are_lost(tmp_path, kind):
     write_text(tmp_path / "export.json", json.dumps([task(1, "a.jpg"), other]))
     dataset = read(tmp_path, classes=("crate",))
     ((image, _, loss),) = dataset.losses
-    assert image == "task-2" and str(loss) == f"a {kind} (crate) is of a task that has no mask"
+    assert image == "task-2" and str(loss) == f"a {kind} (crate) belongs to a task without masks"
 
 
 @pytest.mark.parametrize("images", [("1.jpg", "1.png"), ("1.jpg", "task-1.jpg"), ("01.jpg", "1.jpg")])
