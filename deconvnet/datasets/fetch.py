@@ -58,7 +58,7 @@ def require_disk_space(folder: Path, size: int, what: str) -> None:
     Args:
         folder: an existing folder on the disk.
         size: number of bytes needed.
-        what: name of what needs the room, for the message, such as "unpacking data.tar".
+        what: what needs the space, for the message, such as "unpacking data.tar".
 
     Raises:
         UserError: if the disk has less room.

@@ -10,7 +10,7 @@ from infra import storage
 from infra.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-"""Suffixes of image files, which may be in upper or lower case. Of files that differ only in the suffix, the first is used."""
+"""Suffixes of image files, in upper or lower case. If files differ only in the suffix, the earliest suffix here is used."""
 _MOST_NAMED = 10  # most files named in a message
 
 
@@ -106,7 +106,7 @@ def _refuse_unusable(stamps: dict[str, str]) -> list[ImageFile]:
     others are refused.
 
     Args:
-        stamps: by the relative path of each image, the text made of the file's size and modification time (`ImageFile.stamp`).
+        stamps: text made of the file's size and modification time (`ImageFile.stamp`), by the relative path of the image.
 
     Returns:
         All images, sorted by name. The field `refused` of a refused image says what is wrong.

@@ -242,7 +242,7 @@ def _items(settings: DataSettings, seed: int, root: str, before: Mapping[str, st
     ids = {split: [each.image_id for each in usable] for split, (usable, _) in listed.items()}
     splits = assign_splits(ids["train"], ids["val"], settings.dev_fraction, seed, settings.limit, ids["test"], before)
     items = [_Item(image.image_id, splits[image.image_id], image) for image in [*train, *val, *test] if image.image_id in splits]
-    if settings.limit is None:  # with a limit only the images drawn are considered
+    if settings.limit is None:  # if there is a limit, only the drawn images are considered
         for split, (_, rejects) in listed.items():
             items += [_Item(reject.image_id, split, reject) for reject in rejects]
     return sorted(items, key=lambda item: (item.image_id, item.split))

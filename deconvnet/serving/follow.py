@@ -25,7 +25,7 @@ class Loader(Protocol):
         """Return the versions that all processes hold."""
 
     def load(self, version: Version) -> LoadedModel:
-        """Load a version into all processes, and wait until it is there. Raise UserError if that fails."""
+        """Load a version into all processes, and wait until they have loaded it. Raise UserError if that fails."""
 
     def drop(self, versions: Collection[Version]) -> None:
         """Free the memory of versions in all processes."""
@@ -46,7 +46,7 @@ def find_wanted(model: str, challenger: str | None, store: str) -> Wanted:
         store: URI of the MLflow store.
 
     Returns:
-        The versions. If the registry names the champion, but gives no answer on the challenger, `problem` says why.
+        The versions. If the registry names the champion, but can't be asked for the challenger, `problem` says why.
 
     Raises:
         UserError: if `model` names no version, or the registry does not answer.
@@ -117,7 +117,7 @@ class Follower:
         self._gate, self._loader, self._find, self._poll_seconds = gate, loader, find, poll_seconds
         self._challenger: Version | None = None  # the latest challenger that the registry named
         self._retired: set[Version] = set()  # versions that others have replaced: a rollback must not try them out again
-        self._broken: dict[Version, tuple[float, float]] = {}  # when to try again, and how long that pause is
+        self._broken: dict[Version, tuple[float, float]] = {}  # when to try again, and the length of that pause
         self._last_warning = ""
 
     def run(self, stop: threading.Event) -> None:

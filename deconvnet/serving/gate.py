@@ -46,7 +46,7 @@ class _Request:
     Attributes:
         method: HTTP method.
         path: path of the address.
-        ended: whether the body has been read to its end, or the client has gone.
+        ended: whether the body has been read to its end, or the client has disconnected.
         arrived: time of the arrival, from `time.perf_counter()`.
     """
 
@@ -66,8 +66,8 @@ class _Request:
         self.ended = self.ended or message["type"] == "http.disconnect" or not message.get("more_body", False)
         return message
 
-    async def gone(self) -> None:
-        """Wait until the client has gone. The body must have been read."""
+    async def disconnected(self) -> None:
+        """Wait until the client has disconnected. The body must have been read."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
@@ -105,7 +105,7 @@ class Gate:
         Args:
             predictors: the processes that predict.
             model: the version that answers from the start.
-            limits: what clients may take.
+            limits: how much of the server clients may use.
             replicas: number of the processes that predict.
             canary: share of the requests that a challenger answers, once `routes` has one.
             shadow: whether the challenger also predicts the images that the champion has answered.
@@ -137,12 +137,12 @@ class Gate:
         """Answer a request, as an ASGI server calls it.
 
         POST / with an image as the body returns the image's mask. GET / returns the HTML page, /healthz the health check,
-        /version the model's version and what its answers were like, /metrics a page for Prometheus.
+        /version the model's version and statistics of its answers, /metrics a page for Prometheus.
 
         Args:
             scope: description of the request.
             receive: function that gives the body.
-            send: function that takes the reply. Its header X-Model holds the name and version of the model that has answered.
+            send: function that sends the reply. Its header X-Model holds the name and version of the model that has answered.
         """
         if scope["type"] != "http":
             return
@@ -158,7 +158,7 @@ class Gate:
         except Disconnected:
             pass
         except Exception:
-            status = 500  # which the web server sends
+            status = 500  # the web server sends it
             logger.exception(f"{request.method} {request.path} could not be answered")
             raise
         finally:
@@ -190,7 +190,7 @@ class Gate:
         Raises:
             Refused: if the request can't be used (status 400, 408, 413 or 415), the server is full (429), or the prediction fails
                 (500) or takes too long (504).
-            Disconnected: if the client has gone.
+            Disconnected: if the client has disconnected.
         """
         try:
             with_overlay = http.parse_overlay(request.option("overlay"))
@@ -228,7 +228,7 @@ class Gate:
     async def _answer(self, request: _Request, version: "Version", data: bytes, with_overlay: bool, keep_mask: bool) -> Answer:
         """Predict an image, but stop waiting if its client disconnects. For the arguments and exceptions see `_predict`."""
         work = asyncio.ensure_future(self._predictors.predict(version, data, with_overlay, keep_mask))
-        gone = asyncio.ensure_future(request.gone())
+        gone = asyncio.ensure_future(request.disconnected())
         try:
             await asyncio.wait((work, gone), timeout=self._limits.request_timeout, return_when=asyncio.FIRST_COMPLETED)
             if work.done():
@@ -284,7 +284,7 @@ class Gate:
         logger.info(f"shadow: {titles} in {100 * different:.1f} % of an image's pixels")
 
     def _version(self) -> dict[str, Any]:
-        """Return the content of /version: the versions, and what their answers were like, for JSON."""
+        """Return the content of /version: the versions, and statistics of their answers, for JSON."""
         challenger = self._number(self.challenger.version) if self.challenger else None
         canary = {"version": challenger, "share": self.routes.share} if challenger and self.routes.share else None
         shadow = {"version": challenger, **self._shadow_tally.summary()} if challenger and self._shadow else None
@@ -306,13 +306,13 @@ class Gate:
         """Send a reply. If the request's body has not been read, the rest is discarded and the connection closed.
 
         Args:
-            send: ASGI function that takes the reply.
+            send: ASGI function that sends the reply.
             reply: the reply.
             version: version of the model that has answered, for the header X-Model.
             request: the request.
 
         Raises:
-            Disconnected: if the client does not take the reply in time.
+            Disconnected: if the client does not read the reply in time.
         """
         unread = request.method not in ("GET", "HEAD") and not request.ended
         headers = {

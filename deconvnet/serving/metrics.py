@@ -66,7 +66,7 @@ class Metrics:
         """Count a request.
 
         Args:
-            status: HTTP status code of the reply. 499 if the client has gone before it.
+            status: HTTP status code of the reply. 499 if the client disconnected before.
         """
         self._requests.labels(str(status)).inc()
 

@@ -1,4 +1,4 @@
-"""Run the processes that predict by Ray Serve.
+"""Run the processes that predict with Ray Serve.
 
 Ray Serve starts several replicas, which are processes that each hold the models. `deconvnet.serving.gate` receives the requests in
 the process of the command and passes each image to one of them. Ray Serve's own HTTP server is not used, because it keeps a body
@@ -24,7 +24,7 @@ APP = "deconvnet"
 _SHUTDOWN_SECONDS = 60.0  # how long a replica may take to finish its requests when it is stopped
 _LOAD_SECONDS = 1800.0
 _DROP_SECONDS = 10.0
-_JOIN_SECONDS = 30.0  # until the driver knows all replicas that have started
+_JOIN_SECONDS = 30.0  # how long to wait until the driver knows all started replicas
 _ONGOING_REQUESTS = 2  # per replica: while one image is predicted, the next is sent
 
 
@@ -46,7 +46,7 @@ class Replicas:
         self.loaded: dict[Version, LoadedModel] = {}
 
     def load(self, version: Version) -> LoadedModel:
-        """Load a version into all replicas, and wait until it is there.
+        """Load a version into all replicas, and wait until they have loaded it.
 
         A replica that Ray Serve restarts later loads it by itself, with the first request.
 
@@ -92,7 +92,7 @@ class Replicas:
             timeout: seconds within which all replicas must have answered.
 
         Raises:
-            UserError: if the method raises an error, or no replica is there.
+            UserError: if the method raises an error, or no replica exists.
         """
         from ray.exceptions import RayError
         from ray.serve.exceptions import RayServeException

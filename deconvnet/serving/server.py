@@ -61,7 +61,7 @@ def serve(model: ServedModel, following: Following, limits: Limits, host: str, p
     Args:
         model: the model to serve, with the number and size of its replicas (processes that predict).
         following: which registered model to follow.
-        limits: what the clients may take.
+        limits: how much of the server clients may use.
         host: address to listen at.
         port: port to listen at.
         cluster: settings that name the Ray cluster to join. If they name none, Ray is started on this machine.

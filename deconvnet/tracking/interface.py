@@ -65,7 +65,7 @@ class Run:
         """Log the values of metrics at one step.
 
         Args:
-            metrics: values by name. None is skipped: it stands for a value that does not exist, such as the IoU of a class that
+            metrics: values by name. None, which is skipped, means a value that does not exist, such as the IoU of a class that
                 no image shows.
             step: position on the horizontal axis of the metrics' curves.
         """

@@ -41,8 +41,8 @@ MAX_PARAM = 500
 """Number of characters of a parameter that every MLflow server accepts. The artifact settings.json has the whole value."""
 _MAX_TAG = 5000
 _ITEMS_PER_REQUEST = 100  # parameters or tags
-_DELIVERY_SECONDS = 120.0  # how long a finished training waits for MLflow to take its last metrics
-_FAILED_DELIVERY_SECONDS = 10.0  # how long a failed or interrupted training waits for that
+_DELIVERY_SECONDS = 120.0  # how long a finished training waits for MLflow to accept its last metrics
+_FAILED_DELIVERY_SECONDS = 10.0  # the same after a failed or interrupted training
 
 
 def flat_params(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -169,8 +169,8 @@ class MlflowRun(Run):
         """Log the metrics that a training reports while a `with` block runs.
 
         The function that it yields takes the metrics of one training step. It writes them to a local file, and a thread sends
-        them to MLflow. The end of the block waits up to 120 s (10 s after an error) for MLflow to take the last metrics. Metrics
-        that MLflow has not taken by then are kept in the tracker's folder `spool_uri`, and a resumed run sends them. If that
+        them to MLflow. The end of the block waits up to 120 s (10 s after an error) for MLflow to accept the last metrics. Metrics
+        that MLflow has not accepted by then are kept in the tracker's folder `spool_uri`, and a resumed run sends them. If that
         folder is temporary, they are lost, and a warning is logged.
         """
         folder = self._tracker.spool_uri
@@ -184,7 +184,7 @@ class MlflowRun(Run):
             finally:
                 if not delivery.close(timeout):
                     fate = f"kept in {folder}" if folder else "lost"
-                    logger.warning("MLflow did not take the last metrics of %s; they are %s", self.run_id, fate)
+                    logger.warning("MLflow did not accept the last metrics of %s; they are %s", self.run_id, fate)
 
     def history(self, names: Collection[str]) -> dict[str, Line]:
         """Read the curves of the metrics `names` from this run. The result is `{metric: (steps, values)}`."""
@@ -233,7 +233,7 @@ class MlflowTracker(Tracker):
         Args:
             uri: URI of the MLflow store.
             experiment: name of the experiment.
-            spool_uri: folder, local or in a bucket, for metrics that MLflow has not taken yet. None for a temporary folder.
+            spool_uri: folder, local or in a bucket, for metrics that MLflow has not accepted yet. None for a temporary folder.
 
         Raises:
             UserError: if the store can't be used, or the experiment was deleted.

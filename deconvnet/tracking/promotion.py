@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 PROMOTED = "promoted"
 """Value of the tag `verdict` of a version that became champion. The other value is `registry.REJECTED` ("not promoted")."""
-# Beginning of the name of a version's tag `fence.NUMBER`. The tag's value is the champion that a run chose while it held the
+# Prefix of a version's tag `fence.NUMBER`. The tag's value is the champion that a run chose while it held the
 # workspace's lock file. NUMBER is the lock's fencing number, which is higher for each later holder of the lock.
 _FENCE = "fence."
 _ROUNDING = 1e-9  # 0.5 - 0.4 must not count as a fall of more than 0.1

@@ -35,7 +35,7 @@ logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs
 logger = logging.getLogger(__name__)
 
 _CHECK_SECONDS = 12.0
-_OLDEST_VERSION = 3  # of a server
+_OLDEST_VERSION = 3  # oldest major version of a server that can be used
 _SQLITE = "sqlite:///"
 _ARTIFACT_COLUMNS = (
     ("experiments", "artifact_location"),

@@ -101,8 +101,8 @@ class ImageExport:
     """What an image adds to an export.
 
     Attributes:
-        entry: the image's part of the files that describe the whole data set; a value that `ExportFormat.finish` understands.
-        files: contents of the files of this image alone, by their path in the export.
+        entry: the image's part of the files that describe the whole data set, as `ExportFormat.finish` takes it.
+        files: contents of the files that belong only to this image, by their path in the export.
     """
 
     entry: Any
@@ -118,9 +118,9 @@ class ExportFormat:
         finish: function that returns the contents of the files of the whole data set, by their path in the export: annotations
             and a configuration for the tool. Its arguments are the entries of all images in order, and the rules.
         annotations: path in the export that import_data.py reads with `--annotations`; "" for the folder of the export.
-        image_path: function that returns the path of an image in the export for its name. It raises BadInput if the image can't
-            have one. If the suffix differs from that of the name, the image is saved as PNG.
-        has_polygons: True if the format has polygons. If not, masks are written whatever the user chose.
+        image_path: function that returns the path of an image in the export, given its name. It raises BadInput if the image
+            can't have a path. If the suffix differs from that of the name, the image is saved as PNG.
+        has_polygons: True if the format has polygons. If not, masks are always written.
     """
 
     convert: "Callable[[PredictedImage, Sequence[PredictedObject], ExportRules], ImageExport]"

@@ -16,7 +16,7 @@ def to_coco(image: PredictedImage, objects: Sequence[PredictedObject], rules: Ex
     Args:
         image: the image with its mask and score.
         objects: its objects.
-        rules: rules of the export; `shapes` applies.
+        rules: options of the export; `shapes` applies.
 
     Returns:
         An export whose entry is a pair: the image, and its annotations, each with a `score`.
@@ -46,11 +46,11 @@ def to_coco(image: PredictedImage, objects: Sequence[PredictedObject], rules: Ex
 
 
 def coco_files(entries: Sequence[Any], rules: ExportRules) -> Mapping[str, bytes]:
-    """Return the COCO file of all images, by its name. Ids of images and annotations count from 1; category ids are class ids.
+    """Return the COCO file of all images, by file name. Ids of images and annotations count from 1; category ids are class ids.
 
     Args:
         entries: the entries of `to_coco`, in order.
-        rules: rules of the export; `classes`, `background` and `model` apply.
+        rules: options of the export; `classes`, `background` and `model` apply.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []

@@ -25,7 +25,7 @@ def to_cvat(image: PredictedImage, objects: Sequence[PredictedObject], rules: Ex
     Args:
         image: the image with its mask and score.
         objects: its objects.
-        rules: rules of the export; `classes` and `shapes` apply.
+        rules: options of the export; `classes` and `shapes` apply.
 
     Returns:
         An export whose entry is the element; it has no id yet.
@@ -48,11 +48,11 @@ def to_cvat(image: PredictedImage, objects: Sequence[PredictedObject], rules: Ex
 
 
 def cvat_files(entries: Sequence[Any], rules: ExportRules) -> Mapping[str, bytes]:
-    """Return the XML file of all images and the labels of the task, by their names.
+    """Return the XML file of all images and the labels of the task, by file name.
 
     Args:
         entries: the elements of `to_cvat`, in order.
-        rules: rules of the export; `classes` and `background` apply.
+        rules: options of the export; `classes` and `background` apply.
     """
     palette = class_palette(rules.background)
     colours = {number: "#{:02x}{:02x}{:02x}".format(*palette[number]) for number in rules.labels}

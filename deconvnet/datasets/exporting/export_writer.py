@@ -42,7 +42,7 @@ class Prediction:
 
 
 SPECK = 20
-"""Objects with fewer pixels are called specks: they are counted for the user, because correcting them is hardly worth the time."""
+"""Objects with fewer pixels are counted for the user, because correcting them is hardly worth the time."""
 
 
 class _Converted(NamedTuple):
@@ -52,7 +52,7 @@ class _Converted(NamedTuple):
         export: what the image adds to the export.
         objects: number of its objects.
         specks: number of its objects that have fewer than `SPECK` pixels.
-        agreement: share of the pixels, 0 to 1, that have the same class by mask and by the annotations.
+        agreement: share of the pixels, 0 to 1, whose class is the same in mask and annotations.
     """
 
     export: ImageExport
@@ -107,18 +107,18 @@ def write_export(
         predictions: the images and their masks.
         rejects: images that are known to be unusable, for the summary.
         export_format: format of the annotations.
-        rules: rules of the export.
+        rules: options of the export.
         folder: existing empty folder to write to.
         threads: number of threads that read and write images.
 
     Returns:
         What was exported and what was not. The latter is also listed in rejects.csv.
     """
-    paths, taken = _image_paths(predictions, export_format)
+    paths, refused = _image_paths(predictions, export_format)
 
     def export_one(prediction: Prediction) -> _Converted | Reject:
         try:
-            if reason := taken.get(prediction.name):
+            if reason := refused.get(prediction.name):
                 raise BadInput(reason)
             converted = _convert(prediction, export_format, rules)
             path = paths[prediction.name]
@@ -181,7 +181,7 @@ def _convert(prediction: Prediction, export_format: ExportFormat, rules: ExportR
     Args:
         prediction: the image.
         export_format: format of the annotations.
-        rules: rules of the export.
+        rules: options of the export.
 
     Returns:
         What the image adds to the export, and numbers about it.
@@ -203,7 +203,7 @@ def read_predicted_mask(uri: str, expected: Sequence[str], classes: Sequence[str
 
     Args:
         uri: path or URI of the mask.
-        expected: names of the classes that occur in the mask by the table, in the order of their ids.
+        expected: names of the classes that occur in the mask according to the table, in the order of their ids.
         classes: names of all classes by id.
 
     Returns:

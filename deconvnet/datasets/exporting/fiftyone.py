@@ -199,7 +199,7 @@ def _to_values(name: str, mask: np.ndarray, rules: DatasetRules) -> np.ndarray:
 
 
 def dataset_files(documents: Sequence[Mapping[str, Any]], rules: DatasetRules) -> dict[str, bytes]:
-    """Return the contents of metadata.json and samples.json, by their names.
+    """Return the contents of metadata.json and samples.json, by file name.
 
     Args:
         documents: the documents of the samples, in order.

@@ -16,7 +16,7 @@ from deconvnet.datasets.formats.label_studio.brush_runs import encode_brush
 from deconvnet.datasets.palette import class_palette
 
 _FILE = "tasks.json"
-_CONTROL, _IMAGE = "label", "image"  # names that the tasks and the set-up share
+_CONTROL, _IMAGE = "label", "image"  # names that the tasks and the configuration share
 _TAGS = {"polygons": ("PolygonLabels", "polygonlabels"), "masks": ("BrushLabels", "brushlabels")}
 
 
@@ -26,7 +26,7 @@ def to_label_studio(image: PredictedImage, objects: Sequence[PredictedObject], r
     Args:
         image: the image with its mask and score.
         objects: its objects.
-        rules: rules of the export; `classes`, `shapes`, `image_url` and `model` apply.
+        rules: options of the export; `classes`, `shapes`, `image_url` and `model` apply.
 
     Returns:
         An export whose entry is the task.
@@ -59,11 +59,11 @@ def to_label_studio(image: PredictedImage, objects: Sequence[PredictedObject], r
 
 
 def label_studio_files(entries: Sequence[Any], rules: ExportRules) -> Mapping[str, bytes]:
-    """Return the file of tasks and the set-up of the project, by their names.
+    """Return the file of tasks and the labelling configuration of the project, by file name.
 
     Args:
         entries: the tasks of `to_label_studio`, in order.
-        rules: rules of the export; `classes`, `background` and `shapes` apply.
+        rules: options of the export; `classes`, `background` and `shapes` apply.
     """
     palette = class_palette(rules.background)
     view = Element("View")

@@ -25,7 +25,7 @@ def to_labelme(image: PredictedImage, objects: Sequence[PredictedObject], rules:
     Args:
         image: the image with its mask and score.
         objects: its objects.
-        rules: rules of the export; `classes` and `shapes` apply.
+        rules: options of the export; `classes` and `shapes` apply.
 
     Returns:
         An export with the file, which lies beside the image. Each shape has a `score`, as X-AnyLabeling shows it.
@@ -65,7 +65,7 @@ def _shape(each: PredictedObject, score: float, rules: ExportRules) -> dict[str,
 
 
 def labelme_files(entries: Sequence[Any], rules: ExportRules) -> Mapping[str, bytes]:
-    """Return the list of labels for LabelMe, by its name. It also has the labels that mean void and background."""
+    """Return the list of labels for LabelMe, by file name. It also has the labels that mean void and background."""
     return {"labels.txt": "".join(f"{name}\n" for name in (VOID_LABEL, BACKGROUND_LABEL, *rules.labels.values())).encode()}
 
 

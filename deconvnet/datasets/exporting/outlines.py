@@ -20,7 +20,7 @@ def find_objects(mask: np.ndarray, rules: ExportRules) -> list[PredictedObject]:
 
     Args:
         mask: uint8 array (H, W) of class ids.
-        rules: rules of the export; `classes`, `background`, `min_area`, `shapes` and `tolerance` apply.
+        rules: options of the export; `classes`, `background`, `min_area`, `shapes` and `tolerance` apply.
 
     Returns:
         The objects, largest first: a tool that draws them in this order draws small objects over large ones.
@@ -113,7 +113,7 @@ def measure_agreement(mask: np.ndarray, objects: Sequence[PredictedObject], rule
     Args:
         mask: uint8 array (H, W) of class ids.
         objects: the objects that are exported, largest first.
-        rules: rules of the export; `shapes` and `background` apply.
+        rules: options of the export; `shapes` and `background` apply.
 
     Returns:
         Share of the pixels, 0 to 1, that have the same class when the objects are painted, smaller ones over larger ones.

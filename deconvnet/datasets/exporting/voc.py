@@ -26,7 +26,7 @@ def image_path(name: str) -> str:
         name: name of the image.
 
     Raises:
-        BadInput: if the ID is not one that VOC's layout can have.
+        BadInput: if the ID is not possible in VOC's layout.
     """
     image_id, suffix = image_id_of(name), PurePosixPath(name).suffix.lower()
     if reason := voc.invalid_id_reason(image_id):
@@ -40,7 +40,7 @@ def to_voc(image: PredictedImage, objects: Sequence[PredictedObject], rules: Exp
     Args:
         image: the image with its mask and score.
         objects: its objects. The pixels of objects that are not among them, because they are too small, become background.
-        rules: rules of the export; `background` and `min_area` apply.
+        rules: options of the export; `background` and `min_area` apply.
 
     Returns:
         An export with the mask. The entry is the ID of the image and its score.
@@ -66,13 +66,13 @@ def has_label_map(classes: Sequence[str]) -> bool:
 
 
 def voc_files(entries: Sequence[Any], rules: ExportRules) -> Mapping[str, bytes]:
-    """Return the list of images, the class names, CVAT's table of labels (labelmap.txt), and the table of scores, by their names.
+    """Return the list of images, the class names, CVAT's table of labels (labelmap.txt), and the table of scores, by file name.
 
     The table of labels is left out if it can't hold the name of a class (see `has_label_map`).
 
     Args:
         entries: the entries of `to_voc`, in order.
-        rules: rules of the export; `classes` and `background` apply.
+        rules: options of the export; `classes` and `background` apply.
     """
     palette = class_palette(rules.background)
     labels = [f"{name}:{','.join(map(str, palette[number]))}::" for number, name in enumerate(rules.classes)]

@@ -1,4 +1,4 @@
-"""Writing predictions in the YOLO segmentation format (https://docs.ultralytics.com/datasets/segment/): polygons alone.
+"""Writing predictions in the YOLO segmentation format (https://docs.ultralytics.com/datasets/segment/): polygons only.
 
 The format has no room for scores; those of the images are in scores.csv. Numbers of classes count from 0 without the background.
 """
@@ -21,7 +21,7 @@ def to_yolo(image: PredictedImage, objects: Sequence[PredictedObject], rules: Ex
     Args:
         image: the image with its mask and score.
         objects: its objects.
-        rules: rules of the export; `background` applies.
+        rules: options of the export; `background` applies.
 
     Returns:
         An export with the text file, which is empty without objects. The entry is the name of the image and its score.
@@ -40,7 +40,7 @@ def yolo_files(entries: Sequence[Any], rules: ExportRules) -> Mapping[str, bytes
 
     Args:
         entries: the entries of `to_yolo`, in order.
-        rules: rules of the export; `classes` and `background` apply.
+        rules: options of the export; `classes` and `background` apply.
     """
     document = {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(rules.labels.values()))}
     return {_FILE: yaml.safe_dump(document, sort_keys=False, allow_unicode=True).encode(), SCORES: score_table(entries)}

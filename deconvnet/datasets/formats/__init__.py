@@ -5,7 +5,7 @@ import_data.py (`ImportSettings` in workflows/settings/import_data.py). The `rea
 
 * `sources`, a sequence of `AnnotationSource`, says where the images and annotations are. There is one source for the whole data
   set, or one each for train and val.
-* `rules`, an `ImportRules`, says what the user chose about classes, overlaps and so on.
+* `rules`, an `ImportRules`, has the options of the import: which classes, which object is on top, and so on.
 
 It returns an `AnnotatedDataset`. It usually works in three steps:
 
@@ -48,7 +48,7 @@ class DatasetFormat:
         annotations: description, for error messages, of what `--annotations` must name in this format, such as "the folder of
             masks".
         read: function that reads a data set. Its first argument is the sources: one for the whole data set, or one each for train
-            and val. Its second argument is the rules that the user chose. It raises UserError if a source is not of this format.
+            and val. Its second argument is the options of the import. It raises UserError if a source is not of this format.
         images_beside_annotations: True if the images may lie in the folder of the annotations, so that `--images` can be omitted.
     """
 

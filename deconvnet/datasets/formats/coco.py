@@ -32,7 +32,7 @@ def read_coco(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annota
 
     Args:
         sources: the JSON files, each with its folder of images.
-        rules: rules that the user chose. Those about Kaggle's tables and about folders of masks have no effect.
+        rules: options of the import. Those about Kaggle's tables and about folders of masks have no effect.
 
     Returns:
         The data set. If `rules.classes` is empty, its classes are all categories, in the order of their ids. Categories that only
@@ -154,7 +154,7 @@ def _add_images(
         source: the file and its folder of images.
         document: content of the file, as `_read_document` returns it.
         converter: converts the annotations of the file to shapes.
-        rules: rules that the user chose, for painting the masks.
+        rules: options of the import, for painting the masks.
 
     Raises:
         UserError: if no annotation belongs to an image that the file lists.
@@ -184,7 +184,7 @@ def _add_images(
             dataset.reject(name, source.annotations, "it is listed with several ids, which share its annotations")
         else:
             load = painter.plan(partial(index.read_named, file), partial(converter.convert, image, annotations[key]))
-            name = name if name.endswith(PurePosixPath(file).name) else common_spelling(name)  # for a plain id
+            name = name if name.endswith(PurePosixPath(file).name) else common_spelling(name)  # keeps the id plain
             dataset.add(complete_name(name, file), storage.join(source.images, file), source.split, load)
             added.add(key)
     unlisted = [annotation for key, same in annotations.items() if key is None or key not in names for annotation in same]
@@ -309,7 +309,7 @@ def _parse_segmentation(value: Any) -> shapes.Outline:
 
     Args:
         value: value of "segmentation", which is not empty: an object with run lengths, or a list of polygons. A polygon is a list
-            of numbers x, y, x, y, … or of pairs [x, y]. If there is only one, it may also stand alone.
+            of numbers x, y, x, y, … or of pairs [x, y]. A single polygon need not be in a list.
 
     Returns:
         The outline.

@@ -24,7 +24,7 @@ from infra import storage
 from infra.errors import BadInput, UserError
 
 _SPLITS = dict.fromkeys(("train", "training"), "train") | dict.fromkeys(("val", "valid", "validation"), "val") | {"test": "test"}
-_CORNERS = 256  # of the polygon that is drawn for an ellipse
+_CORNERS = 256  # corners of the polygon that is drawn for an ellipse
 
 
 def read_cvat(sources: Sequence[AnnotationSource], rules: ImportRules) -> AnnotatedDataset:
@@ -32,7 +32,7 @@ def read_cvat(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annota
 
     Args:
         sources: the XML files, or folders with an annotations.xml; and their folders of images.
-        rules: rules that the user chose, such as `boxes_void`. Those about crowds, Kaggle's tables and folders of masks have no
+        rules: options of the import. Those about crowds, Kaggle's tables and folders of masks have no
             effect.
 
     Returns:
@@ -71,7 +71,7 @@ def _add_images(
         source: the XML file and its folder of images.
         document: the root of its XML tree.
         ids: class id by label; 255 (void) or 0 (background) for classes that are not imported.
-        rules: rules that the user chose.
+        rules: options of the import.
     """
     file, index = source.annotations, ImageIndex(source.images)
     images = list(document.iterfind("image"))
@@ -85,12 +85,12 @@ def _add_images(
     paths = _listed_paths(images, index)
     found, missing, notes = index.find_all(paths)
     counts = Counter(found[path] for path in paths if path in found)
-    first = dict(zip(reversed(names), reversed(paths), strict=True))  # of images of two subsets that have one name
+    first = dict(zip(reversed(names), reversed(paths), strict=True))  # the first path of each name, which subsets may share
     dataset.notes += notes
     unusable = 0
     for image, name, path, split in zip(images, names, paths, _splits(images, source.split), strict=True):
         reason = missing.get(path)
-        if reason is None and (count := counts[found[path]]) > 1:  # each entry has some of its shapes
+        if reason is None and (count := counts[found[path]]) > 1:  # each entry may have only some of the shapes
             reason = f"it is in the file {count} times"
         if reason is None:
             load = painter.plan(partial(index.read_named, found[path]), partial(_convert, image, ids, rules))
@@ -106,7 +106,7 @@ def _add_images(
 
 
 def _splits(images: Sequence[Element], given: str | None) -> list[str | None]:
-    """Return the split of each image, by the subsets of the project.
+    """Return the split of each image, according to the subsets of the project.
 
     Args:
         images: the XML elements of the images.
@@ -175,7 +175,7 @@ def _convert(image: Element, ids: Mapping[str, int], rules: ImportRules) -> shap
     Args:
         image: the XML element of the image; its child elements are the shapes.
         ids: class id by label; 255 (void) or 0 (background) for classes that are not imported.
-        rules: rules that the user chose; `boxes_void` applies.
+        rules: options of the import; `boxes_void` applies.
 
     Returns:
         The shapes of the image with their class ids.
@@ -220,7 +220,7 @@ def _outline(shape: Element) -> shapes.Outline | None:
         return shapes.polygons([[pair.split(",") for pair in at["points"].split(";")]])
     if shape.tag == "mask":
         width, height = int(at["width"]), int(at["height"])
-        runs = [int(run) for run in at["rle"].split(",")]  # of background and object in turn, row by row in the mask's window
+        runs = [int(run) for run in at["rle"].split(",")]  # background and object in turn, row by row in the mask's window
         if min(runs) < 0 or sum(runs) != width * height:
             raise BadInput(f"its run lengths are of {sum(runs):,} pixels, and its window is {width}×{height}")
         mask = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)

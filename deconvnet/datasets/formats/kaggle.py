@@ -1,7 +1,7 @@
 """Reading tables of run lengths as in Kaggle's competitions: a CSV file with a line for each object, or each class of an image.
 
 One column names the image, one has the run lengths, and a third may have the class. Run lengths are pairs of a start and a
-length, as `1 3 10 5`. The pixels are counted from 1, down the columns of the image (as in EncodedPixels) or along its rows. A
+length, such as `1 3 10 5`. The pixels are counted from 1, down the columns of the image (as in EncodedPixels) or along its rows. A
 line without run lengths says that the image has no object of its class.
 """
 
@@ -31,7 +31,7 @@ _RUNS = dict.fromkeys(("encodedpixels", "rle", "rle_mask", "encoding"), "columns
 )
 _IMAGES = ("imageid", "image_id", "image", "img_id", "img", "filename", "file_name", "id", "imageid_classid", "image_label")
 _CLASSES = ("classid", "class_id", "class", "class_name", "label", "category", "cell_type")
-_IN_ONE = ("imageid_classid", "image_label")  # columns of image and class, as a.jpg_1
+_IN_ONE = ("imageid_classid", "image_label")  # columns of image and class, such as a.jpg_1
 _NONE = ("", "-1", "nan")  # run lengths of an image without an object
 _LEAST_PIXELS = 20  # smaller objects don't show whether their pixels are counted along rows or columns
 
@@ -58,7 +58,7 @@ def read_kaggle(sources: Sequence[AnnotationSource], rules: ImportRules) -> Anno
 
     Args:
         sources: the CSV files, each with its folder of images.
-        rules: rules that the user chose. Those about boxes, crowds and folders of masks have no effect. If a table has no
+        rules: options of the import. Those about boxes, crowds and folders of masks have no effect. If a table has no
             classes, `classes` may have one name, by default "object".
 
     Returns:
@@ -99,7 +99,7 @@ def _read_table(file: str, rules: ImportRules) -> tuple[dict[str, list[_Line]], 
 
     Args:
         file: path or URI of the CSV file.
-        rules: rules that the user chose; `classes`, `run_order` and `encoding` apply.
+        rules: options of the import; `classes`, `run_order` and `encoding` apply.
 
     Returns:
         lines: the lines of the table by name of the image.

@@ -37,7 +37,7 @@ from proposals.masks import VOID_ID
 VOID_LABEL, BACKGROUND_LABEL = "__ignore__", "_background_"
 _POLYGONS = ("polygon", "rectangle", "oriented_rectangle", "rotation", "quadrilateral")  # the last two are X-AnyLabeling's
 _NO_AREA = ("point", "points", "line", "linestrip")  # types of shapes without pixels
-_MOST_MASK_PIXELS = 100_000_000  # of a shape of type mask
+_MOST_MASK_PIXELS = 100_000_000  # limit for a shape of type mask
 _NOT_THE_FILE = "was taken from its JSON file (imageData), because its image file shows another image"
 _EMBEDDED_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png"}  # file name suffix by name of the format in Pillow
 
@@ -47,7 +47,7 @@ def read_labelme(sources: Sequence[AnnotationSource], rules: ImportRules) -> Ann
 
     Args:
         sources: folders of JSON files, each with its folder of images, which may be the same folder.
-        rules: rules that the user chose. Those about boxes, crowds, Kaggle's tables and folders of masks have no effect.
+        rules: options of the import. Those about boxes, crowds, Kaggle's tables and folders of masks have no effect.
 
     Returns:
         The data set. If `rules.classes` is empty, its classes are all labels, in alphabetical order.
@@ -169,7 +169,7 @@ def _find_images(index: ImageIndex, image_paths: Mapping[str, str]) -> tuple[dic
 
     Returns:
         images: path of the image in the folder of images, by path of the LabelMe file. Files without an image are left out.
-        notes: sentences for the user about images that were found by their file name alone.
+        notes: sentences for the user about images that were found by file name, whatever their folder.
     """
     listed = {name: PurePosixPath(name).parent / path.replace("\\", "/") for name, path in image_paths.items() if path}
     found, _, notes = index.find_all(str(path) for path in listed.values())

@@ -40,7 +40,7 @@ def read_masks(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annot
 
     Args:
         sources: folders of masks, each with its folder of images.
-        rules: rules that the user chose. Those about overlaps, crowds, boxes, Kaggle's tables and classes that are not imported
+        rules: options of the import. Those about overlaps, crowds, boxes, Kaggle's tables and classes that are not imported
             have no effect. The class table (`class_table_uri`) says which class each value in the masks stands for. Without a
             table, `classes` are the class names by id. Without either, a table that a tool wrote beside the masks is used, or
             the classes are inferred from the values of all masks.
@@ -89,7 +89,7 @@ def _match(dataset: AnnotatedDataset, source: AnnotationSource, index: ImageInde
         dataset: data set whose `rejects` and `notes` tell what is left out.
         source: folder of masks and its folder of images.
         index: the images.
-        rules: rules that the user chose; `image_suffix` and `mask_suffix` apply.
+        rules: options of the import; `image_suffix` and `mask_suffix` apply.
 
     Returns:
         Pairs of the path of an image and the path of its mask, each relative to its folder.
@@ -206,7 +206,7 @@ def _make_table(uris: Sequence[str], rules: ImportRules) -> ClassTable:
 
     Args:
         uris: paths or URIs of all masks.
-        rules: rules that the user chose; `class_table_uri`, `classes`, `transparent` and `max_pixels` apply, and the rules of
+        rules: options of the import; `class_table_uri`, `classes`, `transparent` and `max_pixels` apply, and those of
             `class_table.infer_table`.
 
     Returns:
@@ -278,7 +278,7 @@ def _weigh(index: ImageIndex, name: str, mask_uri: str, rules: ImportRules) -> E
         index: images of the source.
         name: path of the image in the source's folder.
         mask_uri: path or URI of the mask.
-        rules: rules that the user chose; `max_pixels` applies.
+        rules: options of the import; `max_pixels` applies.
 
     Returns:
         The evidence for one or the other. None if the image is displayed as it is stored.
@@ -305,7 +305,7 @@ def _load(
         mask_uri: path or URI of the mask.
         table: class of each mask value.
         chooser: decides whether images with an EXIF orientation were annotated as stored or as displayed.
-        rules: rules that the user chose; `unknown_void` and `max_pixels` apply.
+        rules: options of the import; `unknown_void` and `max_pixels` apply.
 
     Returns:
         The image with its class mask.

@@ -31,7 +31,7 @@ from infra import storage
 from infra.errors import BadInput, UserError
 from infra.runtime.progress import progress
 
-_MOST_BYTES, _MOST_PIXELS = 1 << 28, 100_000_000  # of a bitmap's PNG file
+_MOST_BYTES, _MOST_PIXELS = 1 << 28, 100_000_000  # limits of a bitmap's PNG file
 
 
 def read_supervisely(sources: Sequence[AnnotationSource], rules: ImportRules) -> AnnotatedDataset:
@@ -39,7 +39,7 @@ def read_supervisely(sources: Sequence[AnnotationSource], rules: ImportRules) ->
 
     Args:
         sources: each a folder of a project or of one of its data sets, and a folder of images, which may be the same folder.
-        rules: rules that the user chose, such as `boxes_void`. Those about crowds, Kaggle's tables and folders of masks have no
+        rules: options of the import. Those about crowds, Kaggle's tables and folders of masks have no
             effect.
 
     Returns:
@@ -78,12 +78,12 @@ def read_supervisely(sources: Sequence[AnnotationSource], rules: ImportRules) ->
         data_sets = {PurePosixPath(name).parent.parent.name for name in names}
         shown = next((part for part in PurePosixPath(index.folder).parts[-2:] if part in data_sets), "")
         found = {name: _find_image(index, images, name, shown) for name in names}
-        claims = Counter(found.values())  # of two files that fit the same image, one must be wrong
+        claims = Counter(found.values())  # if two files fit the same image, one must be wrong
         for name, file in found.items():
             uri = storage.join(source.annotations, name)
             if file is None or claims[file] > 1:
                 several = f"{file}, its image below {source.images}, is also that of another annotation file"
-                dataset.reject(name, uri, several if file else f"no image of it below {source.images}")
+                dataset.reject(name, uri, several if file else f"its image is not below {source.images}")
                 continue
             load = painter.plan(partial(index.read_named, file), partial(_convert, uri, ids, rules))
             dataset.add("/".join(part for part in file.split("/") if part != "img"), uri, source.split, load)
@@ -187,7 +187,7 @@ def _convert(uri: str, ids: Mapping[str, int], rules: ImportRules) -> shapes.Ima
     Args:
         uri: path or URI of the file.
         ids: class id by class name; 255 (void) or 0 (background) for classes that are not imported.
-        rules: rules that the user chose; `boxes_void` and `encoding` apply.
+        rules: options of the import; `boxes_void` and `encoding` apply.
 
     Returns:
         The shapes of the image with their class ids.

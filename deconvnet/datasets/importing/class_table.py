@@ -65,8 +65,8 @@ class ClassTable:
 
         Args:
             data: encoded bytes of the mask.
-            rules: rules that the user chose. `unknown_void` says whether values that are not in the table become void or are
-                refused, `transparent` what transparent pixels become, and `max_pixels` the most pixels that the mask may have.
+            rules: options of the import: `unknown_void` (whether values that are not in the table become void or are refused),
+                `transparent` (what transparent pixels become) and `max_pixels` (largest number of pixels of the mask) apply.
 
         Returns:
             uint8 array (H, W) of class ids, where 255 is void. Also a phrase for the user, such as "has a mask with values of no
@@ -144,7 +144,7 @@ def read_table(text: str, name: str, rules: ImportRules = _DEFAULT_RULES, masks:
     Args:
         text: content of the file, in the form that `table_text` describes.
         name: name of the file, for error messages.
-        rules: rules that the user chose; `background` and `fold_case` apply.
+        rules: options of the import; `background` and `fold_case` apply.
         masks: the values of some masks, which show whether the table can be right.
 
     Returns:
@@ -163,7 +163,7 @@ def infer_table(masks_by_uri: Mapping[str, MaskValues], rules: ImportRules = _DE
 
     Args:
         masks_by_uri: the values that occur in each mask, by the address of its file.
-        rules: rules that the user chose; `classes` (names by id from 0), `background`, `fold_case` and `unknown_void` apply.
+        rules: options of the import; `classes` (names by id from 0), `background`, `fold_case` and `unknown_void` apply.
 
     Returns:
         The table. Its notes tell how it was inferred.
@@ -213,7 +213,7 @@ def _make_table(
     Args:
         rows: the rows; their values are all ids or all colours.
         source: name of their origin, such as a file, for error messages.
-        rules: rules that the user chose; `background`, `fold_case` and `unknown_void` apply.
+        rules: options of the import; `background`, `fold_case` and `unknown_void` apply.
         masks: the values of some or all masks.
         notes: sentences for the user, which the table gets before its own.
 
@@ -285,7 +285,7 @@ def _find_background(
     Args:
         rows: the rows of the table.
         source: name of their origin, for error messages.
-        rules: rules that the user chose; `background` and `fold_case` apply.
+        rules: options of the import; `background` and `fold_case` apply.
         masks: the values of some or all masks, for the shares of the classes.
 
     Returns:

@@ -20,7 +20,7 @@ STAGE = "import"
 BACKGROUND = "background"
 BACKGROUND_NAMES = (BACKGROUND, "_background_", "__background__")
 """Class names, in lower case, that always mean background."""
-_MOST_CLASSES = 254  # besides background, as ids have 8 bits and 255 is void
+_MOST_CLASSES = 254  # classes besides background: ids have 8 bits, and 255 is void
 
 
 @dataclass(frozen=True)
@@ -211,11 +211,11 @@ class AnnotatedDataset:
     def choose_classes(self, annotated: Sequence[str], rules: ImportRules, must_exist: bool = True) -> dict[str, int]:
         """Choose the classes of the data set, and the class id of each class name in the annotations.
 
-        Sentences for the user about the choice are added to `notes`, for example that names differ by case alone.
+        Sentences for the user about the choice are added to `notes`, for example that names differ only in case.
 
         Args:
             annotated: class names in the annotations, in the order of their ids; they may repeat.
-            rules: rules that the user chose. `classes`, `known`, `others_void`, `background` and `fold_case` apply.
+            rules: options of the import. `classes`, `known`, `others_void`, `background` and `fold_case` apply.
             must_exist: True to raise an error if any of `rules.classes` is missing from the annotations, False only if all are.
 
         Returns:

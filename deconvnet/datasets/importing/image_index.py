@@ -103,7 +103,7 @@ class NameIndex:
         Returns:
             found: path of the image relative to the folder, by name.
             missing: for each other name a sentence with the reason why it was not found.
-            notes: sentences for the user about images that were found by their file name alone; usually none.
+            notes: sentences for the user about images that were found by file name, whatever their folder; usually none.
         """
         found, missing = self.find_each(names)
         claims: dict[str, list[str]] = defaultdict(list)
@@ -162,7 +162,7 @@ class NameIndex:
             return path, ""
         *folders, file_name = PurePosixPath(common_spelling(path)).parts or ("",)
         candidates = self._by_path.get(common_spelling(path)) or self._in_folders(folders, file_name)
-        if len(candidates) > 1:  # they may differ in their percent-encoding alone
+        if len(candidates) > 1:  # they may differ only in their percent-encoding
             listed = PurePosixPath(normalise(path)).name
             spelled = {each: PurePosixPath(normalise(each)).name for each in candidates}
             same = [each for each in candidates if listed in (spelled[each], _without_suffix(spelled[each]))]
@@ -177,12 +177,10 @@ class NameIndex:
 
     def _not_in(self, folders: str) -> str:
         """Return the reason for an image that is not in the listed `folders`, though another folder has an image of this name."""
-        return (
-            f"no such image below {self.folder} in the folder {folders}; images of the same name in other folders are not taken"
-        )
+        return f"no such image below {self.folder} in the folder {folders}; images of the same name in other folders are not used"
 
     def _in_folders(self, folders: Sequence[str], file_name: str) -> list[str]:
-        """Find the images with a given file name in the folders where they may lie by the rules of this class.
+        """Find the images with a given file name in the folders in which the class allows it to be.
 
         Args:
             folders: names of the folders in an annotation, outermost first, in their common spelling (see `common_spelling`).

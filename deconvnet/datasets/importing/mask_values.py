@@ -323,7 +323,7 @@ def rows_of_names(rules: ImportRules, values: Sequence[int]) -> list[TableRow]:
     """Make the rows of a class table from the option `--classes`, whose names belong to the ids 0, 1, 2 and so on.
 
     Args:
-        rules: rules that the user chose; `classes` are the names, and `unknown_void` allows values without a name.
+        rules: options of the import; `classes` are the names, and `unknown_void` allows values without a name.
         values: the ids in the masks, in ascending order.
 
     Returns:

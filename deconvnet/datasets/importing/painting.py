@@ -80,7 +80,7 @@ class ImagePainter:
     """
 
     def __init__(self, rules: ImportRules) -> None:
-        """Create a painter. Its `rules` are those that the user chose; `small_over_large` and `max_pixels` apply."""
+        """Create a painter. Of the options `rules` of the import, `small_over_large` and `max_pixels` apply."""
         self._rules = rules
         self._frames = FrameChooser()
 

@@ -31,7 +31,7 @@ _HEX_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 _COLOUR = re.compile(r"(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})")
 _LABEL_MAPS = ([True, None], [True, None, None])  # fields after a name in CVAT's label map: True for a colour, None for no value
 _NAME_HEADINGS = ("name", "names", "classname", "labelname", "categoryname", "category", "title")
-_EITHER_HEADINGS = ("class", "label")  # of the names; or of the ids, if another column has the names
+_EITHER_HEADINGS = ("class", "label")  # heading of the names, or of the ids if another column has the names
 _ID_HEADINGS = (
     *("id", "value", "pixelvalue", "pixel", "index", "idx", "classid", "labelid", "categoryid", "classindex", "labelvalue"),
     *("maskvalue", "gray", "grey", "grayvalue", "greyvalue", "trainid"),
@@ -99,7 +99,7 @@ def parse_rows(text: str, source: str) -> list[TableRow]:
     if columns:
         del lines[min(lines)]
     if not lines:
-        raise UserError(f"{source} has no line with a class and its value, as `road, 7`")
+        raise UserError(f"{source} has no line with a class and its value, such as `road, 7`")
     rows = _read_columns(lines, columns, source) if columns else None
     for comment in comments:
         with suppress(UserError):  # most comments are not headings
@@ -115,7 +115,7 @@ def parse_value(text: str) -> tuple[int, bool] | None:
     """Parse a value of a class table, which is an id or a colour.
 
     Args:
-        text: the value: an id as "7", or a colour as "#804080" or "128,64,128".
+        text: the value: an id such as "7", or a colour such as "#804080" or "128,64,128".
 
     Returns:
         The value (a colour as R·65536 + G·256 + B), and whether it is a colour (True) or an id (False). None if it is neither.

@@ -1,4 +1,4 @@
-"""Masks that were compressed with loss, as by JPEG, which changes ids and colours along edges.
+"""Masks with lossy compression, such as JPEG, which changes ids and colours along edges.
 
 Measured on drawn masks whose ids differ by 1 (docs/experiments.md), 0.5 % of all pixels had a wrong id at JPEG quality 100, 3.5 %
 at quality 90 and 5 % at quality 75. Among pixels around which a square of 7×7 px has only one id, it was 0.000 %, 0.007 % and

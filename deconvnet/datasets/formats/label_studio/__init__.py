@@ -14,7 +14,7 @@ def read_label_studio(sources: Sequence[AnnotationSource], rules: ImportRules) -
     Args:
         sources: exports, each with its folder of images. An export is a JSON file, of which polygons, brush labels and rectangles
             are read, or a folder of the masks of brush labels. If one is a JSON file, the other must be one too.
-        rules: rules that the user chose. Those about crowds, Kaggle's tables and folders of masks have no effect.
+        rules: options of the import. Those about crowds, Kaggle's tables and folders of masks have no effect.
 
     Returns:
         The data set. If `rules.classes` is empty, its classes are all labels, in alphabetical order.

@@ -35,7 +35,7 @@ def read_brush_masks(sources: Sequence[AnnotationSource], rules: ImportRules) ->
 
     Args:
         sources: folders of masks, each with its folder of images.
-        rules: rules that the user chose. Those about boxes, crowds, Kaggle's tables and folders of masks have no effect.
+        rules: options of the import. Those about boxes, crowds, Kaggle's tables and folders of masks have no effect.
 
     Returns:
         The data set. If `rules.classes` is empty, its classes are all labels, in alphabetical order.
@@ -60,7 +60,7 @@ def read_brush_masks(sources: Sequence[AnnotationSource], rules: ImportRules) ->
                 dataset.reject(name, uri, "its name does not have Label Studio's form: task-1-annotation-2-by-3-tag-Cat-0.png")
         if not masks[-1]:
             raise UserError(
-                f"--annotations {source.annotations} has no masks as task-1-annotation-2-by-3-tag-Cat-0.png: export the project from "
+                f"--annotations {source.annotations} has no masks such as task-1-annotation-2-by-3-tag-Cat-0.png: export the project from "
                 "Label Studio as `Brush labels to PNG`"
             )
     unpainted = [{str(task["id"]): _shapes(task, "brush") for task in listed} for listed in tasks]
@@ -71,7 +71,9 @@ def read_brush_masks(sources: Sequence[AnnotationSource], rules: ImportRules) ->
         images = find_images(index, by_task, listed)
         dataset.losses += _lost_shapes(listed, by_task, ids, source)
         if not listed:
-            dataset.notes.append("there is no JSON export of the project, so the image of task 1 is taken to be 1, and so on")
+            dataset.notes.append(
+                "there is no JSON export of the project, so the image of task 1 is assumed to be named 1, and so on"
+            )
         files = {task: [uri for uris in annotations.values() for uri in uris] for task, annotations in by_task.items()}
         counts, uris = {task: len(each) for task, each in by_task.items()}, {task: each[0] for task, each in files.items()}
         for task, image in choose_images(dataset, index, images, counts, uris, listed).items():
@@ -180,7 +182,7 @@ def _convert(
 
     Args:
         files: paths or URIs of the masks.
-        label_of: label of each mask, by its path or address.
+        label_of: label of each mask, by its path or URI.
         unpainted: kind and label of the shapes that have no mask, because they were not painted with the brush.
         ids: class id by label; 255 (void) or 0 (background) for classes that are not imported.
         max_pixels: most pixels that a mask may have.

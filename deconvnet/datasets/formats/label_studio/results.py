@@ -28,7 +28,7 @@ def read_results(sources: Sequence[AnnotationSource], rules: ImportRules) -> Ann
 
     Args:
         sources: the JSON files, each with its folder of images.
-        rules: rules that the user chose. Those about crowds, Kaggle's tables and folders of masks have no effect.
+        rules: options of the import. Those about crowds, Kaggle's tables and folders of masks have no effect.
 
     Returns:
         The data set. If `rules.classes` is empty, its classes are all labels, in alphabetical order.
@@ -114,7 +114,7 @@ def _add_tasks(
         source: the export and its folder of images.
         tasks: the tasks of the export.
         ids: class id by label; 255 (void) or 0 (background) for classes that are not imported.
-        rules: rules that the user chose, for painting the masks.
+        rules: options of the import, for painting the masks.
     """
     index, painter = ImageIndex(source.images), ImagePainter(rules)
     annotated = {str(task["id"]): found for task in tasks if (found := _annotations(task))}
@@ -136,7 +136,7 @@ def _convert(results: Sequence[Mapping[str, Any]], ids: Mapping[str, int], rules
     Args:
         results: the results. One without labels is not a region, or adds to the region of another result with the same id.
         ids: class id by label; 255 (void) or 0 (background) for classes that are not imported.
-        rules: rules that the user chose; `boxes_void` and `max_pixels` apply.
+        rules: options of the import; `boxes_void` and `max_pixels` apply.
 
     Returns:
         The shapes of the image with their class ids.

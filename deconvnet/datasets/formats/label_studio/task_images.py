@@ -1,4 +1,4 @@
-"""Finding the image of each task of a Label Studio project, by its JSON export or by the number of the task."""
+"""Finding the image of each task of a Label Studio project, from the JSON export or from the number of the task."""
 
 import re
 import urllib.parse
@@ -12,7 +12,7 @@ from deconvnet.datasets.importing.dataset import AnnotatedDataset
 from deconvnet.datasets.importing.image_index import ImageIndex
 from infra.errors import UserError
 
-_UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")  # what Label Studio puts before the name of an uploaded file
+_UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")  # prefix that Label Studio gives the name of an uploaded file
 
 
 def find_images(index: ImageIndex, tasks: Collection[str], exported: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
@@ -44,7 +44,7 @@ def find_images(index: ImageIndex, tasks: Collection[str], exported: Sequence[Ma
     if unnamed := [task for task, same in files.items() if not same]:
         raise UserError(
             f"the masks don't say which image belongs to task {unnamed[0]}: put the JSON export of the project beside them "
-            "(or name the images by their tasks, as 1.jpg)"
+            "(or name the images by their tasks, such as 1.jpg)"
         )
     return files
 
@@ -98,7 +98,7 @@ def choose_images(
             reason = f"task {task} has {len(same)} images, {' and '.join(sorted(same))}: leave one of them below {index.folder}"
         elif not same:
             reason = f"below {index.folder}, no image or more than one has the name that task {task} states"
-        elif uses[image] > 1:  # of two tasks that fit the same image, one must be wrong
+        elif uses[image] > 1:  # if two tasks fit the same image, one must be wrong
             reason = f"{image}, the image of task {task}, is also that of another task"
         elif annotations[task] > 1:
             name, reason = image, f"task {task} has {annotations[task]} annotations: keep one"

@@ -32,8 +32,8 @@ def read_yolo(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annota
 
     Args:
         sources: each a data.yaml or a folder with text files, and a folder of images. By default, data.yaml names that folder.
-        rules: rules that the user chose. If there is no file of class names, `classes` are the names of the classes 0, 1, ….
-            Rules about crowds, Kaggle's tables and folders of masks have no effect.
+        rules: options of the import. If there is no file of class names, `classes` are the names of the classes 0, 1, ….
+            Options about crowds, Kaggle's tables and folders of masks have no effect.
 
     Returns:
         The data set. Its images have the splits train and val that data.yaml gives them, if data.yaml names both splits.
@@ -64,7 +64,7 @@ def _add_images(
         source: the source, as the user named it.
         layout: the layout of the source.
         ids: class id by class name; 255 (void) or 0 (background) for classes that are not imported.
-        rules: rules that the user chose, for painting the masks.
+        rules: options of the import, for painting the masks.
 
     Raises:
         UserError: if no image has a text file, or the splits that data.yaml names can't be found.
@@ -133,7 +133,7 @@ def _convert(label: str | None, names: Mapping[int, str], ids: Mapping[str, int]
         label: path or URI of the text file; None if the image has none.
         names: class names by number.
         ids: class id by class name; 255 (void) or 0 (background) for classes that are not imported.
-        rules: rules that the user chose; `boxes_void` and `encoding` apply.
+        rules: options of the import; `boxes_void` and `encoding` apply.
 
     Returns:
         An annotation for each line that is not empty.

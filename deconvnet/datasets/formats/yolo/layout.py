@@ -40,7 +40,7 @@ def find_layout(annotations: str, rules: ImportRules) -> Layout:
     Args:
         annotations: path or URI of data.yaml or classes.txt, or of a folder. In the latter case, the file with the
             class names is searched for in the folder, in its subfolder `labels`, and in the two folders above it.
-        rules: rules that the user chose; `classes` are the names if there is no file of names.
+        rules: options of the import; `classes` are the names if there is no file of names.
 
     Returns:
         The class names, and the splits if data.yaml names any.
@@ -83,7 +83,7 @@ def _read_names(file: str, rules: ImportRules) -> Layout:
 
     Args:
         file: path or URI of data.yaml, classes.txt or obj.names.
-        rules: rules that the user chose; `encoding` applies.
+        rules: options of the import; `encoding` applies.
 
     Returns:
         The class names, and the splits if the file is a data.yaml.
@@ -111,7 +111,7 @@ def _read_names(file: str, rules: ImportRules) -> Layout:
         raise UserError(f"--annotations {file} can't be used: {' '.join(str(error).split())}") from None
     inside = _resolve(root, str(document.get("path") or "."))
     entries = {"train": document.get("train"), "val": document.get("val") or document.get("valid"), "test": document.get("test")}
-    if entries["val"] == entries["train"]:  # as in examples; then val is drawn
+    if entries["val"] == entries["train"]:  # some examples do this; val is then drawn
         entries["val"] = None
     splits = {split: value if isinstance(value, list) else [value] for split, value in entries.items() if value}
     return Layout(by_number, storage.absolute(inside) if storage.exists(inside) else root, file, splits)
@@ -154,7 +154,7 @@ def find_splits(dataset: AnnotatedDataset, layout: Layout, index: ImageIndex, en
                 paths = [_resolve(base, line) for base in (layout.root, posixpath.dirname(place))]
                 if there := {names[path] for path in paths if path in names} or {*filter(None, [index.find(line)])}:
                     found += there
-                elif split != "test":  # which is not imported
+                elif split != "test":  # test is not imported
                     dataset.reject(line, place, f"listed, but there is no such image below {index.folder}")
         else:
             found = [name for path, name in names.items() if path.startswith(f"{place}/")]
@@ -197,7 +197,7 @@ def _find_entry(entry: str, root: str, images: str, names: Collection[str]) -> t
     # Roboflow writes ../train/images for train/images.
     direct = [_resolve(root, path) for path in (entry, entry.removeprefix("../"))]
     parts = [part for part in entry.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-    tails = [parts[start:] for start in range(len(parts)) if parts[start:] != ["images"]]  # which does not say the split
+    tails = [parts[start:] for start in range(len(parts)) if parts[start:] != ["images"]]  # tells no split
     ends = [storage.join(base, *tail) for tail in tails for base in (root, images)]
     for tries in ([*direct, *map(storage.absolute, direct)], ends):  # images are listed without symbolic links
         if there := [place for place in dict.fromkeys(tries) if storage.exists(place)]:
