@@ -100,8 +100,8 @@ def data_fingerprint(settings: DataSettings, root: str) -> str:
 
     Returns:
         SHA-256 in hex digits. It covers the names, sizes and modification times of all image and mask files of the splits train,
-        val and test, and the listed ids without usable files, with the reasons. For a generated data set it covers the generator's
-        settings instead, but not the seed, which the caller must add.
+        val and test, and the listed ids without usable files, with the reasons. For a generated data set it covers the
+        generator's settings instead, but not the seed, which the caller must add.
 
     Raises:
         UserError: if the folder is not in VOC's layout, or the list of a split can't be read.

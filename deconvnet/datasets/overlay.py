@@ -17,7 +17,8 @@ def overlay(image: np.ndarray, mask: np.ndarray, classes: Sequence[str], backgro
     """Paint a class mask over an image.
 
     Each class is painted half transparent in its colour, with an outline. Its name is written once, in its largest connected
-    piece, unless the class covers less than 0.2 % of the image. Background stays as it is. Void is painted, without outline and name.
+    piece, unless the class covers less than 0.2 % of the image. Background stays as it is. Void is painted, without outline and
+    name.
 
     Args:
         image: uint8 array (H, W, 3), RGB.

@@ -56,8 +56,8 @@ class VocImageFiles:
 
     Attributes:
         image_id: id of the image, which is the name of its files without suffix.
-        text: a line for each of the folders in `FOLDERS`: suffix, size and time of the file in it, separated by spaces. The line is
-            empty, or missing, if there is no such file.
+        text: a line for each of the folders in `FOLDERS`: suffix, size and time of the file in it, separated by spaces. The line
+            is empty, or missing, if there is no such file.
     """
 
     image_id: str
@@ -240,8 +240,9 @@ def list_files(root: str, folder: str, dangling: bool = False) -> dict[str, str]
         dangling: True to list broken symbolic links as well, with a size of 0. Reading them raises FileNotFoundError.
 
     Returns:
-        For each image id a line as in `VocImageFiles.text`. If an image id has several files, .jpg is preferred to .jpeg, and .jpeg
-        to .png. If the suffixes differ only in case, the first file by name is taken. The dict is empty if there is no such folder.
+        For each image id a line as in `VocImageFiles.text`. If an image id has several files, .jpg is preferred to .jpeg, and
+        .jpeg to .png. If the suffixes differ only in case, the first file by name is taken. The dict is empty if there is no such
+        folder.
     """
     found: list[tuple[bool, int, str, str]] = []
     for file in storage.list_sizes(storage.join(root, folder), recursive=False):

@@ -32,7 +32,7 @@ class Loader(Protocol):
 
 
 def challenger_uri(model: str, challenger: str | None) -> str:
-    """Return the URI of the challenger: `challenger`, or if that is None, the alias `challenger` of the model that `model` names."""
+    """Return the URI of the challenger: `challenger`, or if it is None, the alias `challenger` of the model in `model`."""
     name = model.removeprefix("models:/").partition("@")[0].partition("/")[0]
     return challenger or f"models:/{name}@{CHALLENGER}"
 

@@ -27,8 +27,8 @@ _UNSENT = 2**14
 class Connection(H11Protocol):
     """A connection with a client, which is closed if the client keeps the server waiting.
 
-    uvicorn makes an object of this class for each connection. Of its two parsers of HTTP, this is the one that refuses a header of
-    more than 16 KiB.
+    uvicorn makes an object of this class for each connection. Of its two parsers of HTTP, this is the one that refuses a header
+    of more than 16 KiB.
 
     Attributes:
         seconds: how long the server waits for a client: on an idle connection, for a request's header, or while the client reads

@@ -1,8 +1,8 @@
 """Run the processes that predict with Ray Serve.
 
-Ray Serve starts several replicas, which are processes that each hold the models. `deconvnet.serving.gate` receives the requests in
-the process of the command and passes each image to one of them. Ray Serve's own HTTP server is not used, because it keeps a body
-of any size in memory, and has no limit on the time in which a body must arrive.
+Ray Serve starts several replicas, which are processes that each hold the models. `deconvnet.serving.gate` receives the requests
+in the process of the command and passes each image to one of them. Ray Serve's own HTTP server is not used, because it keeps a
+body of any size in memory, and has no limit on the time in which a body must arrive.
 """
 
 import asyncio

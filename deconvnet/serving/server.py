@@ -34,7 +34,7 @@ class Following:
     """How a server follows the aliases of a registered model, and what it does with a challenger.
 
     Attributes:
-        model: URI of the registered model that answers. If it has an alias, the server changes to the version that the alias names.
+        model: URI of the registered model that answers. If it has an alias, the server follows the alias.
         challenger: URI of the registered model that is tried out, or None for the alias `challenger` of the same model.
         canary: share of the requests that the challenger answers, 0 to 1.
         shadow: whether the challenger predicts the champion's images, too, so that the masks can be compared.
@@ -153,8 +153,8 @@ def check_room(model: ServedModel, cluster: ClusterSettings, nodes: Mapping[str,
     if fits < model.replicas and not can_autoscale(cluster):
         each = f"{model.cpus} CPUs" + (f" and {model.gpus:g} of a GPU" if model.gpus else "")
         raise UserError(
-            f"replicas {model.replicas} is too many: this Ray cluster has room for {fits} with {each} each. Lower this number, or the "
-            "size of each replica"
+            f"replicas {model.replicas} is too many: this Ray cluster has room for {fits} with {each} each. Lower this number, "
+            "or the size of each replica"
         )
 
 

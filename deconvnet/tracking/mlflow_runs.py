@@ -169,9 +169,9 @@ class MlflowRun(Run):
         """Log the metrics that a training reports while a `with` block runs.
 
         The function that it yields takes the metrics of one training step. It writes them to a local file, and a thread sends
-        them to MLflow. The end of the block waits up to 120 s (10 s after an error) for MLflow to accept the last metrics. Metrics
-        that MLflow has not accepted by then are kept in the tracker's folder `spool_uri`, and a resumed run sends them. If that
-        folder is temporary, they are lost, and a warning is logged.
+        them to MLflow. The end of the block waits up to 120 s (10 s after an error) for MLflow to accept the last metrics.
+        Metrics that MLflow has not accepted by then are kept in the tracker's folder `spool_uri`, and a resumed run sends them.
+        If that folder is temporary, they are lost, and a warning is logged.
         """
         folder = self._tracker.spool_uri
         with spool_file(storage.join(folder, f"{self.run_id}.jsonl") if folder else None) as file:

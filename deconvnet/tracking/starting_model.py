@@ -73,8 +73,8 @@ def starting_model(start: Start, architecture: str, tracking_uri: str, cache: st
         URI of the model folder. None if there is only a network of the other architecture.
 
     Raises:
-        UserError: if there is no network at all, a folder has another network than when the run began, or a registered model can't
-            be fetched.
+        UserError: if there is no network at all, a folder has another network than when the run began, or a registered model
+            can't be fetched.
     """
     folder = _fetched(start.version, tracking_uri, cache) if start.version else start.source
     found = _model_folders(folder, start.source).get(architecture)

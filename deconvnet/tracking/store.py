@@ -88,8 +88,8 @@ def tracking_uri(workspace: str, configured: str | None = None) -> str:
             absolute_location(path)
         except ValueError:
             raise UserError(
-                f"MLflow's store {uri} (MLFLOW_TRACKING_URI or tracking.uri) is relative, and this job runs in Ray's temporary copy "
-                "of the project: name a tracking server, or give an absolute path that every node sees"
+                f"MLflow's store {uri} (MLFLOW_TRACKING_URI or tracking.uri) is relative, and this job runs in Ray's temporary "
+                "copy of the project: name a tracking server, or give an absolute path that every node sees"
             ) from None
     return _absolute(uri)
 
@@ -188,8 +188,8 @@ def _check_version(uri: str) -> None:
         version = re.match(r"(\d+)\.\d[\w.]*$", answer.text.strip()) if answer.ok else None
     if version and int(version[1]) < _OLDEST_VERSION:
         raise UserError(
-            f"MLflow's server at {without_secrets(uri)} has version {version[0]}, and {_OLDEST_VERSION} or newer is needed: upgrade it, "
-            "or correct MLFLOW_TRACKING_URI (or tracking.uri)"
+            f"MLflow's server at {without_secrets(uri)} has version {version[0]}, and {_OLDEST_VERSION} or newer is needed: "
+            "upgrade it, or correct MLFLOW_TRACKING_URI (or tracking.uri)"
         )
 
 

@@ -7,8 +7,8 @@
 
 Both JSON files are MongoDB's "extended JSON". FiftyOne itself is not needed to write them.
 
-In FiftyOne, the value 0 of a mask is the background and is never shown. So if class 0 of the data is a class like the others, each
-class id is written as id + 1. Void stays 255.
+In FiftyOne, the value 0 of a mask is the background and is never shown. So if class 0 of the data is a class like the others,
+each class id is written as id + 1. Void stays 255.
 """
 
 import hashlib
@@ -70,8 +70,8 @@ class Sample:
         name: path of the image file, with "/" between folders. No two samples have names that differ only in the suffix.
         path: path or URI of the image, for messages.
         image: content of the file.
-        masks: by name of field (`PREDICTION`, `TRUTH`), uint8 arrays (H, W) of class ids, of the size of the image as displayed; 255
-            is void.
+        masks: by name of field (`PREDICTION`, `TRUTH`), uint8 arrays (H, W) of class ids, of the size of the image as displayed;
+            255 is void.
         confidence_map: uint8 array (H, W), 255 for a probability of 1; None if there is none.
         measures: the measures by name; None for a measure that is undefined.
         groups: the measures of each group by name, such as {"iou": {"cat": 0.5}}.

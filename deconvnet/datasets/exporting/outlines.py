@@ -1,9 +1,9 @@
 """Finding the objects in a class mask, and the polygons around them.
 
 An object is an 8-connected region of one class. Its polygon has coordinates in px from the top left corner of the image. With a
-tolerance of 0 the polygon runs along the edges of the object's pixels. Then exactly these pixels lie inside by the even-odd rule, which
-is also used to import annotations (`deconvnet.datasets.importing.regions`). A hole is joined to the outer edge by a slit of width 0,
-because every labelling tool can edit polygons of one ring, but not all can edit polygons with holes.
+tolerance of 0 the polygon runs along the edges of the object's pixels. Then exactly these pixels lie inside by the even-odd rule,
+which is also used to import annotations (`deconvnet.datasets.importing.regions`). A hole is joined to the outer edge by a slit of
+width 0, because every labelling tool can edit polygons of one ring, but not all can edit polygons with holes.
 """
 
 from collections.abc import Sequence
@@ -70,8 +70,8 @@ def region_polygon(region: Region, tolerance: float) -> np.ndarray:
 def _simplified(ring: np.ndarray, tolerance: float) -> np.ndarray:
     """Simplify a closed ring along the edges of pixels.
 
-    The corners of the new ring are the middles of pixel edges. A slanting line through the middles is nearer to the true outline than a
-    line through the corners of the steps, and needs fewer corners.
+    The corners of the new ring are the middles of pixel edges. A slanting line through the middles is nearer to the true outline
+    than a line through the corners of the steps, and needs fewer corners.
 
     Args:
         ring: int array (N, 2) of the corners; corners may repeat.

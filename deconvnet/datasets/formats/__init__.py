@@ -1,7 +1,7 @@
 """The formats of annotated data sets that can be imported: one module for each, named as the user names it in `--from`.
 
 To add a format, add one module here that defines `FORMAT = DatasetFormat(…)`. Then add its name to the setting `from` of
-import_data.py (`ImportSettings` in workflows/settings/import_data.py). The `read` function of the format is called with two arguments:
+import_data.py (`ImportSettings` in workflows/settings/import_data.py). Its `read` function is called with two arguments:
 
 * `sources`, a sequence of `AnnotationSource`, says where the images and annotations are. There is one source for the whole data
   set, or one each for train and val.

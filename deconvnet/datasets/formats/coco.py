@@ -80,7 +80,7 @@ def _read_document(uri: str, encoding: str | None) -> dict[str, Any]:
         encoding: name of the encoding if the file is not in UTF-8, as for `read_text`.
 
     Returns:
-        The file's lists "images", "annotations" and "categories", by name. An entry that is not a JSON object becomes an empty one.
+        The file's lists "images", "annotations" and "categories", by name. Entries that are not JSON objects become empty.
 
     Raises:
         UserError: if the file can't be read or is not COCO JSON.

@@ -1,8 +1,8 @@
 """Reading tables of run lengths as in Kaggle's competitions: a CSV file with a line for each object, or each class of an image.
 
 One column names the image, one has the run lengths, and a third may have the class. Run lengths are pairs of a start and a
-length, such as `1 3 10 5`. The pixels are counted from 1, down the columns of the image (as in EncodedPixels) or along its rows. A
-line without run lengths says that the image has no object of its class.
+length, such as `1 3 10 5`. The pixels are counted from 1, down the columns of the image (as in EncodedPixels) or along its rows.
+A line without run lengths says that the image has no object of its class.
 """
 
 import csv
@@ -119,8 +119,8 @@ def _read_table(file: str, rules: ImportRules) -> tuple[dict[str, list[_Line]], 
     image, runs, label = (next((name for name in names if name in columns), "") for names in (_IMAGES, _RUNS, _CLASSES))
     if not image or not runs:
         raise UserError(
-            f"--annotations {file} is not a table of run lengths: its columns are {header[:200]}, and ImageId and EncodedPixels are "
-            "needed, or other names that Kaggle uses"
+            f"--annotations {file} is not a table of run lengths: its columns are {header[:200]}, and ImageId and EncodedPixels "
+            "are needed, or other names that Kaggle uses"
         )
     only = rules.classes[0] if len(rules.classes) == 1 else "object"
     table: dict[str, list[_Line]] = defaultdict(list)

@@ -234,8 +234,8 @@ class _File:
             The image. Its remark says if the file shows another image.
 
         Raises:
-            BadInput: if neither can be used, another LabelMe file has the same image, or it is not clear whether imagePath or `rival`
-                names the right image.
+            BadInput: if neither can be used, another LabelMe file has the same image, or it is not clear whether imagePath or
+                `rival` names the right image.
         """
         text = _read_document(self.uri, self.encoding).get("imageData")
         if not self.index or not self.image:

@@ -65,8 +65,8 @@ def read_masks(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annot
         folder, _, name = source.annotations.rstrip("/").rpartition("/")
         if name == voc.CLASS_MASKS_DIR and storage.exists(storage.join(folder, voc.OBJECT_MASKS_DIR)):
             dataset.notes.append(
-                f"{folder}/{voc.OBJECT_MASKS_DIR} is not read: each connected region of a class is taken for an object (a folder in VOC's "
-                "layout needs no import)"
+                f"{folder}/{voc.OBJECT_MASKS_DIR} is not read: each connected region of a class is taken for an object (a folder "
+                "in VOC's layout needs no import)"
             )
     table = _make_table([uri for *_, uri in pairs], rules)
     dataset.notes += table.notes
@@ -99,8 +99,8 @@ def _match(dataset: AnnotatedDataset, source: AnnotationSource, index: ImageInde
     """
     if source.images == source.annotations and rules.image_suffix == rules.mask_suffix:
         raise UserError(
-            f"the images and the masks are in one folder, {source.images}: say by --mask_suffix what the names of masks end in, such "
-            "as _mask for a.jpg and a_mask.png"
+            f"the images and the masks are in one folder, {source.images}: say by --mask_suffix what the names of masks end in, "
+            "such as _mask for a.jpg and a_mask.png"
         )
     masks = _choose_masks(dataset, source.annotations, rules.mask_suffix)
     same_name = _by_stem(index.names, rules.image_suffix)
@@ -234,8 +234,8 @@ def _make_table(uris: Sequence[str], rules: ImportRules) -> ClassTable:
     if not path:
         if differ:
             raise UserError(
-                f"{differ}, so it is not clear whether their ids or their colours are the classes: name the classes by --table, with the "
-                "colours (`road, 128 64 128`) or the ids (`road, 7`)"
+                f"{differ}, so it is not clear whether their ids or their colours are the classes: name the classes by --table, "
+                "with the colours (`road, 128 64 128`) or the ids (`road, 7`)"
             )
         if any(mask.are_colours for mask in masks.values()):  # grey masks among them are colours as well
             for uri in [uri for uri, mask in masks.items() if not mask.are_colours and any(mask.classes)]:

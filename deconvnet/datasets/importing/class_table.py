@@ -189,14 +189,14 @@ def infer_table(masks_by_uri: Mapping[str, MaskValues], rules: ImportRules = _DE
     blended = set[int]().union(*(mask.blended for mask in masks)) - set[int]().union(*(mask.wide for mask in masks))
     if len(values) > 255 or len(blended) >= _BLENDS or 2 * sum(bool(mask.blended) for mask in masks) > len(masks):
         raise UserError(
-            f"the masks (the first is {next(iter(masks_by_uri))}) have {len(values):,} {'colours' if has_colours else 'ids'}, which are "
-            "too many for classes, or values as blending along edges leaves them. If the masks were resized or saved as JPEG, export "
-            "them again, or name the classes by --table and give --strange void"
+            f"the masks (the first is {next(iter(masks_by_uri))}) have {len(values):,} {'colours' if has_colours else 'ids'}, "
+            "which are too many for classes, or values as blending along edges leaves them. If the masks were resized or saved "
+            "as JPEG, export them again, or name the classes by --table and give --strange void"
         )
     if not any(values):
         raise UserError(
-            f"no mask has another value than 0, or none can be read (the first is {next(iter(masks_by_uri), 'missing')}): no class is "
-            "annotated, or the classes are in the alpha channel"
+            f"no mask has another value than 0, or none can be read (the first is {next(iter(masks_by_uri), 'missing')}): no "
+            "class is annotated, or the classes are in the alpha channel"
         )
     if has_colours:
         rows, sentence = rows_of_colours(values, rules.background)
@@ -244,8 +244,8 @@ def _make_table(
         wide = set[int]().union(*(mask.wide for mask in masks))
         if not rules.unknown_void and 2 * sum(not mask.lossy and not wide.isdisjoint(mask.rims) for mask in masks) > len(masks):
             raise UserError(
-                "in most masks, ids rise in steps along edges (0, 1, 2), as after resizing with interpolation: the ids in between are "
-                "wrong. Resize the masks by nearest neighbour, or import them unchanged with --strange void"
+                "in most masks, ids rise in steps along edges (0, 1, 2), as after resizing with interpolation: the ids in "
+                "between are wrong. Resize the masks by nearest neighbour, or import them unchanged with --strange void"
             )
         if VOID_ID not in id_of_value:
             _check_void(masks)
@@ -272,7 +272,7 @@ def _check_void(masks: Sequence[MaskValues]) -> None:
     if {VOID_ID} in objects and others and not any(VOID_ID in found and len(found) > 1 for found in objects):
         count = objects.count({VOID_ID})
         raise UserError(
-            f"{count:,} masks have only the values 0 and 255, and others {', '.join(map(str, sorted({0, *others})[:20]))}: it is not "
+            f"{count:,} masks have only the values 0 and 255, others {', '.join(map(str, sorted({0, *others})[:20]))}: it is not "
             "clear whether 255 is a class or void. Say so by --table, with a line `void, 255`, or `object, 255` and `object, 1`"
         )
 
@@ -320,8 +320,8 @@ def _find_background(
     if zero and (not zero_is_void or _shares(rows, masks)[zero.name] > _MUCH_VOID):
         raise UserError(
             f"{source} has no class background, and calls {_format_value(0, zero.is_colour)} {zero.name}{', which is void' * zero_is_void}: "
-            f"which class is the background? It has {_list_shares(rows, masks)}. Give --background {zero.name}, or another class, or "
-            "--background none if all classes are objects"
+            f"which class is the background? It has {_list_shares(rows, masks)}. Give --background {zero.name}, or another "
+            "class, or --background none if all classes are objects"
         )
     if zero_is_void or rows[0].is_colour:
         return [], BACKGROUND, "the table has no background: no pixel will be of the class background"

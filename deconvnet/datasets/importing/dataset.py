@@ -182,8 +182,8 @@ class AnnotatedDataset:
     def add(self, name: str, uri: str, split: str | None, load: Callable[[], AnnotatedImage], source_name: str = "") -> None:
         """Add an image to the data set, without loading it.
 
-        The id of the image is made from its name by `image_id_of`. If that is not a valid id, or another image has it already, the
-        image is added to `rejects` instead.
+        The id of the image is made from its name by `image_id_of`. If that is not a valid id, or another image has it already,
+        the image is added to `rejects` instead.
 
         Args:
             name: name of the image in the source, a file name or relative path, from which its id is derived.
@@ -239,8 +239,8 @@ class AnnotatedDataset:
         strange = [name for each, name in found.items() if each not in requested]
         if strange and rules.known and not rules.classes:
             raise UserError(
-                f"the annotations have the class {_some(strange)}, and the data set has {_some(requested.values())}: rename it in the "
-                "annotations, or leave it out by naming the others in --classes"
+                f"the annotations have the class {_some(strange)}, and the data set has {_some(requested.values())}: rename it "
+                "in the annotations, or leave it out by naming the others in --classes"
             )
         names = requested or found
         unknown = [name for each, name in names.items() if each not in found]

@@ -120,13 +120,13 @@ class NameIndex:
             return found, missing, []
         name, file = next(iter(elsewhere.items()))
         note = (
-            f"none of the folders that are listed is below {self.folder}, so {len(elsewhere):,} images were found by their file name "
-            f"alone, such as {file} for {name}: check that they are the annotated ones"
+            f"none of the folders that are listed is below {self.folder}, so {len(elsewhere):,} images were found by their file "
+            f"name alone, such as {file} for {name}: check that they are the annotated ones"
         )
         return found | elsewhere, {name: reason for name, reason in missing.items() if name not in elsewhere}, [note]
 
     def _folder_exists(self, name: str) -> bool:
-        """Return whether any of the folders x/a/b, a/b and b exists or b is the folder of images, for a name such as x/a/b/1.jpg."""
+        """Return whether one of the folders x/a/b, a/b and b exists, or b is the folder of images, for the name x/a/b/1.jpg."""
         folders = PurePosixPath(common_spelling(_clean(name))).parts[:-1]
         return folders[-1:] == (self._root_name,) or any(folders[start:] in self._folders for start in range(len(folders)))
 

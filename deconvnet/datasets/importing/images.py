@@ -100,8 +100,8 @@ def same_image(one: bytes, other: bytes) -> bool:
         other: encoded bytes of another image.
 
     Returns:
-        True if the images have the same size as displayed, and the mean colours of all blocks of about 8×8 pixels are alike. False
-        if one of them can't be decoded.
+        True if the images have the same size as displayed, and the mean colours of all blocks of about 8×8 pixels are alike.
+        False if one of them can't be decoded.
     """
     try:
         pictures = [Image.fromarray(decode_image(data)) for data in (one, other)]

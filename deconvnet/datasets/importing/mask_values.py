@@ -344,7 +344,7 @@ def rows_of_names(rules: ImportRules, values: Sequence[int]) -> list[TableRow]:
     if only_void or (unnamed and not rules.unknown_void and names[0].lower() not in BACKGROUND_NAMES):
         shown = ", ".join(map(str, values[:20])) + (", …" if len(values) > 20 else "")
         raise UserError(
-            f"--classes names the ids 0 to {len(names) - 1} ({', '.join(f'{name} = {i}' for i, name in enumerate(names[:20]))}), and "
-            f"the masks have the values {shown}: name all ids from 0 on, background included, or give --table"
+            f"--classes names the ids 0 to {len(names) - 1} ({', '.join(f'{name} = {i}' for i, name in enumerate(names[:20]))}), "
+            f"and the masks have the values {shown}: name all ids from 0 on, background included, or give --table"
         )
     return rows

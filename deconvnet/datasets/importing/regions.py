@@ -242,8 +242,8 @@ def parse_run_lengths(counts: Any) -> np.ndarray:
     """Decode the run lengths of a mask in a COCO annotation file.
 
     In compressed text (as pycocotools' rleToString writes it), each character holds 6 bits: its code minus 48. The low 5 bits are
-    the next bits of a number, lowest first. Bit 0x20 is set if the number continues in the next character. In the last character of
-    a number, bit 0x10 is the sign. From the fourth number on, each number is the difference from the run length two positions
+    the next bits of a number, lowest first. Bit 0x20 is set if the number continues in the next character. In the last character
+    of a number, bit 0x10 is the sign. From the fourth number on, each number is the difference from the run length two positions
     before.
 
     Args:

@@ -150,7 +150,7 @@ def _read_heading(line: str, source: str) -> _Columns | None:
         source: name of the file, for error messages.
 
     Raises:
-        UserError: if more than one column may hold the names, or more than one the values, such as a column of ids and one of colours.
+        UserError: if several columns may have the names, or several the values, such as a column of ids and one of colours.
     """
     for separator in _SEPARATORS:
         heads = [re.sub(r"[\s_-]", "", field.lower()) for field in _split(line, separator)]
@@ -254,8 +254,8 @@ def _choose(lines: Mapping[int, str], tables: Mapping[_Way, list[TableRow]], sou
         for (number, line), one, other in zip(lines.items(), left[0], others, strict=True):
             if one != other:
                 raise UserError(
-                    f"{source}, line {number}: {line!r} can be read as {_describe(one)} or as {_describe(other)}: write a heading "
-                    "such as `name,id` or `id,name` above all lines, and commas between the columns"
+                    f"{source}, line {number}: {line!r} can be read as {_describe(one)} or as {_describe(other)}: write a "
+                    "heading such as `name,id` or `id,name` above all lines, and commas between the columns"
                 )
     return [row._replace(line=number) for number, row in zip(lines, left[0], strict=True)]
 
@@ -344,6 +344,6 @@ def _describe(row: TableRow) -> str:
 def _unreadable(number: int, line: str, source: str) -> UserError:
     """Return the error to raise for a line that is not a class name with a value. `number` is its number in the file."""
     return UserError(
-        f"{source}, line {number}: {line!r} is not a class and a value; write `road, 7` or `road, 128 64 128`, or name the columns by a "
-        "heading such as `name,id`"
+        f"{source}, line {number}: {line!r} is not a class and a value; write `road, 7` or `road, 128 64 128`, or name the "
+        "columns by a heading such as `name,id`"
     )

@@ -154,7 +154,7 @@ def _scale_to_cell(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _outline(painted: np.ndarray, regions: np.ndarray) -> None:
-    """Outline regions in an image of a cell, in place. Specks and holes of a few pixels are left out, as they would hide the image.
+    """Outline regions in an image of a cell, in place. Regions and holes of a few pixels are left out: they would hide the image.
 
     Args:
         painted: uint8 array (h, w, 3), RGB.

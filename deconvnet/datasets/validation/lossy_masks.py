@@ -61,8 +61,8 @@ def find_certain(data: bytes, values: np.ndarray) -> np.ndarray:
     steps = getattr(Image.open(io.BytesIO(data)), "quantization", {})
     if any(table[0] >= _COARSEST for table in steps.values()):
         raise BadInput(
-            "the mask was saved as JPEG of such a low quality that its ids may be those of other classes: export PNG, or ids that "
-            f"differ by {NEAR} or more"
+            "the mask was saved as JPEG of such a low quality that its ids may be those of other classes: export PNG, or ids "
+            f"that differ by {NEAR} or more"
         )
     square = np.ones((2 * _EDGE + 1, 2 * _EDGE + 1), np.uint8)
     exact = values.astype(np.float64)  # OpenCV has no dilation of int32

@@ -145,9 +145,9 @@ def _class_table(usable: Sequence[ImageStatistics], classes: Sequence[str], prop
     rows.append(["all objects", *counts, *_count_by_split(objects), "", *_size_shares(objects)])
     heads = ["class", "images train", "val", "objects train", "val", "pixels", "small", "medium", "large", "unfindable"]
     return (
-        f"{markdown_table(heads, rows)}\n\nSmall, medium, large: objects that cover under {SMALL:.0%}, up to {LARGE:.0%} and over "
-        f"{LARGE:.0%} of their image. Unfindable: their box is smaller than {proposals.min_box_area:,.0f} px², the smallest that EdgeBox "
-        "proposes (proposals.min_box_area); larger boxes may still cover them."
+        f"{markdown_table(heads, rows)}\n\nSmall, medium, large: objects that cover under {SMALL:.0%}, up to {LARGE:.0%} and "
+        f"over {LARGE:.0%} of their image. Unfindable: their box is smaller than {proposals.min_box_area:,.0f} px², the smallest "
+        "that EdgeBox proposes (proposals.min_box_area); larger boxes may still cover them."
     )
 
 

@@ -256,9 +256,9 @@ def _check_losses(summary: ImportSummary, max_void: float) -> None:
         reasons = "; ".join(f"{number:,}× {label} {reason}" for label, reason, number in found[:5]) + ("; …" if found[5:] else "")
         remedies = dict.fromkeys(loss.remedy for *_, loss in summary.losses if loss.remedy)
         raise UserError(
-            f"{count:,} of {total:,} annotations don't become objects ({reasons}), and max_void allows {max_void:.0%}: correct them, "
-            f"{''.join(f'give {remedy}, ' for remedy in remedies)}leave their classes out by --classes, or raise --max_void. "
-            "Nothing was written"
+            f"{count:,} of {total:,} annotations don't become objects ({reasons}), and max_void allows {max_void:.0%}: correct "
+            f"them, {''.join(f'give {remedy}, ' for remedy in remedies)}leave their classes out by --classes, or raise "
+            "--max_void. Nothing was written"
         )
 
 

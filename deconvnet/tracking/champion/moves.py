@@ -46,9 +46,9 @@ class Move:
 
 
 def move_champion(store: str, name: str, to: str | None, why: str) -> Move:
-    """Move the alias `champion` as a user wishes: to a version, or back to the version that had it before.
+    """Move the alias `champion` at a user's request: to a version, or back to the version that had it before.
 
-    The versions are not compared. The workspace is not locked, so a bad model can be taken back at once, even during a retraining.
+    The versions are not compared. The workspace is not locked, so a bad model can be replaced at once, even during a retraining.
 
     Args:
         store: URI of the MLflow store.

@@ -36,11 +36,11 @@ def model_card(name: str, run: RunSummary, sizes: Mapping[str, Any] | None = Non
             *_head(name, run.results),
             f"# {escaped(name)}",
             "",
-            "An ensemble of DeconvNet (Noh, Hong, Han, ICCV 2015) and FCN-8s (Long, Shelhamer, Darrell, CVPR 2015), refined by a dense "
-            f"CRF (EDeconvNet+CRF). It predicts one of {len(run.results['classes'])} classes for each pixel of an image.",
+            "An ensemble of DeconvNet (Noh, Hong, Han, ICCV 2015) and FCN-8s (Long, Shelhamer, Darrell, CVPR 2015), refined by a "
+            f"dense CRF (EDeconvNet+CRF). It predicts one of {len(run.results['classes'])} classes for each pixel of an image.",
             "",
-            f"Trained by the run *{escaped(run.title)}* with the code {escaped(run.code)}; this card is of {run.when:%Y-%m-%d}. It states "
-            "only what that run has recorded.",
+            f"Trained by the run *{escaped(run.title)}* with the code {escaped(run.code)}; this card is of {run.when:%Y-%m-%d}. "
+            "It states only what that run has recorded.",
             *_section("Intended use", _use(run)),
             *_section("Data", _data(run)),
             *_section("Training", _training(run.settings)),

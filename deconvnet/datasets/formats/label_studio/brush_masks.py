@@ -60,8 +60,8 @@ def read_brush_masks(sources: Sequence[AnnotationSource], rules: ImportRules) ->
                 dataset.reject(name, uri, "its name does not have Label Studio's form: task-1-annotation-2-by-3-tag-Cat-0.png")
         if not masks[-1]:
             raise UserError(
-                f"--annotations {source.annotations} has no masks such as task-1-annotation-2-by-3-tag-Cat-0.png: export the project from "
-                "Label Studio as `Brush labels to PNG`"
+                f"--annotations {source.annotations} has no masks such as task-1-annotation-2-by-3-tag-Cat-0.png: export the "
+                "project from Label Studio as `Brush labels to PNG`"
             )
     unpainted = [{str(task["id"]): _shapes(task, "brush") for task in listed} for listed in tasks]
     others = {label for by_task in unpainted for shapes_of_task in by_task.values() for _, label in shapes_of_task}

@@ -3,8 +3,8 @@
 They are a list of bytes, whose bits are read from the highest on:
 
 * 32 bits: the number of words; 5 bits: the size of a word less 1; 4 × 4 bits: four sizes of numbers, each less 1.
-* Then packets, until all words have been read. 1 bit: whether one word is repeated; 2 bits: which of the four sizes the next number has;
-  the number of words less 1; then the word that is repeated, or all words.
+* Then packets, until all words have been read. 1 bit: whether one word is repeated; 2 bits: which of the four sizes the next
+  number has; the number of words less 1; then the word that is repeated, or all words.
 
 The words are bytes: red, green, blue and alpha of each pixel, row by row. A pixel belongs to the mask if it is opaque.
 """

@@ -41,8 +41,8 @@ def read_results(sources: Sequence[AnnotationSource], rules: ImportRules) -> Ann
     labels = {label for tasks in exports for task in tasks for found in _annotations(task) for label in _labels(found)}
     if not labels:
         raise UserError(
-            f"--annotations {' and '.join(source.annotations for source in sources)}: no task has an annotation with a label; predictions "
-            "are not read before someone has accepted them (in Label Studio: Submit)"
+            f"--annotations {' and '.join(source.annotations for source in sources)}: no task has an annotation with a label; "
+            "predictions are not read before someone has accepted them (in Label Studio: Submit)"
         )
     ids = dataset.choose_classes(sorted(labels), rules, must_exist=False)
     for source, tasks in zip(sources, exports, strict=True):
@@ -69,8 +69,8 @@ def _read_export(uri: str, encoding: str | None) -> list[Task]:
         raise UserError(f"--annotations {uri} can't be read: {error}") from None
     if not isinstance(tasks, list) or not all(map(_is_task, tasks)):
         raise UserError(
-            f"--annotations {uri} is not a JSON export of Label Studio (a list of tasks with id and data): export `JSON`, not `JSON-MIN`; "
-            "for `Brush labels to PNG`, name the folder of the PNG files"
+            f"--annotations {uri} is not a JSON export of Label Studio (a list of tasks with id and data): export `JSON`, not "
+            "`JSON-MIN`; for `Brush labels to PNG`, name the folder of the PNG files"
         )
     return tasks
 

@@ -62,8 +62,8 @@ def find_layout(annotations: str, rules: ImportRules) -> Layout:
             return _read_names(file, rules)
     if not rules.classes:
         raise UserError(
-            f"--annotations {annotations}: there is no data.yaml or classes.txt with the class names: name it by --annotations, or "
-            "give the names of the classes 0, 1, … by --classes"
+            f"--annotations {annotations}: there is no data.yaml or classes.txt with the class names: name it by --annotations, "
+            "or give the names of the classes 0, 1, … by --classes"
         )
     if any(name.lower() in BACKGROUND_NAMES for name in rules.classes):
         raise UserError(
@@ -166,14 +166,14 @@ def find_splits(dataset: AnnotatedDataset, layout: Layout, index: ImageIndex, en
     if missing or (layout.splits and not split_of):
         entries = missing or [f"{split}: {entry}" for split, entries in layout.splits.items() for entry in entries]
         raise UserError(
-            f"{layout.file} names {', '.join(entries)}, and no image below {index.folder} is there: correct these paths, name the folder "
-            "that has them by --images, or delete them from the file to import all images"
+            f"{layout.file} names {', '.join(entries)}, and no image below {index.folder} is there: correct these paths, name "
+            "the folder that has them by --images, or delete them from the file to import all images"
         )
     return split_of
 
 
 def _read_list(file: str, encoding: str | None) -> list[str]:
-    """Read the lines of a list of images that are not empty. Raise UserError if the file can't be read or is in another encoding."""
+    """Read a list of images, without its empty lines. Raise UserError if the file can't be read or is in another encoding."""
     try:
         return [line.strip() for line in read_text(file, encoding).splitlines() if line.strip()]
     except BadInput as error:
