@@ -11,7 +11,7 @@ from infra.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 """Suffixes of image files, in upper or lower case. If files differ only in the suffix, the earliest suffix here is used."""
-_MOST_NAMED = 10  # most files named in a message
+_MAX_NAMED = 10  # most files named in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class FolderFiles:
             return ""
         counts = Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in self.passed_over)
         kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common(8))
-        names = ", ".join(self.passed_over[:_MOST_NAMED]) + (", …" if len(self.passed_over) > _MOST_NAMED else "")
+        names = ", ".join(self.passed_over[:_MAX_NAMED]) + (", …" if len(self.passed_over) > _MAX_NAMED else "")
         return f"skipped {len(self.passed_over):,} files whose suffix is not that of an image ({kinds}): {names}"
 
 

@@ -56,12 +56,12 @@ class VocImageFiles:
 
     Attributes:
         image_id: id of the image, which is the name of its files without suffix.
-        text: a line for each of the folders in `FOLDERS`: suffix, size and time of the file in it, separated by spaces. The line
-            is empty, or missing, if there is no such file.
+        listing: a line for each of the folders in `FOLDERS`: suffix, size and time of the file in it, separated by spaces. The
+            line is empty, or missing, if there is no such file.
     """
 
     image_id: str
-    text: str
+    listing: str
 
     @property
     def image(self) -> VocFile:
@@ -84,7 +84,7 @@ class VocImageFiles:
         Args:
             number: position of the folder in `FOLDERS`.
         """
-        lines = self.text.split("\n")
+        lines = self.listing.split("\n")
         if number >= len(lines) or not lines[number]:
             return None
         suffix, size, mtime_ns = lines[number].rsplit(" ", 2)
@@ -166,7 +166,7 @@ class VocDataset:
         self.root = storage.absolute(root)
         if not storage.exists(self.root):
             raise UserError(f"there is no data folder {self.root}: name one in VOC's layout in data.root, or leave that empty")
-        self._texts: dict[str, str] = {}  # by image id, as in VocImageFiles
+        self._listings: dict[str, str] = {}  # by image id, as in VocImageFiles
         for number, folder in enumerate(FOLDERS):
             files = list_files(self.root, folder, dangling=True)  # `read_row` rejects the images of broken links, with the reason
             if not files and folder != OBJECT_MASKS_DIR:
@@ -175,8 +175,8 @@ class VocDataset:
                     f"{storage.join(self.root, folder)} is missing or empty ({suffixes} files): data.root must have VOC's layout"
                 )
             for image_id, line in files.items():
-                before = self._texts.get(image_id, "")
-                self._texts[image_id] = before + "\n" * (number - before.count("\n")) + line
+                before = self._listings.get(image_id, "")
+                self._listings[image_id] = before + "\n" * (number - before.count("\n")) + line
 
     def find(self, image_id: str) -> VocImageFiles | Reject:
         """Find the files of an image.
@@ -187,14 +187,14 @@ class VocDataset:
         Returns:
             The files, or a Reject with the reason if the image or its class mask is missing.
         """
-        image, mask, *_ = [*self._texts.get(image_id, "").split("\n"), ""]
+        image, mask, *_ = [*self._listings.get(image_id, "").split("\n"), ""]
         if not image:
             reason = f"no file of this id in {IMAGES_DIR} ({', '.join(_SUFFIXES[IMAGES_DIR])})"
             return Reject(image_id, storage.join(self.root, IMAGES_DIR, f"{image_id}.jpg"), STAGE, reason)
         if not mask:
             path = storage.join(self.root, CLASS_MASKS_DIR, f"{image_id}.png")
             return Reject(image_id, path, STAGE, f"no mask in {CLASS_MASKS_DIR}")
-        return VocImageFiles(image_id, self._texts[image_id])
+        return VocImageFiles(image_id, self._listings[image_id])
 
     def split(self, name: str, taken: Mapping[str, str] | None = None) -> tuple[list[VocImageFiles], list[Reject]]:
         """Find the files of all images of a split.
@@ -240,7 +240,7 @@ def list_files(root: str, folder: str, dangling: bool = False) -> dict[str, str]
         dangling: True to list broken symbolic links as well, with a size of 0. Reading them raises FileNotFoundError.
 
     Returns:
-        For each image id a line as in `VocImageFiles.text`. If an image id has several files, .jpg is preferred to .jpeg, and
+        For each image id a line as in `VocImageFiles.listing`. If an image id has several files, .jpg is preferred to .jpeg, and
         .jpeg to .png. If the suffixes differ only in case, the first file by name is taken. The dict is empty if there is no such
         folder.
     """
@@ -313,7 +313,7 @@ def _read_mask(uri: str, width: int, height: int, max_pixels: int) -> np.ndarray
         uri: path or URI of the file.
         width: width that the mask must have, in px.
         height: height that the mask must have, in px.
-        max_pixels: most pixels that a mask may have.
+        max_pixels: largest number of pixels that a mask may have.
 
     Returns:
         uint8 or uint16 array (H, W).

@@ -9,7 +9,7 @@ from typing import Protocol
 from deconvnet.serving.gate import Gate
 from deconvnet.serving.routing import LoadedModel, Wanted, plan
 from deconvnet.tracking import registry
-from deconvnet.tracking.registry import CHALLENGER, NoAnswer, NoSuchAlias, NotRegistered, Version
+from deconvnet.tracking.registry import CHALLENGER, NoSuchAlias, NotRegistered, RegistryUnavailable, Version
 from infra.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def find_wanted(model: str, challenger: str | None, store: str) -> Wanted:
         return Wanted(champion, registry.find(challenger, store, "challenger"))
     except NotRegistered:
         return Wanted(champion)
-    except NoAnswer as error:
+    except RegistryUnavailable as error:
         return Wanted(champion, problem=str(error))
 
 
@@ -89,7 +89,7 @@ def check_challenger(champion: Version, model: str, challenger: str | None, stor
         level = logging.WARNING if challenger else logging.INFO
         logger.log(level, f"there is no challenger to try out now: {uri} names no version")
         return
-    except NoAnswer as error:
+    except RegistryUnavailable as error:
         logger.warning(f"the registry could not be asked for the challenger: {error}")
         return
     if found == champion:

@@ -1,7 +1,7 @@
 """Receive the requests of a server's clients, limit them, and pass images on to the processes that predict.
 
-`Gate` is an ASGI application: a web server calls it for each request. It does no heavy work, and answers health checks itself, so
-it replies at once even if all predicting processes are busy. It needs neither Ray nor MLflow.
+`Gate` is an ASGI application: a web server calls it for each request. It does no heavy work, and answers health
+checks itself, so it replies at once even if all predicting processes are busy. It needs neither Ray nor MLflow.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 """An ASGI function that sends a part of the reply."""
 PATHS = ("/", "/healthz", "/version", "/metrics")
 """Paths that exist. Images are posted to the first."""
-_GONE = 499  # status that is counted for a request whose client has disconnected
+_CLIENT_DISCONNECTED = 499  # status that is counted for a request whose client has disconnected
 
 
 class Predictors(Protocol):
@@ -115,7 +115,7 @@ class Gate:
         self.healthy = True
         self._predictors, self._limits, self._replicas, self._shadow = predictors, limits, replicas, shadow
         self._uploads, self._metrics = Uploads(limits), Metrics()
-        self._metrics.follow([model])
+        self._metrics.track_drift_of([model])
         self._tallies: dict[Version, Tally] = {}
         self._shadow_tally = ShadowTally()
         self._comparisons: set[asyncio.Task[None]] = set()
@@ -131,7 +131,7 @@ class Gate:
         if challenger != self.challenger:
             self._shadow_tally = ShadowTally()
         self.model, self.challenger = model, challenger
-        self._metrics.follow([model, challenger] if challenger else [model])
+        self._metrics.track_drift_of([model, challenger] if challenger else [model])
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Answer a request, as an ASGI server calls it.
@@ -146,7 +146,7 @@ class Gate:
         """
         if scope["type"] != "http":
             return
-        request, status = _Request(scope, receive), _GONE
+        request, status = _Request(scope, receive), _CLIENT_DISCONNECTED
         try:
             status = await self._respond(request, send)
         except Refused as refusal:

@@ -56,7 +56,7 @@ class Wanted:
 
     Attributes:
         champion: the version that answers.
-        challenger: the version that is tried out. None if there is none, or neither canary nor shadow is wanted.
+        challenger: the version that is tried out. None if there is none, or there is neither canary nor shadow.
         problem: the error, if the registry could not be asked for the challenger; otherwise "".
     """
 
@@ -72,12 +72,12 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do so that a server serves the versions that are wanted.
+    """A step towards serving the versions that the registry names.
 
     Attributes:
         load: versions to load into the replicas, in this order.
-        champion: version to switch to. None to keep the present one, because it is the wanted one, or the wanted one is not
-            loaded yet.
+        champion: version to switch to. None to keep the present one, because it is the one that the registry names,
+            or because that one is not loaded yet.
         challenger: version to try out from now on, or None.
         drop: versions that the replicas need no longer.
     """
@@ -89,7 +89,7 @@ class Plan:
 
 
 def plan(wanted: Wanted, serving: "Version | None", loaded: "Iterable[Version]", broken: "Iterable[Version]" = ()) -> Plan:
-    """Plan the next step of a change of models. A version never answers before it is loaded.
+    """Find the next step of a change of models. A version never answers before it is loaded.
 
     Args:
         wanted: the versions that the registry names.

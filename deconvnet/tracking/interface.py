@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from deconvnet.tracking.metric_spool import Line, MetricSpool, ReportSink, read_spool, spool_file
+from deconvnet.tracking.metric_spool import Curve, MetricSpool, ReportSink, read_spool, spool_file
 from deconvnet.tracking.store import check_store, error_summary, stage_histories
 from infra import storage
 from infra.errors import UserError
@@ -110,7 +110,7 @@ class Run:
         with spool_file(self._curves) as file:
             yield MetricSpool(file, self._fingerprint)
 
-    def history(self, names: Collection[str]) -> dict[str, Line]:
+    def history(self, names: Collection[str]) -> dict[str, Curve]:
         """Read the curves of metrics that were logged to this run step by step.
 
         Args:
@@ -183,7 +183,7 @@ class Tracker:
 
 def read_histories(
     workspace: str, store: str, run_id: str | None, stages: Iterable[str], names: Collection[str]
-) -> dict[str, dict[str, Line]]:
+) -> dict[str, dict[str, Curve]]:
     """Read the training curves of a pipeline run, even if the run was interrupted.
 
     Curves in MLflow take precedence over those that runs without tracking left in the workspace. In MLflow, the newest finished

@@ -216,7 +216,13 @@ def _record(client: "MlflowClient", name: str, challenger: int, champion: int | 
 
 
 def _move_champion(
-    client: "MlflowClient", model: OwnModel, expected: int | None, version: int, lock: Lock, why: str, beaten: int | None = None
+    client: "MlflowClient",
+    model: OwnModel,
+    expected: int | None,
+    version: int,
+    lock: Lock,
+    why: str,
+    compared_with: int | None = None,
 ) -> int | None:
     """Point the alias `champion` at a version, if the lock is held and nobody else has moved the alias.
 
@@ -232,7 +238,7 @@ def _move_champion(
         version: number of the version that is to get the alias.
         lock: lock file of the workspace, held by this run so that no other run changes the workspace.
         why: reason of the move, for the record of the moves.
-        beaten: number of the champion with which the new model was compared. None if there was none.
+        compared_with: number of the champion with which the new model was compared. None if there was none.
 
     Returns:
         The number of the version that has the alias afterwards. None if no version has it.
@@ -247,8 +253,8 @@ def _move_champion(
     # The choice of the lock's latest holder is found by this tag, even if an earlier holder still writes.
     client.set_model_version_tag(model.name, str(version), f"{_FENCE}{lock.fence}", str(version))
     if current == version:
-        if version not in (beaten, *(move.version for move in recorded_moves(client, model.name)[-1:])):
-            record_move(client, model.name, beaten, version, why)
+        if version not in (compared_with, *(move.version for move in recorded_moves(client, model.name)[-1:])):
+            record_move(client, model.name, compared_with, version, why)
         return current
     client.set_registered_model_alias(model.name, CHAMPION, str(version))
     if not lock.still_held():

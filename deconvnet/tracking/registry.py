@@ -33,7 +33,7 @@ class NoSuchAlias(NotRegistered):
     """An error because a registered model does not have an alias. It may have it later."""
 
 
-class NoAnswer(UserError):
+class RegistryUnavailable(UserError):
     """An error because MLflow's registry can't be asked, for example because it can't be reached or denies access."""
 
 
@@ -98,7 +98,7 @@ def find(source: str, tracking_uri: str, setting: str) -> Version:
     Raises:
         NotRegistered: if there is no such version. The message says which models or aliases there are. It is NoSuchAlias if only
             the alias is missing.
-        NoAnswer: if the registry does not answer.
+        RegistryUnavailable: if the registry does not answer.
         UserError: if the URI has another form, or tracking is switched off.
     """
     path, at, alias = source.removeprefix("models:/").partition("@")
@@ -224,11 +224,11 @@ def _registry_error(error: "MlflowException", message: str, alias: str) -> UserE
         alias: alias that was looked up; "" if the version was looked up by its number.
 
     Returns:
-        NoSuchAlias or NotRegistered if the registry has answered that it has no such entry. NoAnswer otherwise.
+        NoSuchAlias or NotRegistered if the registry has answered that it has no such entry. RegistryUnavailable otherwise.
     """
     if error.error_code == "INVALID_PARAMETER_VALUE":  # the model does not have this alias, or the version is not a number
         return NoSuchAlias(message) if alias else NotRegistered(message)
-    return NotRegistered(message) if error.error_code == "RESOURCE_DOES_NOT_EXIST" else NoAnswer(message)
+    return NotRegistered(message) if error.error_code == "RESOURCE_DOES_NOT_EXIST" else RegistryUnavailable(message)
 
 
 def _alternatives(client: "MlflowClient", name: str, setting: str) -> str:

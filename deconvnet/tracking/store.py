@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from deconvnet.tracking.metric_spool import Line
+from deconvnet.tracking.metric_spool import Curve
 from infra import storage
 from infra.errors import UserError
 from infra.redaction import without_secrets
@@ -135,7 +135,7 @@ def check_store(uri: str) -> None:
             database.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"can't make the folder of MLflow's SQLite file {database}: {error.strerror}") from None
-        _follow_moved_artifacts(database)
+        _correct_moved_paths(database)
     # MLflow creates the tables of a new SQLite file. If two processes do so at once, one of them fails.
     one_by_one = storage.one_process_at_a_time(database) if database and os.access(database.parent, os.W_OK) else nullcontext()
     failed: list[Exception] = []
@@ -193,7 +193,7 @@ def _check_version(uri: str) -> None:
         )
 
 
-def _follow_moved_artifacts(database: Path) -> None:
+def _correct_moved_paths(database: Path) -> None:
     """Correct the paths in a SQLite store whose folder was moved or copied.
 
     MLflow stores the absolute paths of all artifacts. This program keeps the artifacts in a folder beside the database, so that
@@ -280,7 +280,7 @@ def error_summary(error: BaseException) -> str:
 
 def stage_histories(
     client: "MlflowClient", parent_run_id: str, stages: Iterable[str], names: Collection[str]
-) -> dict[str, dict[str, Line]]:
+) -> dict[str, dict[str, Curve]]:
     """Read the curves of metrics that the stages of a pipeline have logged step by step.
 
     Args:
@@ -309,7 +309,7 @@ def stage_histories(
     return histories
 
 
-def run_history(client: "MlflowClient", run_id: str, names: Collection[str]) -> dict[str, Line]:
+def run_history(client: "MlflowClient", run_id: str, names: Collection[str]) -> dict[str, Curve]:
     """Read the curves of metrics that one run has logged step by step.
 
     Args:

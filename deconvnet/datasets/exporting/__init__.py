@@ -101,7 +101,7 @@ class ImageExport:
     """What an image adds to an export.
 
     Attributes:
-        entry: the image's part of the files that describe the whole data set, as `ExportFormat.finish` takes it.
+        entry: the image's part of the files that describe the whole data set, as `ExportFormat.dataset_files` takes it.
         files: contents of the files that belong only to this image, by their path in the export.
     """
 
@@ -114,9 +114,9 @@ class ExportFormat:
     """A format of annotations that predictions can be exported to.
 
     Attributes:
-        convert: function that converts one image. Its arguments are the image, its objects (largest first) and the rules.
-        finish: function that returns the contents of the files of the whole data set, by their path in the export: annotations
-            and a configuration for the tool. Its arguments are the entries of all images in order, and the rules.
+        convert: function that converts one image. Its arguments are the image, its objects (largest first) and the options.
+        dataset_files: function that returns the contents of the files of the whole data set, by their path in the export:
+            annotations and a configuration for the tool. Its arguments are the entries of all images in order, and the options.
         annotations: path in the export that import_data.py reads with `--annotations`; "" for the folder of the export.
         image_path: function that returns the path of an image in the export, given its name. It raises BadInput if the image
             can't have a path. If the suffix differs from that of the name, the image is saved as PNG.
@@ -124,7 +124,7 @@ class ExportFormat:
     """
 
     convert: "Callable[[PredictedImage, Sequence[PredictedObject], ExportRules], ImageExport]"
-    finish: Callable[[Sequence[Any], ExportRules], Mapping[str, bytes]]
+    dataset_files: Callable[[Sequence[Any], ExportRules], Mapping[str, bytes]]
     annotations: str = ""
     image_path: Callable[[str], str] = "images/{}".format
     has_polygons: bool = True

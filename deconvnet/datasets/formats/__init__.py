@@ -5,7 +5,7 @@ import_data.py (`ImportSettings` in workflows/settings/import_data.py). Its `rea
 
 * `sources`, a sequence of `AnnotationSource`, says where the images and annotations are. There is one source for the whole data
   set, or one each for train and val.
-* `rules`, an `ImportRules`, has the options of the import: which classes, which object is on top, and so on.
+* `options`, an `ImportRules`, has the options of the import: which classes, which object is on top, and so on.
 
 It returns an `AnnotatedDataset`. It usually works in three steps:
 
@@ -26,8 +26,9 @@ Errors are reported in four ways:
 * If an image is known to be unusable before it is loaded, `read` calls `AnnotatedDataset.reject`.
 * If an annotation can't be understood, the loading function raises `BadInput`. The image is then rejected, as its mask would be
   wrong.
-* If an annotation can't become an object, because it has no outline or is a crowd, its `importing.shapes.Annotation.loss` says
-  why. Such annotations are counted by class and reason and shown to the user; if they are more than a tenth, the import stops.
+* If an annotation can't become an object, because it has no outline or is a crowd, its `importing.shapes.Annotation.why_lost`
+  says why. Such annotations are counted by class and reason and shown to the user; if they are more than a tenth, the import
+  stops.
 """
 
 import importlib

@@ -20,7 +20,7 @@ STAGE = "import"
 BACKGROUND = "background"
 BACKGROUND_NAMES = (BACKGROUND, "_background_", "__background__")
 """Class names, in lower case, that always mean background."""
-_MOST_CLASSES = 254  # classes besides background: ids have 8 bits, and 255 is void
+_MAX_CLASSES = 254  # classes besides background: ids have 8 bits, and 255 is void
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class ImportRules:
     Attributes:
         classes: names of the classes to import, in the order of their ids, with or without background. If empty, all are
             imported.
-        known: class names of the data set that the images are added to, in the order of their ids; empty for a new data set. If
-            `classes` is empty, these classes are imported. Then any other class in the annotations is an error, but not every one
-            of these classes must occur.
+        known: class names of the data set that the images are added to, in the order of their ids; empty for a new
+            data set. If `classes` is empty, these classes are imported. Then any other class in the annotations is an
+            error, but not every one of these classes must occur.
         background: name of the background class, if it is not "background". For masks it may also be the mask value of that
             class, or "none" if all classes are objects. None to recognise the background by its name.
         fold_case: True to merge class names that differ only in case, blanks or Unicode form.
@@ -163,8 +163,8 @@ class AnnotatedDataset:
         entries: images to import, in the order in which the source lists them.
         rejects: a Reject (an input that can't be used, with the reason) for each image that is known to be unusable before any
             image is loaded.
-        losses: annotations of imported classes whose image is not in the source, as tuples: id or name of the missing image, path
-            or URI of the annotation file, and the reason.
+        losses: annotations of imported classes whose image is not in the source, as tuples: id or name of the missing
+            image, path or URI of the annotation file, and the reason.
         notes: sentences for the user about the data set as a whole.
         source_names: name of each image in the source, such as a relative path, by image id.
         class_table_text: text of the class table, which says which class each mask value stands for. None for formats whose
@@ -208,52 +208,52 @@ class AnnotatedDataset:
         """Return whether the source assigns any image to train or val."""
         return any(entry.split in ("train", "val") for entry in self.entries)
 
-    def choose_classes(self, annotated: Sequence[str], rules: ImportRules, must_exist: bool = True) -> dict[str, int]:
+    def choose_classes(self, annotated: Sequence[str], options: ImportRules, must_exist: bool = True) -> dict[str, int]:
         """Choose the classes of the data set, and the class id of each class name in the annotations.
 
         Sentences for the user about the choice are added to `notes`, for example that names differ only in case.
 
         Args:
             annotated: class names in the annotations, in the order of their ids; they may repeat.
-            rules: options of the import. `classes`, `known`, `others_void`, `background` and `fold_case` apply.
-            must_exist: True to raise an error if any of `rules.classes` is missing from the annotations, False only if all are.
+            options: options of the import. `classes`, `known`, `others_void`, `background` and `fold_case` apply.
+            must_exist: True to raise an error if any of `options.classes` is missing from the annotations, False only if all are.
 
         Returns:
             Class id by class name, for all names in `annotated`. Names that are not imported have 255 (void) or 0 (background).
 
         Raises:
-            UserError: if classes of `rules.classes` or `rules.background` are missing, a class is not among `rules.known`, there
-                are no classes or more than 254, or a name is empty or unprintable.
+            UserError: if classes of `options.classes` or `options.background` are missing, a class is not among
+                `options.known`, there are no classes or more than 254, or a name is empty or unprintable.
         """
-        key = folded if rules.fold_case else str
+        key = case_folded if options.fold_case else str
         first: dict[str, str] = {}
         for name in annotated:
             first.setdefault(key(name), name)
-        asked = rules.background and key(rules.background)
+        asked = options.background and key(options.background)
         if asked and asked not in first:
-            raise UserError(f"--background {rules.background} is not in the annotations, which have {_some(first.values())}")
+            raise UserError(f"--background {options.background} is not in the annotations, which have {_some(first.values())}")
         background = {each for each, name in first.items() if each == asked or name.lower() in BACKGROUND_NAMES}
-        chosen = rules.classes or rules.known
+        chosen = options.classes or options.known
         requested = {key(name): name for name in chosen if name.lower() not in BACKGROUND_NAMES and key(name) != asked}
         found = {each: name for each, name in first.items() if each not in background}
         strange = [name for each, name in found.items() if each not in requested]
-        if strange and rules.known and not rules.classes:
+        if strange and options.known and not options.classes:
             raise UserError(
                 f"the annotations have the class {_some(strange)}, and the data set has {_some(requested.values())}: rename it "
                 "in the annotations, or leave it out by naming the others in --classes"
             )
         names = requested or found
         unknown = [name for each, name in names.items() if each not in found]
-        if unknown and not rules.known and (must_exist or len(unknown) == len(names)):
+        if unknown and not options.known and (must_exist or len(unknown) == len(names)):
             raise UserError(f"--classes: {', '.join(unknown)} is not in the annotations, which have {_some(found.values())}")
         check_class_names(list(names.values()))
         if unknown:
             self.notes.append(f"no annotation has the class {', '.join(unknown)}")
         self.classes = (BACKGROUND, *names.values())
         self.notes += [f"{first[each]} is the background" for each in background if first[each].lower() != BACKGROUND]
-        self.notes += describe_variants(annotated, rules.fold_case)
+        self.notes += describe_variants(annotated, options.fold_case)
         ids = dict.fromkeys(background, 0) | {each: index for index, each in enumerate(names, start=1)}
-        return {name: ids.get(key(name), VOID_ID if rules.others_void else 0) for name in annotated}
+        return {name: ids.get(key(name), VOID_ID if options.others_void else 0) for name in annotated}
 
     def reject(self, name: str, uri: str, reason: str) -> None:
         """Add an image that can't be used to the list of rejects.
@@ -284,7 +284,7 @@ def image_id_of(name: str) -> str:
     return "_".join([*(part for part in path.parent.parts if part not in ("/", "..")), path.stem])
 
 
-def folded(name: str) -> str:
+def case_folded(name: str) -> str:
     """Return a form of a class name that is equal for names that differ only in upper and lower case, blanks or Unicode form."""
     return " ".join(unicodedata.normalize("NFC", name).casefold().split())
 
@@ -301,7 +301,7 @@ def describe_variants(names: Iterable[str], joined: bool) -> list[str]:
     """
     groups: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):
-        groups.setdefault(folded(name), []).append(name)
+        groups.setdefault(case_folded(name), []).append(name)
     notes = []
     for group in (group for group in groups.values() if len(group) > 1):
         only_case = len({name.casefold() for name in group}) == 1
@@ -340,9 +340,9 @@ def check_class_names(names: Sequence[str]) -> None:
     Raises:
         UserError: if there is none or more than 254, or a name is empty or unprintable.
     """
-    if not 1 <= len(names) <= _MOST_CLASSES:
+    if not 1 <= len(names) <= _MAX_CLASSES:
         raise UserError(
-            f"the annotations have {len(names)} classes beside background, 1 to {_MOST_CLASSES} are possible: choose by --classes"
+            f"the annotations have {len(names)} classes beside background, 1 to {_MAX_CLASSES} are possible: choose by --classes"
         )
     if unprintable := [name for name in names if not name.strip() or not name.isprintable()]:
         raise UserError(f"the annotations have a class named {unprintable[0]!r}: give it a printable name")

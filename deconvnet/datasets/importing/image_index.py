@@ -23,7 +23,7 @@ class NameIndex:
     * If none of them exists, the image must lie in the folder of images itself, not in a subfolder of it.
     * A name without the suffix of an image file, such as frame_1, fits an image whose path is this name and such a suffix.
 
-    `find_each` and `find_all` consider all listed names together. If at least one listed folder exists (or is the folder of
+    `find_many` and `find_all` consider all listed names together. If at least one listed folder exists (or is the folder of
     images itself), then images in listed folders that don't exist are missing. If no listed folder exists, the list was made on
     another machine, and `find_all` finds the images by their file names, whatever the folders.
 
@@ -54,7 +54,7 @@ class NameIndex:
     def find(self, name: str) -> str | None:
         """Find an image by the name that an annotation gives it.
 
-        Use `find_all` or `find_each` where all names are known beforehand.
+        Use `find_all` or `find_many` where all names are known beforehand.
 
         Args:
             name: path of the image, in which folders are separated by "/" or "\\".
@@ -64,7 +64,7 @@ class NameIndex:
         """
         return self._locate(name)[0]
 
-    def find_each(self, names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
+    def find_many(self, names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
         """Find the image of each name of a list. Several names may find the same image.
 
         Args:
@@ -105,7 +105,7 @@ class NameIndex:
             missing: for each other name a sentence with the reason why it was not found.
             notes: sentences for the user about images that were found by file name, whatever their folder; usually none.
         """
-        found, missing = self.find_each(names)
+        found, missing = self.find_many(names)
         claims: dict[str, list[str]] = defaultdict(list)
         for name, file in found.items():
             claims[file].append(name)

@@ -82,8 +82,8 @@ def split_images(
         val_list: names or ids of the images of val; None if the user gave no such list.
         val_share: share of the images to choose for val if it is chosen at random, in [0, 1).
         seed: seed of the random choice.
-        among: ids of the images of the existing data set, if these images are added to one. They take part in the draw, so that a
-            few new images get the splits that they would get if all images were imported at once.
+        among: ids of the images of the existing data set, if these images are added to one. They take part in the draw,
+            so that a few new images get the splits that they would get if all images were imported at once.
 
     Returns:
         "train" or "val" by image id. Images that are left out are missing.

@@ -32,7 +32,7 @@ def find_images(index: ImageIndex, tasks: Collection[str], exported: Sequence[Ma
     files: dict[str, set[str]] = {task: set() for task in tasks}
     if exported:
         named = [(str(task["id"]), each) for task in exported for each in _image_names(task)]
-        found, _ = index.find_each(name for _, names in named for name in names)
+        found, _ = index.find_many(name for _, names in named for name in names)
         for task, names in named:
             if task in files:
                 files[task].update([found[name] for name in names if name in found][:1])
@@ -41,7 +41,7 @@ def find_images(index: ImageIndex, tasks: Collection[str], exported: Sequence[Ma
         number = PurePosixPath(name).stem.removeprefix("task-").lstrip("0") or "0"
         if number in files:
             files[number].add(name)
-    if unnamed := [task for task, same in files.items() if not same]:
+    if unnamed := [task for task, candidates in files.items() if not candidates]:
         raise UserError(
             f"the masks don't say which image belongs to task {unnamed[0]}: put the JSON export of the project beside them "
             "(or name the images by their tasks, such as 1.jpg)"
@@ -88,15 +88,16 @@ def choose_images(
         The path of the image by the id of its task.
     """
     ids = Counter(str(task["id"]) for task in exported)
-    uses = Counter(file for same in files.values() for file in same)
+    uses = Counter(file for candidates in files.values() for file in candidates)
     chosen: dict[str, str] = {}
-    for task, same in files.items():
-        name, image = f"task-{task}", min(same, default="")
+    for task, candidates in files.items():
+        name, image = f"task-{task}", min(candidates, default="")
         if ids[task] > 1:
             reason = f"{ids[task]} tasks of the export have the id {task}: give each an id of its own"
-        elif len(same) > 1:
-            reason = f"task {task} has {len(same)} images, {' and '.join(sorted(same))}: leave one of them below {index.folder}"
-        elif not same:
+        elif len(candidates) > 1:
+            names = " and ".join(sorted(candidates))
+            reason = f"task {task} has {len(candidates)} images, {names}: leave one of them below {index.folder}"
+        elif not candidates:
             reason = f"below {index.folder}, no image or more than one has the name that task {task} states"
         elif uses[image] > 1:  # if two tasks fit the same image, one must be wrong
             reason = f"{image}, the image of task {task}, is also that of another task"

@@ -34,13 +34,13 @@ class Layout:
     splits: dict[str, list[str]] = field(default_factory=dict)
 
 
-def find_layout(annotations: str, rules: ImportRules) -> Layout:
+def find_layout(annotations: str, options: ImportRules) -> Layout:
     """Find the class names of a data set and the splits that it names.
 
     Args:
         annotations: path or URI of data.yaml or classes.txt, or of a folder. In the latter case, the file with the
             class names is searched for in the folder, in its subfolder `labels`, and in the two folders above it.
-        rules: options of the import; `classes` are the names if there is no file of names.
+        options: options of the import; `classes` are the names if there is no file of names.
 
     Returns:
         The class names, and the splits if data.yaml names any.
@@ -49,27 +49,27 @@ def find_layout(annotations: str, rules: ImportRules) -> Layout:
         UserError: if there are no class names, or the file of names can't be read.
     """
     if annotations.lower().endswith((*_YAML, ".txt", ".names")):
-        return _read_names(annotations, rules)
+        return _read_names(annotations, options)
     own = [name for name in storage.list_files(annotations) if "/" not in name and name.lower().endswith(_YAML)]
     for name in dict.fromkeys((*NAMES_FILES, *own)):
         if storage.exists(file := storage.join(annotations, name)):
-            return _read_names(file, rules)
+            return _read_names(file, options)
     for name in NAMES_FILES:
         if storage.exists(file := storage.join(annotations, "labels", name)):
-            return replace(_read_names(file, rules), root=annotations)
+            return replace(_read_names(file, options), root=annotations)
     for file in (_resolve(annotations, f"{up}/{name}") for up in ("..", "../..") for name in NAMES_FILES):
         if storage.exists(file):
-            return _read_names(file, rules)
-    if not rules.classes:
+            return _read_names(file, options)
+    if not options.classes:
         raise UserError(
             f"--annotations {annotations}: there is no data.yaml or classes.txt with the class names: name it by --annotations, "
             "or give the names of the classes 0, 1, … by --classes"
         )
-    if any(name.lower() in BACKGROUND_NAMES for name in rules.classes):
+    if any(name.lower() in BACKGROUND_NAMES for name in options.classes):
         raise UserError(
-            f"--classes {','.join(rules.classes)}: YOLO counts the classes of objects from 0, so leave background out"
+            f"--classes {','.join(options.classes)}: YOLO counts the classes of objects from 0, so leave background out"
         )
-    return Layout(dict(enumerate(rules.classes)), annotations)
+    return Layout(dict(enumerate(options.classes)), annotations)
 
 
 def _resolve(folder: str, path: str) -> str:
@@ -78,12 +78,12 @@ def _resolve(folder: str, path: str) -> str:
     return scheme + separator + posixpath.normpath(rest)
 
 
-def _read_names(file: str, rules: ImportRules) -> Layout:
+def _read_names(file: str, options: ImportRules) -> Layout:
     """Read the class names, and from data.yaml also the splits.
 
     Args:
         file: path or URI of data.yaml, classes.txt or obj.names.
-        rules: options of the import; `encoding` applies.
+        options: options of the import; `encoding` applies.
 
     Returns:
         The class names, and the splits if the file is a data.yaml.
@@ -93,7 +93,7 @@ def _read_names(file: str, rules: ImportRules) -> Layout:
     """
     root = file.rpartition("/")[0]
     try:
-        text = read_text(file, rules.encoding)
+        text = read_text(file, options.encoding)
         if not file.lower().endswith(_YAML):
             return Layout(dict(enumerate(parse_class_names(text))), root, file)
         document = yaml.load(text, Loader=yaml.BaseLoader)  # all values are text: the class `no` is not False
@@ -139,25 +139,25 @@ def find_splits(dataset: AnnotatedDataset, layout: Layout, index: ImageIndex, en
     missing: list[str] = []
     names = {storage.join(index.folder, name): name for name in index.names}
     for split, entry in ((split, str(entry)) for split, entries in layout.splits.items() for entry in entries):
-        place, by_end = _find_entry(entry, layout.root, index.folder, names)
-        if place is None:
+        location, by_end = _find_entry(entry, layout.root, index.folder, names)
+        if location is None:
             if split == "test":  # Roboflow names it always
                 dataset.notes.append(f"{layout.file}: there is no {entry}, which it names for test")
             else:
                 missing.append(f"{split}: {entry}")
             continue
         if by_end:
-            dataset.notes.append(f"{layout.file}: there is no {entry}, so {place} is taken for {split}")
-        if place.endswith(".txt"):
+            dataset.notes.append(f"{layout.file}: there is no {entry}, so {location} is taken for {split}")
+        if location.endswith(".txt"):
             found: list[str] = []
-            for line in _read_list(place, encoding):
-                paths = [_resolve(base, line) for base in (layout.root, posixpath.dirname(place))]
+            for line in _read_list(location, encoding):
+                paths = [_resolve(base, line) for base in (layout.root, posixpath.dirname(location))]
                 if there := {names[path] for path in paths if path in names} or {*filter(None, [index.find(line)])}:
                     found += there
                 elif split != "test":  # test is not imported
-                    dataset.reject(line, place, f"listed, but there is no such image below {index.folder}")
+                    dataset.reject(line, location, f"listed, but there is no such image below {index.folder}")
         else:
-            found = [name for path, name in names.items() if path.startswith(f"{place}/")]
+            found = [name for path, name in names.items() if path.startswith(f"{location}/")]
         if not found:
             dataset.notes.append(f"{layout.file}: no image below {index.folder} is in {split}: {entry}")
         for name in found:
@@ -200,7 +200,7 @@ def _find_entry(entry: str, root: str, images: str, names: Collection[str]) -> t
     tails = [parts[start:] for start in range(len(parts)) if parts[start:] != ["images"]]  # tells no split
     ends = [storage.join(base, *tail) for tail in tails for base in (root, images)]
     for tries in ([*direct, *map(storage.absolute, direct)], ends):  # images are listed without symbolic links
-        if there := [place for place in dict.fromkeys(tries) if storage.exists(place)]:
-            used = (place for place in there if place.endswith(".txt") or any(name.startswith(f"{place}/") for name in names))
+        if there := [path for path in dict.fromkeys(tries) if storage.exists(path)]:
+            used = (path for path in there if path.endswith(".txt") or any(name.startswith(f"{path}/") for name in names))
             return next(used, there[0]), tries is ends
     return None, False
