@@ -177,8 +177,7 @@ def prepare_images(
             if not counts[split]:
                 raise _no_usable_image(split, settings, [reject for part in parts for reject in part.rejects])
     except UserError:
-        # Delete the parts that contain rejects, so that the next run reads their files again: a corrected file may have the same
-        # size and time as before. Parts that an earlier version of the table names are kept.
+        # Without these parts, the next run reads their files again: a corrected file may have the same size and time.
         kept = _kept_parts(out_uri)
         tables.discard(out_uri, [part for part in parts if part.rejects and part.name not in kept])
         raise

@@ -75,7 +75,7 @@ def test_the_order_of_pixels_can_be_given_and_is_refused_if_it_makes_stripes(tmp
     ("text", "words"),
     [
         ("1 3 10", "line 2: its run lengths have 3 numbers"),
-        ("0 3", "starts are counted from 1"),
+        ("0 3", "starts count from 1"),
         ("5 3 6 4", "not in ascending order"),
         ("20 3 9 4", "not in ascending order"),
         ("5 0", "not in ascending order"),

@@ -156,7 +156,7 @@ def test_two_annotations_of_a_task_and_other_files_are_rejected(tmp_path):
     write_scene(tmp_path / "masks", 1, annotation=6)
     write_mask(tmp_path / "masks/mine.png", SCENE)
     reasons = [reject.reason for reject in read(tmp_path).rejects]
-    assert "task 1 has 2 annotations: keep one" in reasons and any("none that Label Studio gives" in r for r in reasons)
+    assert "task 1 has 2 annotations: keep one" in reasons and any("Label Studio's form" in r for r in reasons)
 
 
 def test_two_tasks_of_one_image_are_rejected(tmp_path):

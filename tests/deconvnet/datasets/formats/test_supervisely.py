@@ -170,7 +170,7 @@ def test_what_is_no_project_is_refused_and_files_that_fit_no_image_are_rejected(
     with pytest.raises(UserError, match=r"no annotation file can be used; .*b\.json: not an annotation file of Supervisely"):
         read(tmp_path)
     write(tmp_path, SCENE, "img/a.jpg", "ann/gone.jpg.json")
-    assert {reject.reason[:11] for reject in read(tmp_path).rejects} == {"no image of", "not an anno"}
+    assert {reject.reason[:11] for reject in read(tmp_path).rejects} == {"its image i", "not an anno"}
     write_text(tmp_path / "meta.json", "{}")
     with pytest.raises(UserError, match=r"is not a meta\.json of Supervisely"):
         read(tmp_path)
