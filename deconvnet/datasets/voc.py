@@ -340,5 +340,6 @@ def _check_classes(mask: np.ndarray, num_classes: int) -> None:
     unknown = mask[(mask >= num_classes) & (mask != VOID_ID)]
     if unknown.size:
         raise BadInput(
-            f"class id {int(unknown.min())} in the mask, and the list has {num_classes} classes (0–{num_classes - 1}; 255 is void)"
+            f"class id {int(unknown.min())} in the mask, and the list has {num_classes} classes (0–{num_classes - 1}; 255 is "
+            "void)"
         )

@@ -113,8 +113,8 @@ def _category_names(document: Mapping[str, Any], source: AnnotationSource) -> di
             category_id, name = as_int(category["id"], "id"), str(category["name"]).strip()
             if names.setdefault(category_id, name) != name:
                 raise UserError(
-                    f"--annotations {source.annotations}: the category id {category_id} is that of {names[category_id]} and of {name}: "
-                    "give each its own"
+                    f"--annotations {source.annotations}: the category id {category_id} is that of {names[category_id]} and of "
+                    f"{name}: give each its own"
                 )
     except (KeyError, BadInput):
         raise UserError(f"--annotations {source.annotations}: each category needs an id (a whole number) and a name") from None

@@ -320,9 +320,9 @@ def _find_background(
     zero_is_void = zero is not None and zero.name.lower() in _VOID_NAMES
     if zero and (not zero_is_void or _shares(rows, masks)[zero.name] > _MUCH_VOID):
         raise UserError(
-            f"{source} has no class background, and calls {_format_value(0, zero.is_colour)} {zero.name}{', which is void' * zero_is_void}: "
-            f"which class is the background? It has {_list_shares(rows, masks)}. Give --background {zero.name}, or another "
-            "class, or --background none if all classes are objects"
+            f"{source} has no class background, and calls {_format_value(0, zero.is_colour)} {zero.name}"
+            f"{', which is void' * zero_is_void}: which class is the background? It has {_list_shares(rows, masks)}. "
+            f"Give --background {zero.name}, or another class, or --background none if all classes are objects"
         )
     if zero_is_void or rows[0].is_colour:
         return [], BACKGROUND, "the table has no background: no pixel will be of the class background"

@@ -125,8 +125,8 @@ class Addition:
         """Raise UserError if the data set has other images of the same names. The message names all of them."""
         if self.refused:
             raise UserError(
-                f"{len(self.refused):,} new images have the names of different images in {self._root}: {', '.join(self.refused)}. Rename "
-                "the new images, and predict or annotate them again. Nothing was written"
+                f"{len(self.refused):,} new images have the names of different images in {self._root}: "
+                f"{', '.join(self.refused)}. Rename the new images, and predict or annotate them again. Nothing was written"
             )
 
     def describe(self, splits: Mapping[str, str]) -> str:
