@@ -27,7 +27,7 @@ class ImageNote:
     Attributes:
         image_id: id of the image. Ids of inputs that can't be used may occur several times.
         split: train, dev, val or test.
-        stamp: digest of the names, sizes and times of the image's files and of its split.
+        stamp: digest of the names, sizes and times of the image's files, or of the reason why it can't be used.
         pixels: digest of the image's file. "-" if the image can't be used.
         labels: digest of its masks and its split. "-" if the image can't be used.
     """

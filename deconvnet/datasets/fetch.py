@@ -52,13 +52,13 @@ def has_checksum(path: Path, checksum: str) -> bool:
         return hashlib.file_digest(file, kind).hexdigest().startswith(expected)
 
 
-def require_disk_space(folder: Path, size: int, what: str) -> None:
+def require_disk_space(folder: Path, size: int, name: str) -> None:
     """Check that a disk has room for a number of bytes, and for 100 MB more.
 
     Args:
         folder: an existing folder on the disk.
         size: number of bytes needed.
-        what: name of what needs the room, for the message, such as "unpacking data.tar".
+        name: what needs the space, for the message, such as "unpacking data.tar".
 
     Raises:
         UserError: if the disk has less room.
@@ -66,7 +66,7 @@ def require_disk_space(folder: Path, size: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < size + _RESERVE:
         needed = _format_bytes(size + _RESERVE)
-        raise UserError(f"{what} needs {needed} free in {folder}, which has {_format_bytes(free)}: make room there")
+        raise UserError(f"{name} needs {needed} free in {folder}, which has {_format_bytes(free)}: make room there")
 
 
 def fetch(url: str, target: Path, checksum: str, pause: float = 2.0) -> Path:
@@ -107,9 +107,7 @@ def fetch(url: str, target: Path, checksum: str, pause: float = 2.0) -> Path:
                 time.sleep(pause * 2**attempt)
         if not has_checksum(part, checksum):
             part.unlink()
-            raise UserError(
-                f"what {url} sent is not the file expected (its checksum is not {checksum}); it was deleted: try again later"
-            )
+            raise UserError(f"the file from {url} does not have the checksum {checksum} and was deleted: try again later")
         part.replace(target)
     return target
 

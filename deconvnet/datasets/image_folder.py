@@ -10,8 +10,8 @@ from infra import storage
 from infra.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-"""Suffixes of image files, which may be in upper or lower case. Of files that differ only in the suffix, the first is used."""
-_MOST_NAMED = 10  # most files named in a message
+"""Suffixes of image files, in upper or lower case. If files differ only in the suffix, the earliest suffix here is used."""
+_MAX_NAMED = 10  # most files named in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class ImageFile:
 
     Attributes:
         name: path of the file relative to the folder.
-        stamp: text made of the file's size and modification time; it changes when the file does. It is empty for a link to nothing.
+        stamp: text made of the file's size and modification time; it changes when the file does; "" for a broken link.
         refused: sentence for the user that says why the image must not be used; empty if it may be used.
     """
 
@@ -54,7 +54,7 @@ class FolderFiles:
             return ""
         counts = Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in self.passed_over)
         kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common(8))
-        names = ", ".join(self.passed_over[:_MOST_NAMED]) + (", …" if len(self.passed_over) > _MOST_NAMED else "")
+        names = ", ".join(self.passed_over[:_MAX_NAMED]) + (", …" if len(self.passed_over) > _MAX_NAMED else "")
         return f"skipped {len(self.passed_over):,} files whose suffix is not that of an image ({kinds}): {names}"
 
 
@@ -63,8 +63,8 @@ def list_folder(folder: str, leave_out: str = "") -> FolderFiles:
 
     A hidden file has a name that begins with ".". macOS creates such files beside images, with the same suffix. If several
     images differ only in the suffix, such as a.jpg and a.png, their masks would have the same name. So only one of these images
-    is kept, and the others are marked as refused. An image is also refused if its name is so long that a file with another suffix
-    may not have it, or if it is a symbolic link to nothing.
+    is kept, and the others are marked as refused. An image is also refused if its name is too long for a file with another
+    suffix, or if it is a broken symbolic link.
 
     Args:
         folder: local folder or bucket prefix.
@@ -100,13 +100,13 @@ def list_folder(folder: str, leave_out: str = "") -> FolderFiles:
 
 
 def _refuse_unusable(stamps: dict[str, str]) -> list[ImageFile]:
-    """Mark images as refused that are not files, whose names are too long, or whose masks would have the same name as another's.
+    """Mark unusable images as refused: broken links, names that are too long, and images whose masks would have the same name.
 
     If images differ only in the suffix, such as a.jpg and a.png, the one whose suffix comes first in `SUFFIXES` is kept. The
     others are refused.
 
     Args:
-        stamps: by the relative path of each image, the text made of the file's size and modification time (`ImageFile.stamp`).
+        stamps: text made of the file's size and modification time (`ImageFile.stamp`), by the relative path of the image.
 
     Returns:
         All images, sorted by name. The field `refused` of a refused image says what is wrong.
@@ -116,7 +116,7 @@ def _refuse_unusable(stamps: dict[str, str]) -> list[ImageFile]:
     for name in sorted(stamps, key=lambda name: (SUFFIXES.index(PurePosixPath(name).suffix.lower()), name)):
         stem = ImageFile(name, "").stem
         if not stamps[name]:
-            refused[name] = "it is a link to nothing: was the file fetched (dvc pull, git annex get)?"
+            refused[name] = "it is a broken link: was the file fetched (dvc pull, git annex get)?"
         elif any(len(part.encode()) > storage.MAX_STEM_BYTES for part in stem.split("/")):
             refused[name] = (
                 f"its name without suffix, or that of a folder, is longer than {storage.MAX_STEM_BYTES} bytes: shorten it"

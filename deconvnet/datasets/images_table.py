@@ -3,9 +3,9 @@
 The stage reads a data set in VOC's layout, or generates one first (`deconvnet.datasets.synthetic`). Each row of the table holds
 an image with its class mask and its object mask (columns: `proposals.schemas.IMAGES`).
 
-A first table is sorted by image_id. If the table is made again after the data set has changed, each image stays in the part in which it was.
-Parts with an image whose files have changed or are gone are written anew, new images become further parts at the end, and all other
-files are neither read nor written. So a table that grew has the same rows as one that is made at once, but in another order.
+A new table is sorted by image_id. If it is made again after the data set has changed, each image stays in its part. Only parts
+with a changed or removed image are rewritten, and new images are appended as new parts. No other file is read or written. So a
+table that grew has the same rows as a table made at once, in another order.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ _PART_BYTES = 64_000_000  # about the most bytes of image files in a part
 
 
 @dataclass(frozen=True, slots=True)
-class _Item:
+class _ListedImage:
     """An image id that is listed in a split, with the files of the image, or with the reason why the image can't be used.
 
     Attributes:
@@ -56,7 +56,7 @@ class _Item:
     @property
     def stamp(self) -> str:
         """Return a digest of the names, sizes and times of the image's files, or of the reason why it can't be used."""
-        return digest([self.found.reason] if isinstance(self.found, tables.Reject) else _versions(self.found))[:16]
+        return digest([self.found.reason] if isinstance(self.found, tables.Reject) else _file_stamps(self.found))[:16]
 
 
 def class_names(settings: DataSettings) -> tuple[str, ...]:
@@ -100,8 +100,8 @@ def data_fingerprint(settings: DataSettings, root: str) -> str:
 
     Returns:
         SHA-256 in hex digits. It covers the names, sizes and modification times of all image and mask files of the splits train,
-        val and test, and the listed ids without usable files, with the reasons. For a generated data set it covers the generator's
-        settings instead, but not the seed, which the caller must add.
+        val and test, and the listed ids without usable files, with the reasons. For a generated data set it covers the
+        generator's settings instead, but not the seed, which the caller must add.
 
     Raises:
         UserError: if the folder is not in VOC's layout, or the list of a split can't be read.
@@ -115,11 +115,11 @@ def data_fingerprint(settings: DataSettings, root: str) -> str:
         images, rejects = dataset.split(split)
         hashed.update(json.dumps([split, [(reject.image_id, reject.reason) for reject in rejects]]).encode())
         for image in images:
-            hashed.update(json.dumps(_versions(image)).encode())
+            hashed.update(json.dumps(_file_stamps(image)).encode())
     return hashed.hexdigest()
 
 
-def _versions(image: voc.VocImageFiles) -> list[tuple[str, int, int]]:
+def _file_stamps(image: voc.VocImageFiles) -> list[tuple[str, int, int]]:
     """Return the names, sizes and times of an image's files. They change when the files do."""
     files = [file for file in (image.image, image.class_mask, image.object_mask) if file]
     return [(file.name, file.size, file.mtime_ns) for file in files]
@@ -160,8 +160,8 @@ def prepare_images(
     classes = class_names(settings)
     drawn = digest([seed, settings.dev_fraction, settings.limit])
     keeps_splits = previous is not None and previous.extra.get("drawn") == drawn
-    before = {note.image_id: note.split for note in usable_notes(previous)} if previous and keeps_splits else {}
-    items = _items(settings, seed, root, before)
+    earlier_splits = {note.image_id: note.split for note in usable_notes(previous)} if previous and keeps_splits else {}
+    items = _items(settings, seed, root, earlier_splits)
     units = divide(items, previous.parts if previous else ())
     make_rows = partial(
         _rows, root=root, num_classes=len(classes), max_pixels=settings.max_pixels, background=settings.has_background
@@ -177,7 +177,7 @@ def prepare_images(
             if not counts[split]:
                 raise _no_usable_image(split, settings, [reject for part in parts for reject in part.rejects])
     except UserError:
-        # Their files are read again by the next run, as a corrected file may look unchanged. Versions of the table keep theirs.
+        # Without these parts, the next run reads their files again: a corrected file may have the same size and time.
         kept = _kept_parts(out_uri)
         tables.discard(out_uri, [part for part in parts if part.rejects and part.name not in kept])
         raise
@@ -210,7 +210,7 @@ def listed_image_ids(settings: DataSettings, seed: int, root: str) -> set[str]:
     return {item.image_id for item in _items(settings, seed, root)}
 
 
-def _items(settings: DataSettings, seed: int, root: str, before: Mapping[str, str] = {}) -> list[_Item]:
+def _items(settings: DataSettings, seed: int, root: str, earlier_splits: Mapping[str, str] = {}) -> list[_ListedImage]:
     """List the images of the splits train, val and test, including those whose files are missing or can't be used.
 
     Some train images are assigned to the split dev (validation during training). If `settings.limit`, a number of images, is set,
@@ -220,7 +220,7 @@ def _items(settings: DataSettings, seed: int, root: str, before: Mapping[str, st
         settings: the `data` section of the settings.
         seed: seed for drawing dev and, if `settings.limit` is set, for choosing the images.
         root: folder of the data set.
-        before: splits of images in an earlier table, which they keep, see `splits.assign_splits`.
+        earlier_splits: splits of images in an earlier table, which they keep, see `splits.assign_splits`.
 
     Returns:
         The items, sorted by image id.
@@ -239,28 +239,30 @@ def _items(settings: DataSettings, seed: int, root: str, before: Mapping[str, st
         if not usable and (split != "test" or settings.test_split):
             raise _no_usable_image(split, settings, rejects)
     ids = {split: [each.image_id for each in usable] for split, (usable, _) in listed.items()}
-    splits = assign_splits(ids["train"], ids["val"], settings.dev_fraction, seed, settings.limit, ids["test"], before)
-    items = [_Item(image.image_id, splits[image.image_id], image) for image in [*train, *val, *test] if image.image_id in splits]
-    if settings.limit is None:  # with a limit only the images drawn are considered
+    splits = assign_splits(ids["train"], ids["val"], settings.dev_fraction, seed, settings.limit, ids["test"], earlier_splits)
+    items = [
+        _ListedImage(image.image_id, splits[image.image_id], image) for image in [*train, *val, *test] if image.image_id in splits
+    ]
+    if settings.limit is None:  # if there is a limit, only the drawn images are considered
         for split, (_, rejects) in listed.items():
-            items += [_Item(reject.image_id, split, reject) for reject in rejects]
+            items += [_ListedImage(reject.image_id, split, reject) for reject in rejects]
     return sorted(items, key=lambda item: (item.image_id, item.split))
 
 
-def divide(items: Sequence[_Item], before: Sequence[tables.Part] = ()) -> list[list[_Item]]:
+def divide(items: Sequence[_ListedImage], earlier_parts: Sequence[tables.Part] = ()) -> list[list[_ListedImage]]:
     """Divide the images into units of work. Each becomes one part (Parquet file) of the table.
 
     Args:
         items: all images, sorted by image id.
-        before: parts of an earlier version of the table. Images that one of them has stay together.
+        earlier_parts: parts of an earlier version of the table. Images that one of them has stay together.
 
     Returns:
-        The units in the order of the parts: what is left of the earlier parts, and then units of at most 32 new images and about
-        64 MB each. In each unit images are sorted by their ids.
+        The units in the order of the parts: first the earlier parts, without images that are gone, then units of at most 32 new
+        images and about 64 MB each. In each unit, images are sorted by their ids.
     """
-    part_of = {note.image_id: number for number, part in enumerate(before) for note in read_notes(part)}
-    kept: list[list[_Item]] = [[] for _ in before]
-    new: list[list[_Item]] = [[]]
+    part_of = {note.image_id: number for number, part in enumerate(earlier_parts) for note in read_notes(part)}
+    kept: list[list[_ListedImage]] = [[] for _ in earlier_parts]
+    new: list[list[_ListedImage]] = [[]]
     size = 0
     for item in items:
         if item.image_id in part_of:
@@ -275,7 +277,7 @@ def divide(items: Sequence[_Item], before: Sequence[tables.Part] = ()) -> list[l
 
 
 def _rows(
-    unit: Sequence[_Item], root: str, num_classes: int, max_pixels: int, background: bool
+    unit: Sequence[_ListedImage], root: str, num_classes: int, max_pixels: int, background: bool
 ) -> Iterator[dict[str, Any] | tables.Reject | tables.Note]:
     """Read the images of one unit of work as rows of the `images` table.
 

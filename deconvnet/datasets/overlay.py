@@ -17,7 +17,8 @@ def overlay(image: np.ndarray, mask: np.ndarray, classes: Sequence[str], backgro
     """Paint a class mask over an image.
 
     Each class is painted half transparent in its colour, with an outline. Its name is written once, in its largest connected
-    piece, unless the class covers less than 0.2 % of the image. Background stays as it is. Void is painted, without outline and name.
+    piece, unless the class covers less than 0.2 % of the image. Background stays as it is. Void is painted, without outline and
+    name.
 
     Args:
         image: uint8 array (H, W, 3), RGB.
@@ -57,7 +58,7 @@ def overlay(image: np.ndarray, mask: np.ndarray, classes: Sequence[str], backgro
 
 
 def side_by_side(
-    image: np.ndarray, masks: Sequence[np.ndarray], classes: Sequence[str], background: bool = True, most: int = 320
+    image: np.ndarray, masks: Sequence[np.ndarray], classes: Sequence[str], background: bool = True, max_side: int = 320
 ) -> np.ndarray:
     """Put an image and copies of it with masks painted over them in a row, from left to right.
 
@@ -66,7 +67,7 @@ def side_by_side(
         masks: uint8 arrays (H, W) of class ids; 255 is void.
         classes: class names by id.
         background: whether class 0 is the background.
-        most: longest side of each copy in pixels, to which it is scaled down.
+        max_side: longest side of each copy in pixels, to which it is scaled down.
 
     Returns:
         uint8 array (h, w, 3), RGB.
@@ -77,7 +78,7 @@ def side_by_side(
     for mask in masks:
         check_masks(mask, image=image)
     height, width = image.shape[:2]
-    scale = min(1.0, most / max(height, width))
+    scale = min(1.0, max_side / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     resized = (cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT) for mask in masks)

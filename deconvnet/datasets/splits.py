@@ -41,10 +41,10 @@ def assign_splits(
         seed: seed of the random choices.
         limit: number of images of `train_ids` (dev included) to use, and also the number of `val_ids` to use. They are chosen at
             random. None uses all images.
-        test_ids: ids of a second list of images to evaluate on at the end, to which the limit applies, too. None of them may be in
-            the other lists.
-        before: splits of images in an earlier table that was made with the same fraction, seed and limit. Images of train and dev
-            stay where they are, and only images that are new to both are drawn for dev.
+        test_ids: ids of a second list of images to evaluate on at the end, to which the limit applies, too. None of them may be
+            in the other lists.
+        before: splits of images in an earlier table that was made with the same fraction, seed and limit. Images of
+            train and dev stay where they are, and only images that are new to both are drawn for dev.
 
     Returns:
         "train", "dev", "val" or "test" by image id. Ids that are not used because of the limit are missing.

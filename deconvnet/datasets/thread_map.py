@@ -8,7 +8,7 @@ from infra.runtime.progress import progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_AHEAD = 64  # items in a batch: no more results than this wait to be taken
+_AHEAD = 64  # items in a batch, so at most this many results are in memory
 
 
 def thread_map(
@@ -24,8 +24,8 @@ def thread_map(
         unit: name of the items for the progress display, in the plural, such as "images".
 
     Yields:
-        The results, in the order of the items. Items are processed in batches of 64. The next batch starts when the results of
-        the previous one have all been taken.
+        The results, in the order of the items. Items are processed in batches of 64. The next batch starts when the caller
+        has iterated over all results of the previous one.
 
     Raises:
         Exception: whatever `function` raises. It is raised here when its result is due.

@@ -51,16 +51,17 @@ class VocFile:
 class VocImageFiles:
     """The files of one image.
 
-    What is known of them is kept as text, which takes a third of the memory of three objects. A data set may have a million images.
+    The suffixes, sizes and times are kept as one string, which takes a third of the memory of three `VocFile` objects. A data set
+    may have a million images.
 
     Attributes:
         image_id: id of the image, which is the name of its files without suffix.
-        text: a line for each of the folders in `FOLDERS`: suffix, size and time of the file in it, separated by spaces. The line is
-            empty, or missing, if there is no such file.
+        listing: a line for each of the folders in `FOLDERS`: suffix, size and time of the file in it, separated by spaces. The
+            line is empty, or missing, if there is no such file.
     """
 
     image_id: str
-    text: str
+    listing: str
 
     @property
     def image(self) -> VocFile:
@@ -83,7 +84,7 @@ class VocImageFiles:
         Args:
             number: position of the folder in `FOLDERS`.
         """
-        lines = self.text.split("\n")
+        lines = self.listing.split("\n")
         if number >= len(lines) or not lines[number]:
             return None
         suffix, size, mtime_ns = lines[number].rsplit(" ", 2)
@@ -165,17 +166,17 @@ class VocDataset:
         self.root = storage.absolute(root)
         if not storage.exists(self.root):
             raise UserError(f"there is no data folder {self.root}: name one in VOC's layout in data.root, or leave that empty")
-        self._texts: dict[str, str] = {}  # by image id, as in VocImageFiles
+        self._listings: dict[str, str] = {}  # by image id, as in VocImageFiles
         for number, folder in enumerate(FOLDERS):
-            files = list_files(self.root, folder, dangling=True)  # so that their images are rejected, with the reason
+            files = list_files(self.root, folder, dangling=True)  # `read_row` rejects the images of broken links, with the reason
             if not files and folder != OBJECT_MASKS_DIR:
                 suffixes = " or ".join(_SUFFIXES[folder])
                 raise UserError(
                     f"{storage.join(self.root, folder)} is missing or empty ({suffixes} files): data.root must have VOC's layout"
                 )
             for image_id, line in files.items():
-                before = self._texts.get(image_id, "")
-                self._texts[image_id] = before + "\n" * (number - before.count("\n")) + line
+                before = self._listings.get(image_id, "")
+                self._listings[image_id] = before + "\n" * (number - before.count("\n")) + line
 
     def find(self, image_id: str) -> VocImageFiles | Reject:
         """Find the files of an image.
@@ -186,14 +187,14 @@ class VocDataset:
         Returns:
             The files, or a Reject with the reason if the image or its class mask is missing.
         """
-        image, mask, *_ = [*self._texts.get(image_id, "").split("\n"), ""]
+        image, mask, *_ = [*self._listings.get(image_id, "").split("\n"), ""]
         if not image:
             reason = f"no file of this id in {IMAGES_DIR} ({', '.join(_SUFFIXES[IMAGES_DIR])})"
             return Reject(image_id, storage.join(self.root, IMAGES_DIR, f"{image_id}.jpg"), STAGE, reason)
         if not mask:
             path = storage.join(self.root, CLASS_MASKS_DIR, f"{image_id}.png")
             return Reject(image_id, path, STAGE, f"no mask in {CLASS_MASKS_DIR}")
-        return VocImageFiles(image_id, self._texts[image_id])
+        return VocImageFiles(image_id, self._listings[image_id])
 
     def split(self, name: str, taken: Mapping[str, str] | None = None) -> tuple[list[VocImageFiles], list[Reject]]:
         """Find the files of all images of a split.
@@ -236,11 +237,12 @@ def list_files(root: str, folder: str, dangling: bool = False) -> dict[str, str]
     Args:
         root: path or URI of the data set.
         folder: name of the folder, one of `FOLDERS`.
-        dangling: True to list symbolic links to nothing, too, with a size of 0. Reading them raises FileNotFoundError.
+        dangling: True to list broken symbolic links as well, with a size of 0. Reading them raises FileNotFoundError.
 
     Returns:
-        For each image id a line as in `VocImageFiles.text`. If an image id has several files, .jpg is preferred to .jpeg, and .jpeg
-        to .png. If the suffixes differ only in case, the first file by name is taken. The dict is empty if there is no such folder.
+        For each image id a line as in `VocImageFiles.listing`. If an image id has several files, .jpg is preferred to .jpeg, and
+        .jpeg to .png. If the suffixes differ only in case, the first file by name is taken. The dict is empty if there is no such
+        folder.
     """
     found: list[tuple[bool, int, str, str]] = []
     for file in storage.list_sizes(storage.join(root, folder), recursive=False):
@@ -288,7 +290,7 @@ def read_row(
     except BadInput as error:
         reason = str(error)
     except FileNotFoundError:
-        reason = "the file disappeared while it was read, or it is a link to nothing"
+        reason = "the file disappeared while it was read, or it is a broken link"
     except PermissionError:
         reason = "no permission to read the file"
     else:
@@ -311,7 +313,7 @@ def _read_mask(uri: str, width: int, height: int, max_pixels: int) -> np.ndarray
         uri: path or URI of the file.
         width: width that the mask must have, in px.
         height: height that the mask must have, in px.
-        max_pixels: most pixels that a mask may have.
+        max_pixels: largest number of pixels that a mask may have.
 
     Returns:
         uint8 or uint16 array (H, W).
@@ -338,5 +340,6 @@ def _check_classes(mask: np.ndarray, num_classes: int) -> None:
     unknown = mask[(mask >= num_classes) & (mask != VOID_ID)]
     if unknown.size:
         raise BadInput(
-            f"class id {int(unknown.min())} in the mask, and the list has {num_classes} classes (0–{num_classes - 1}; 255 is void)"
+            f"class id {int(unknown.min())} in the mask, and the list has {num_classes} classes (0–{num_classes - 1}; 255 is "
+            "void)"
         )

@@ -9,7 +9,7 @@ from typing import Protocol
 from deconvnet.serving.gate import Gate
 from deconvnet.serving.routing import LoadedModel, Wanted, plan
 from deconvnet.tracking import registry
-from deconvnet.tracking.registry import CHALLENGER, NoAnswer, NoSuchAlias, NotRegistered, Version
+from deconvnet.tracking.registry import CHALLENGER, NoSuchAlias, NotRegistered, RegistryUnavailable, Version
 from infra.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -18,21 +18,21 @@ _MAX_PAUSE_SECONDS = 600.0
 
 
 class Loader(Protocol):
-    """The processes that predict, as far as they load and drop models. `deconvnet.serving.ray_serve.Replicas` is one."""
+    """The interface that loads and drops versions in all replicas. `deconvnet.serving.ray_serve.Replicas` implements it."""
 
     @property
     def loaded(self) -> dict[Version, LoadedModel]:
         """Return the versions that all processes hold."""
 
     def load(self, version: Version) -> LoadedModel:
-        """Load a version into all processes, and wait until it is there. Raise UserError if that fails."""
+        """Load a version into all processes, and wait until they have loaded it. Raise UserError if that fails."""
 
     def drop(self, versions: Collection[Version]) -> None:
         """Free the memory of versions in all processes."""
 
 
 def challenger_uri(model: str, challenger: str | None) -> str:
-    """Return the URI of the challenger: `challenger`, or if that is None, the alias `challenger` of the model that `model` names."""
+    """Return the URI of the challenger: `challenger`, or if it is None, the alias `challenger` of the model in `model`."""
     name = model.removeprefix("models:/").partition("@")[0].partition("/")[0]
     return challenger or f"models:/{name}@{CHALLENGER}"
 
@@ -46,7 +46,7 @@ def find_wanted(model: str, challenger: str | None, store: str) -> Wanted:
         store: URI of the MLflow store.
 
     Returns:
-        The versions. If the registry names the champion, but gives no answer on the challenger, `problem` says why.
+        The versions. If the registry names the champion, but can't be asked for the challenger, `problem` says why.
 
     Raises:
         UserError: if `model` names no version, or the registry does not answer.
@@ -58,14 +58,14 @@ def find_wanted(model: str, challenger: str | None, store: str) -> Wanted:
         return Wanted(champion, registry.find(challenger, store, "challenger"))
     except NotRegistered:
         return Wanted(champion)
-    except NoAnswer as error:
+    except RegistryUnavailable as error:
         return Wanted(champion, problem=str(error))
 
 
 def check_challenger(champion: Version, model: str, challenger: str | None, store: str) -> None:
-    """Check, before a server starts, that there can be a challenger. If there is none now, or it is not known, this is logged.
+    """Check before a server starts that the challenger's URI can be used, and log if there is no challenger now.
 
-    A model that the user has named need not have the alias now, as a trial may have ended: the server must start again.
+    A missing alias is no error, even if the user named it: a trial may have ended, and the server must be able to restart.
 
     Args:
         champion: the version that answers.
@@ -89,8 +89,8 @@ def check_challenger(champion: Version, model: str, challenger: str | None, stor
         level = logging.WARNING if challenger else logging.INFO
         logger.log(level, f"there is no challenger to try out now: {uri} names no version")
         return
-    except NoAnswer as error:
-        logger.warning(f"whether there is a challenger is not known: {error}")
+    except RegistryUnavailable as error:
+        logger.warning(f"the registry could not be asked for the challenger: {error}")
         return
     if found == champion:
         logger.info(f"there is no challenger to try out now: {uri} names {champion.title}, which is the champion")
@@ -101,8 +101,8 @@ class Follower:
 
     A new version is loaded beside the one that answers. Then all further requests go to it. When the last request to the earlier
     version has been answered, the change is announced, and the earlier version is dropped. If a version can't be loaded, or the
-    registry does not answer, the present version goes on. If it does not answer on the challenger alone, only the challenger
-    stays as it is.
+    registry does not answer, the present version continues to answer. If the registry fails only for the challenger, the
+    challenger stays as it is, and the champion is still followed.
     """
 
     def __init__(self, gate: Gate, loader: Loader, find: Callable[[], Wanted], poll_seconds: float) -> None:
@@ -115,9 +115,9 @@ class Follower:
             poll_seconds: seconds between two questions.
         """
         self._gate, self._loader, self._find, self._poll_seconds = gate, loader, find, poll_seconds
-        self._challenger: Version | None = None  # that the registry has named last
+        self._challenger: Version | None = None  # the latest challenger that the registry named
         self._retired: set[Version] = set()  # versions that others have replaced: a rollback must not try them out again
-        self._broken: dict[Version, tuple[float, float]] = {}  # when to try again, and how long that pause is
+        self._broken: dict[Version, tuple[float, float]] = {}  # when to try again, and the length of that pause
         self._last_warning = ""
 
     def run(self, stop: threading.Event) -> None:
@@ -127,9 +127,9 @@ class Follower:
                 while self.step() and not stop.is_set():
                     pass
             except UserError as error:
-                self._warn(f"{self._gate.model.version.title} goes on: {error}")
+                self._warn(f"still serving {self._gate.model.version.title}: {error}")
             except Exception:
-                logger.exception(f"{self._gate.model.version.title} goes on, though the next version could not be served")
+                logger.exception(f"still serving {self._gate.model.version.title}: the next version could not be served")
 
     def step(self) -> bool:
         """Take one step towards the versions that the registry names.
@@ -178,7 +178,7 @@ class Follower:
         except UserError as error:
             pause = min(2 * self._broken.get(version, (0.0, self._poll_seconds))[1], _MAX_PAUSE_SECONDS)
             self._broken[version] = (time.monotonic() + pause, pause)
-            self._warn(f"{self._gate.model.version.title} goes on: {error}")
+            self._warn(f"still serving {self._gate.model.version.title}: {error}")
 
     def _warn(self, text: str) -> None:
         """Log a warning, unless the last one was the same."""

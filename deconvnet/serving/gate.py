@@ -1,7 +1,7 @@
 """Receive the requests of a server's clients, limit them, and pass images on to the processes that predict.
 
-`Gate` is an ASGI application: a web server calls it for each request. It does no heavy work, and answers health checks itself, so
-it replies at once even if all predicting processes are busy. It needs neither Ray nor MLflow.
+`Gate` is an ASGI application: a web server calls it for each request. It does no heavy work, and answers health
+checks itself, so it replies at once even if all predicting processes are busy. It needs neither Ray nor MLflow.
 """
 
 import asyncio
@@ -27,11 +27,11 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 """An ASGI function that sends a part of the reply."""
 PATHS = ("/", "/healthz", "/version", "/metrics")
 """Paths that exist. Images are posted to the first."""
-_GONE = 499  # status under which requests are counted whose clients have gone
+_CLIENT_DISCONNECTED = 499  # status that is counted for a request whose client has disconnected
 
 
 class Predictors(Protocol):
-    """The processes that predict. `deconvnet.serving.ray_serve.Replicas` has them run by Ray Serve."""
+    """The interface to the processes that predict. `deconvnet.serving.ray_serve.Replicas` implements it with Ray Serve."""
 
     async def predict(self, version: "Version", data: bytes, with_overlay: bool, keep_mask: bool) -> Answer:
         """Predict an image with a version of the model. For the other arguments see `http.predict`."""
@@ -46,7 +46,7 @@ class _Request:
     Attributes:
         method: HTTP method.
         path: path of the address.
-        ended: whether the body has been read to its end, or the client has gone.
+        ended: whether the body has been read to its end, or the client has disconnected.
         arrived: time of the arrival, from `time.perf_counter()`.
     """
 
@@ -66,8 +66,8 @@ class _Request:
         self.ended = self.ended or message["type"] == "http.disconnect" or not message.get("more_body", False)
         return message
 
-    async def gone(self) -> None:
-        """Wait until the client has gone. The body must have been read."""
+    async def disconnected(self) -> None:
+        """Wait until the client has disconnected. The body must have been read."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
@@ -105,7 +105,7 @@ class Gate:
         Args:
             predictors: the processes that predict.
             model: the version that answers from the start.
-            limits: what clients may take.
+            limits: how much of the server clients may use.
             replicas: number of the processes that predict.
             canary: share of the requests that a challenger answers, once `routes` has one.
             shadow: whether the challenger also predicts the images that the champion has answered.
@@ -115,7 +115,7 @@ class Gate:
         self.healthy = True
         self._predictors, self._limits, self._replicas, self._shadow = predictors, limits, replicas, shadow
         self._uploads, self._metrics = Uploads(limits), Metrics()
-        self._metrics.follow([model])
+        self._metrics.track_drift_of([model])
         self._tallies: dict[Version, Tally] = {}
         self._shadow_tally = ShadowTally()
         self._comparisons: set[asyncio.Task[None]] = set()
@@ -131,22 +131,22 @@ class Gate:
         if challenger != self.challenger:
             self._shadow_tally = ShadowTally()
         self.model, self.challenger = model, challenger
-        self._metrics.follow([model, challenger] if challenger else [model])
+        self._metrics.track_drift_of([model, challenger] if challenger else [model])
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Answer a request, as an ASGI server calls it.
 
         POST / with an image as the body returns the image's mask. GET / returns the HTML page, /healthz the health check,
-        /version the model's version and what its answers were like, /metrics a page for Prometheus.
+        /version the model's version and statistics of its answers, /metrics a page for Prometheus.
 
         Args:
             scope: description of the request.
             receive: function that gives the body.
-            send: function that takes the reply. Its header X-Model holds the name and version of the model that has answered.
+            send: function that sends the reply. Its header X-Model holds the name and version of the model that has answered.
         """
         if scope["type"] != "http":
             return
-        request, status = _Request(scope, receive), _GONE
+        request, status = _Request(scope, receive), _CLIENT_DISCONNECTED
         try:
             status = await self._respond(request, send)
         except Refused as refusal:
@@ -158,7 +158,7 @@ class Gate:
         except Disconnected:
             pass
         except Exception:
-            status = 500  # which the web server sends
+            status = 500  # the web server sends it
             logger.exception(f"{request.method} {request.path} could not be answered")
             raise
         finally:
@@ -190,7 +190,7 @@ class Gate:
         Raises:
             Refused: if the request can't be used (status 400, 408, 413 or 415), the server is full (429), or the prediction fails
                 (500) or takes too long (504).
-            Disconnected: if the client has gone.
+            Disconnected: if the client has disconnected.
         """
         try:
             with_overlay = http.parse_overlay(request.option("overlay"))
@@ -226,9 +226,9 @@ class Gate:
             )
 
     async def _answer(self, request: _Request, version: "Version", data: bytes, with_overlay: bool, keep_mask: bool) -> Answer:
-        """Have an image predicted, unless its client goes meanwhile. For the arguments and exceptions see `_predict`."""
+        """Predict an image, but stop waiting if its client disconnects. For the arguments and exceptions see `_predict`."""
         work = asyncio.ensure_future(self._predictors.predict(version, data, with_overlay, keep_mask))
-        gone = asyncio.ensure_future(request.gone())
+        gone = asyncio.ensure_future(request.disconnected())
         try:
             await asyncio.wait((work, gone), timeout=self._limits.request_timeout, return_when=asyncio.FIRST_COMPLETED)
             if work.done():
@@ -254,7 +254,7 @@ class Gate:
         self._metrics.count_prediction(version, seconds, answer.confidence, answer.shares, answer.boxes)
 
     def _start_comparison(self, challenger: LoadedModel, data: bytes, champion: LoadedModel, mask: bytes) -> None:
-        """Let the challenger predict an image in the background, unless it would keep a process from answering a request.
+        """Let the challenger predict an image in the background, unless all replicas are busy.
 
         Args:
             challenger: the version that predicts.
@@ -284,7 +284,7 @@ class Gate:
         logger.info(f"shadow: {titles} in {100 * different:.1f} % of an image's pixels")
 
     def _version(self) -> dict[str, Any]:
-        """Return the content of /version: the versions, and what their answers were like, for JSON."""
+        """Return the content of /version: the versions, and statistics of their answers, for JSON."""
         challenger = self._number(self.challenger.version) if self.challenger else None
         canary = {"version": challenger, "share": self.routes.share} if challenger and self.routes.share else None
         shadow = {"version": challenger, **self._shadow_tally.summary()} if challenger and self._shadow else None
@@ -306,13 +306,13 @@ class Gate:
         """Send a reply. If the request's body has not been read, the rest is discarded and the connection closed.
 
         Args:
-            send: ASGI function that takes the reply.
+            send: ASGI function that sends the reply.
             reply: the reply.
             version: version of the model that has answered, for the header X-Model.
             request: the request.
 
         Raises:
-            Disconnected: if the client does not take the reply in time.
+            Disconnected: if the client does not read the reply in time.
         """
         unread = request.method not in ("GET", "HEAD") and not request.ended
         headers = {

@@ -89,8 +89,8 @@ def predict(ensemble: "SavedEnsemble", data: bytes, *, with_overlay: bool = Fals
         * X-Confidence: mean over all pixels of the predicted class's probability after the CRF, 0 to 1.
         * X-Uncertainty: further measures of the image, see `uncertainty.Measures`, as "confidence_before_crf=0.912,
           entropy=0.041, disagreement=0.120, boundary_doubt=0.350". The last one is missing if the mask has one class.
-        * X-Class-Confidence: mean probability, before the CRF, of the pixels of each class, in the order of X-Classes, separated by
-          commas.
+        * X-Class-Confidence: mean probability, before the CRF, of the pixels of each class, in the order of X-Classes, separated
+          by commas.
         * X-Boxes: number of boxes, windows included, that DeconvNet segmented.
 
         If the image can't be used, an answer whose reply has status 400 and the reason.

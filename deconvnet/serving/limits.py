@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Receive = Callable[[], Awaitable[Any]]
-"""An ASGI function that waits for the next message about a request: a chunk of its body, or that the client has gone."""
+"""An ASGI function that waits for the next message about a request: a chunk of its body, or that the client has disconnected."""
 IDLE_SECONDS = 10.0
 """How long an upload may pause."""
 _LINGER_SECONDS = 2.0
@@ -36,19 +36,19 @@ class Refused(Exception):
 
 
 class Disconnected(Exception):
-    """An exception that ends a request whose client has gone, so that nobody waits for the reply."""
+    """An exception that ends a request whose client has disconnected, so that nobody waits for the reply."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the clients of a server may take.
+    """How much of a server its clients may use.
 
     Attributes:
         max_bytes: largest request body that is accepted, in bytes.
         max_total_bytes: largest sum of the bodies that are in memory, in bytes.
-        max_waiting: largest number of requests whose body is there and whose reply is not.
+        max_waiting: largest number of requests whose body has arrived and that are not answered yet.
         read_timeout: seconds in which a body must arrive.
-        request_timeout: seconds within which the reply must follow.
+        request_timeout: seconds from the arrival of the body within which the image must be predicted.
     """
 
     max_bytes: int = 32 * _MIB
@@ -119,7 +119,7 @@ class Uploads:
 
         Raises:
             Refused: if the body is too large (status 413), too slow (408), or dropped to make room for others (429).
-            Disconnected: if the client goes before the body is complete.
+            Disconnected: if the client disconnects before the body is complete.
         """
         limit = self.limits.max_bytes
         if declared is not None and declared > limit:

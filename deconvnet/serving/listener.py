@@ -1,7 +1,7 @@
-"""Listen for HTTP requests in a thread of this process, with limits on what connections can take.
+"""Listen for HTTP requests in a thread of this process, with limits on the time and number of connections.
 
-The web server is uvicorn. It reads a body only as fast as the application takes it, so a large body does not fill the memory. It
-has no limit on the time that a client takes to send a request's header or to take a reply. These limits are added here.
+The web server is uvicorn. It reads a body only as fast as the application does, so a large body does not fill the memory. It has
+no limit on the time in which a client must send a request's header or read a reply. These limits are added here.
 """
 
 import asyncio
@@ -21,21 +21,22 @@ from infra.errors import UserError
 _START_SECONDS = 30.0
 _BACKLOG = 1024  # connections that the system accepts before uvicorn does
 _UNSENT = 2**14
-"""Number of bytes that the system keeps unsent. By default it keeps some MiB, so a slow client would seem to take nothing meanwhile."""
+"""Unsent bytes that the system buffers for a connection. With its default (MiB), slow clients would seem to read nothing."""
 
 
 class Connection(H11Protocol):
     """A connection with a client, which is closed if the client keeps the server waiting.
 
-    uvicorn makes an object of this class for each connection. Of its two parsers of HTTP, this is the one that refuses a header of
-    more than 16 KiB.
+    uvicorn makes an object of this class for each connection. Of its two parsers of HTTP, this is the one that refuses a header
+    of more than 16 KiB.
 
     Attributes:
-        seconds: how long a connection may be idle, a client may take to send a request's header, or take nothing of a reply. A slow
-            client may take longer for a whole reply. After a reply, a connection may be idle for up to twice as long.
-        most: largest number of connections that wait for a header, or for the client to take a whole reply. One more closes the
-            one that has waited longest, so that connections that send or take nothing can't keep out others, or fill the memory
-            with replies. Connections on which a reply is still being sent are closed last.
+        seconds: how long the server waits for a client: on an idle connection, for a request's header, or while the client reads
+            nothing of its reply. (A slow client may take longer for the whole reply.) After a reply, a connection may be idle for
+            up to twice as long.
+        most: largest number of connections that wait for a header, or for the client to read its reply. One connection
+            more closes the one that has waited longest, so that silent clients can't keep out others or fill the memory with
+            unread replies. Connections on which a reply is still being sent are closed last.
         waiting: these connections, the oldest first.
     """
 
@@ -63,7 +64,7 @@ class Connection(H11Protocol):
             self._restart_timer()
 
     def on_response_complete(self) -> None:
-        """Wait for the header of another request, unless it is there already, or for the client to take the last reply."""
+        """Wait for the header of another request, unless it has arrived already, or for the client to read the last reply."""
         super().on_response_complete()
         ended = self.transport.is_closing() and not self.transport.get_write_buffer_size()
         if self.cycle.response_complete and self not in self.waiting and not ended:
@@ -71,20 +72,20 @@ class Connection(H11Protocol):
         self._restart_timer()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Do nothing, because uvicorn would also close a connection on which a slow client is still taking its reply."""
+        """Do nothing, because uvicorn would also close a connection on which a slow client is still reading its reply."""
 
     def pause_writing(self) -> None:
-        """Begin to wait for a client that takes its reply more slowly than it is sent."""
+        """Begin to wait for a client that reads its reply more slowly than it is sent."""
         super().pause_writing()
         self._restart_timer()
 
     def resume_writing(self) -> None:
-        """Stop waiting for a client that has taken its reply, or begin to wait for its next request."""
+        """Stop waiting for a client that has read its reply, or begin to wait for its next request."""
         super().resume_writing()
         self._restart_timer()
 
     def _wait(self) -> None:
-        """Begin to wait for a header, or for the client to take the last reply."""
+        """Begin to wait for a header, or for the client to read the last reply."""
         if len(self.waiting) >= self.most:
             idle = (each for each in self.waiting if not each.transport.get_write_buffer_size())
             next(idle, next(iter(self.waiting)))._abort()
@@ -92,7 +93,7 @@ class Connection(H11Protocol):
         self._restart_timer()
 
     def _restart_timer(self) -> None:
-        """Start the timer anew if the server waits for a header, or for the client to take a reply. If not, stop it."""
+        """Start the timer anew if the server waits for a header, or for the client to read a reply. If not, stop it."""
         self._stop_timer()
         unsent = self.transport.get_write_buffer_size()
         if unsent or self in self.waiting:
@@ -130,8 +131,9 @@ def listening(
         application: ASGI application that answers the requests.
         host: address to listen at.
         port: port to listen at. 0 for any free one.
-        seconds: how long a connection may be idle, a client may take to send a request's header, or take nothing of a reply.
-        most_waiting: largest number of connections that wait for a header, or for the client to take a whole reply.
+        seconds: how long the server waits for a client: on an idle connection, for a request's header, or while the client
+            reads nothing of its reply.
+        most_waiting: largest number of connections that wait for a header, or for the client to read its reply.
         grace_seconds: how long the requests that are being answered may take at the end.
 
     Yields:

@@ -53,7 +53,7 @@ class Metrics:
         self._drifts: dict[Version, Drift] = {}
         self._bytes = Gauge("deconvnet_upload_bytes", "Request bodies in memory", registry=self._registry)
 
-    def follow(self, models: Iterable[LoadedModel]) -> None:
+    def track_drift_of(self, models: Iterable[LoadedModel]) -> None:
         """Measure the drift of these versions from now on, and no longer that of others.
 
         Args:
@@ -66,7 +66,7 @@ class Metrics:
         """Count a request.
 
         Args:
-            status: HTTP status code of the reply. 499 if the client has gone before it.
+            status: HTTP status code of the reply. 499 if the client disconnected before.
         """
         self._requests.labels(str(status)).inc()
 

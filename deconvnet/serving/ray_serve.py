@@ -1,8 +1,8 @@
-"""Run the processes that predict by Ray Serve.
+"""Run the processes that predict with Ray Serve.
 
-Ray Serve starts several replicas, which are processes that each hold the models. `deconvnet.serving.gate` receives the requests in
-the process of the command and passes each image to one of them. Ray Serve's own HTTP server is not used, because it keeps a body
-of any size in memory, and has no limit on the time in which a body must arrive.
+Ray Serve starts several replicas, which are processes that each hold the models. `deconvnet.serving.gate` receives the requests
+in the process of the command and passes each image to one of them. Ray Serve's own HTTP server is not used, because it keeps a
+body of any size in memory, and has no limit on the time in which a body must arrive.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ APP = "deconvnet"
 _SHUTDOWN_SECONDS = 60.0  # how long a replica may take to finish its requests when it is stopped
 _LOAD_SECONDS = 1800.0
 _DROP_SECONDS = 10.0
-_JOIN_SECONDS = 30.0  # until the driver knows all replicas that have started
+_JOIN_SECONDS = 30.0  # how long to wait until the driver knows all started replicas
 _ONGOING_REQUESTS = 2  # per replica: while one image is predicted, the next is sent
 
 
@@ -46,7 +46,7 @@ class Replicas:
         self.loaded: dict[Version, LoadedModel] = {}
 
     def load(self, version: Version) -> LoadedModel:
-        """Load a version into all replicas, and wait until it is there.
+        """Load a version into all replicas, and wait until they have loaded it.
 
         A replica that Ray Serve restarts later loads it by itself, with the first request.
 
@@ -92,7 +92,7 @@ class Replicas:
             timeout: seconds within which all replicas must have answered.
 
         Raises:
-            UserError: if the method raises an error, or no replica is there.
+            UserError: if the method raises an error, or no replica exists.
         """
         from ray.exceptions import RayError
         from ray.serve.exceptions import RayServeException
@@ -126,7 +126,7 @@ class Replicas:
 
 
 async def _result(response: Any) -> Any:
-    """Wait for the response of a replica, and return it. If this is cancelled, the replica does not begin, or stops waiting."""
+    """Wait for the response of a replica, and return it. If the wait is cancelled, so is the request to the replica."""
     try:
         return await response
     except asyncio.CancelledError:
@@ -168,7 +168,7 @@ def serving(model: ServedModel, nodes: Mapping[str, str] | None = None, *, share
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it warns when a replica takes 0.1 s to say how busy it is
     if (status := serve.status()).proxies or status.applications:
-        raise UserError("this Ray serves something already: stop that (serve shutdown), or use another Ray")
+        raise UserError("this Ray cluster already runs Ray Serve: stop it (serve shutdown), or use another cluster")
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     try:
         serve.start(proxy_location="Disabled", logging_config=quiet)
@@ -198,7 +198,7 @@ def serving(model: ServedModel, nodes: Mapping[str, str] | None = None, *, share
 
 
 def running_replicas() -> int | None:
-    """Ask Ray Serve how many replicas run now. None if it has given the model up, deleted it, or never ran it."""
+    """Return how many replicas are running. None if Ray Serve has no such application, can't start it, or is deleting it."""
     from ray import serve
 
     app = serve.status().applications.get(APP)

@@ -75,12 +75,12 @@ class Replica:
         self.loader, self.worker = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
 
     async def load(self, version: Version) -> LoadedModel:
-        """Load a version beside those that are there, and predict a synthetic image, so that no request waits for compilation.
+        """Load a version beside the loaded ones, and predict a synthetic image, so that no request waits for compilation.
 
         Meanwhile images are predicted with the other versions.
 
         Args:
-            version: the version. If it is there already, nothing happens.
+            version: the version. If it is loaded already, nothing happens.
 
         Returns:
             The version with its classes.
@@ -109,7 +109,7 @@ class Replica:
         return folder, SavedEnsemble(folder.name, "cuda" if self.model.gpus else "cpu", self.model.max_pixels)
 
     async def drop(self, versions: Collection[Version]) -> None:
-        """Free the memory and the files of versions, also of one that is being loaded. Versions that are not there are ignored."""
+        """Free the memory and the files of versions, also of one that is being loaded. Others are ignored."""
         async with self.loading:
             self.dropped.update(versions)
             for version in versions:
@@ -118,7 +118,7 @@ class Replica:
                     folder.cleanup()
 
     async def predict(self, version: Version, data: bytes, with_overlay: bool, keep_mask: bool) -> Answer:
-        """Predict an image. A version that is not there, because this replica has been restarted, is loaded first.
+        """Predict an image. A version that is not loaded, because this replica has been restarted, is loaded first.
 
         Args:
             version: the version to predict with.
@@ -127,7 +127,7 @@ class Replica:
             keep_mask: whether the mask is needed in any case.
 
         Returns:
-            The reply, and what is counted of it.
+            The reply, and what the server counts of it.
         """
         if version not in self.ensembles:
             await self.load(version)
@@ -137,7 +137,7 @@ class Replica:
     async def different_pixels(self, model: LoadedModel, data: bytes, other: LoadedModel, mask: bytes) -> float:
         """Predict an image, and compare the mask with that of another version.
 
-        If this replica has been restarted, so that the version to predict with is not there, it is loaded first.
+        If this replica has been restarted, the version to predict with is loaded first.
 
         Args:
             model: the version to predict with.
@@ -149,7 +149,7 @@ class Replica:
             The share of the pixels whose classes differ, 0 to 1.
 
         Raises:
-            RuntimeError: if this version was dropped meanwhile, or can't use the image.
+            RuntimeError: if this version has been dropped, or can't use the image.
             UserError: if this version can't be loaded.
         """
         if model.version in self.dropped:

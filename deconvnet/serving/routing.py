@@ -41,7 +41,7 @@ class LoadedModel:
         version: the version of the registered model.
         classes: class names in the order of their ids.
         background: whether class 0 is the background.
-        statistics: what its predictions on the val images were like. None if it was registered without them.
+        statistics: statistics of its predictions on the val images, for measuring drift. None if it was registered without them.
     """
 
     version: "Version"
@@ -56,8 +56,8 @@ class Wanted:
 
     Attributes:
         champion: the version that answers.
-        challenger: the version that is tried out. None if there is none, or neither canary nor shadow is wanted.
-        problem: why the registry did not say which version is the challenger; "" if it did.
+        challenger: the version that is tried out. None if there is none, or there is neither canary nor shadow.
+        problem: the error, if the registry could not be asked for the challenger; otherwise "".
     """
 
     champion: "Version"
@@ -72,12 +72,12 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do so that a server serves the versions that are wanted.
+    """A step towards serving the versions that the registry names.
 
     Attributes:
         load: versions to load into the replicas, in this order.
-        champion: version that answers from now on. None if the present one goes on, because it is the wanted one or the wanted one is
-            not loaded yet.
+        champion: version to switch to. None to keep the present one, because it is the one that the registry names,
+            or because that one is not loaded yet.
         challenger: version to try out from now on, or None.
         drop: versions that the replicas need no longer.
     """
@@ -89,13 +89,13 @@ class Plan:
 
 
 def plan(wanted: Wanted, serving: "Version | None", loaded: "Iterable[Version]", broken: "Iterable[Version]" = ()) -> Plan:
-    """Plan the next step of a change of models. A version never answers before it is loaded.
+    """Find the next step of a change of models. A version never answers before it is loaded.
 
     Args:
         wanted: the versions that the registry names.
         serving: the version that answers now. None before the start.
         loaded: the versions that the replicas hold.
-        broken: versions that could not be loaded a moment ago, and are not tried now.
+        broken: versions that failed to load, and whose next attempt is not due yet.
 
     Returns:
         The step. A version that still answers is never dropped, and never becomes the challenger.
@@ -112,7 +112,7 @@ def plan(wanted: Wanted, serving: "Version | None", loaded: "Iterable[Version]",
 
 @dataclass
 class Tally:
-    """What the answers of a version were like, on average.
+    """Totals over the answers of a version, from which averages are computed.
 
     Attributes:
         answers: number of predicted masks.

@@ -34,7 +34,7 @@ class Following:
     """How a server follows the aliases of a registered model, and what it does with a challenger.
 
     Attributes:
-        model: URI of the registered model that answers. If it has an alias, the server changes to the version that the alias names.
+        model: URI of the registered model that answers. If it has an alias, the server follows the alias.
         challenger: URI of the registered model that is tried out, or None for the alias `challenger` of the same model.
         canary: share of the requests that the challenger answers, 0 to 1.
         shadow: whether the challenger predicts the champion's images, too, so that the masks can be compared.
@@ -61,7 +61,7 @@ def serve(model: ServedModel, following: Following, limits: Limits, host: str, p
     Args:
         model: the model to serve, with the number and size of its replicas (processes that predict).
         following: which registered model to follow.
-        limits: what the clients may take.
+        limits: how much of the server clients may use.
         host: address to listen at.
         port: port to listen at.
         cluster: settings that name the Ray cluster to join. If they name none, Ray is started on this machine.
@@ -96,7 +96,7 @@ def serve(model: ServedModel, following: Following, limits: Limits, host: str, p
                     logger.info("\nstopping")
                     raise
             raise UserError(
-                f"Ray Serve gave {gate.model.version.title} up: its logs are in Ray's session folder "
+                f"Ray Serve stopped serving {gate.model.version.title}: see its logs in Ray's session folder "
                 "(/tmp/ray/session_latest/logs)"
             )
 
@@ -153,7 +153,8 @@ def check_room(model: ServedModel, cluster: ClusterSettings, nodes: Mapping[str,
     if fits < model.replicas and not can_autoscale(cluster):
         each = f"{model.cpus} CPUs" + (f" and {model.gpus:g} of a GPU" if model.gpus else "")
         raise UserError(
-            f"replicas {model.replicas} is more than this Ray has room for, {fits} of {each}: lower it, or give each less"
+            f"replicas {model.replicas} is too many: this Ray cluster has room for {fits} with {each} each. Lower this number, "
+            "or the size of each replica"
         )
 
 

@@ -12,7 +12,7 @@ class ServerSettings(Section):
 
     model: str = Field(
         "models:/edeconvnet@champion",
-        description="registered model: models:/NAME@ALIAS or models:/NAME/VERSION; an alias is followed",
+        description="registered model: models:/NAME@ALIAS or models:/NAME/VERSION; if the alias moves, the server changes models",
     )
     workspace: Location | None = Field(None, description="workspace of a pipeline, whose own MLflow store (SQLite) has the model")
     host: str = Field(
@@ -31,10 +31,10 @@ class ServerSettings(Section):
     )
     max_waiting: PositiveInt = Field(64, description="requests that wait or are answered at a time; more are refused (429)")
     read_timeout: PositiveInt = Field(
-        60, description="seconds in which a request's body must arrive; slower ones are refused (408)"
+        60, description="seconds in which a request's body must arrive; a slower request is refused (408)"
     )
     request_timeout: PositiveInt = Field(
-        300, description="seconds within which a request is answered once its body is there; if not: 504"
+        300, description="seconds from the arrival of a request's body within which its image must be predicted; if not: 504"
     )
     poll_seconds: PositiveInt = Field(
         10, description="seconds between two requests to MLflow's registry for the versions that the aliases name"

@@ -1,8 +1,7 @@
-"""Define the classes through which a pipeline logs to an experiment tracker, in a version that logs nothing.
+"""Define `Tracker` and `Run`, the interface by which a pipeline logs to an experiment tracker. These base classes log nothing.
 
-These classes are used if the setting `tracking.enabled` is false. Otherwise, `deconvnet.tracking.open_tracker` returns an
-`MlflowTracker`. This class and `MlflowRun`, both in `mlflow_runs.py`, are subclasses that log to MLflow. Importing this module
-does not import MLflow.
+They are used if the setting `tracking.enabled` is false. Otherwise, `deconvnet.tracking.open_tracker` returns an `MlflowTracker`.
+Its classes in `mlflow_runs.py`, `MlflowTracker` and `MlflowRun`, log to MLflow. Importing this module does not import MLflow.
 
 A pipeline consists of stages, which are named steps such as training FCN-8s. The tracker has one run for the pipeline, and below
 it one run for each stage. A workspace is the folder or bucket prefix that holds everything a pipeline run writes.
@@ -12,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from deconvnet.tracking.metric_spool import Line, MetricSpool, ReportSink, read_spool, spool_file
+from deconvnet.tracking.metric_spool import Curve, MetricSpool, ReportSink, read_spool, spool_file
 from deconvnet.tracking.store import check_store, error_summary, stage_histories
 from infra import storage
 from infra.errors import UserError
@@ -66,7 +65,7 @@ class Run:
         """Log the values of metrics at one step.
 
         Args:
-            metrics: values by name. None is skipped: it stands for a value that does not exist, such as the IoU of a class that
+            metrics: values by name. None, which is skipped, means a value that does not exist, such as the IoU of a class that
                 no image shows.
             step: position on the horizontal axis of the metrics' curves.
         """
@@ -111,7 +110,7 @@ class Run:
         with spool_file(self._curves) as file:
             yield MetricSpool(file, self._fingerprint)
 
-    def history(self, names: Collection[str]) -> dict[str, Line]:
+    def history(self, names: Collection[str]) -> dict[str, Curve]:
         """Read the curves of metrics that were logged to this run step by step.
 
         Args:
@@ -184,7 +183,7 @@ class Tracker:
 
 def read_histories(
     workspace: str, store: str, run_id: str | None, stages: Iterable[str], names: Collection[str]
-) -> dict[str, dict[str, Line]]:
+) -> dict[str, dict[str, Curve]]:
     """Read the training curves of a pipeline run, even if the run was interrupted.
 
     Curves in MLflow take precedence over those that runs without tracking left in the workspace. In MLflow, the newest finished

@@ -26,7 +26,7 @@ from infra.errors import UserError
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-Line = tuple[list[int], list[float]]
+Curve = tuple[list[int], list[float]]
 """A curve: a list of the steps in ascending order, and a list of the values at these steps."""
 
 ReportSink = Callable[[Mapping[str, Any]], None]
@@ -99,7 +99,7 @@ class MetricSpool:
             logger.warning("metrics of step %d were not kept: %s", step, error)
 
 
-def read_spool(data: bytes, names: Collection[str]) -> dict[str, Line]:
+def read_spool(data: bytes, names: Collection[str]) -> dict[str, Curve]:
     """Read curves from the content of a spool file, which holds the metrics that a training reported.
 
     Args:
@@ -110,7 +110,7 @@ def read_spool(data: bytes, names: Collection[str]) -> dict[str, Line]:
         Curves as `{metric: (steps, values)}`. Metrics that were not reported are left out. If a resumed training has repeated a
         step, the curve has only the first value for it.
     """
-    curves: dict[str, Line] = {}
+    curves: dict[str, Curve] = {}
     for point in (point for line in data.splitlines() for point in _points(line)):
         if point.key in names:
             steps, values = curves.setdefault(point.key, ([], []))

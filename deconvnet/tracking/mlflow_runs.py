@@ -19,7 +19,7 @@ from typing import Any
 from deconvnet.tracking.interface import Run, Tracker
 from deconvnet.tracking.metric_spool import (
     POINTS_PER_REQUEST,
-    Line,
+    Curve,
     MetricSpool,
     Point,
     ReportSink,
@@ -41,8 +41,8 @@ MAX_PARAM = 500
 """Number of characters of a parameter that every MLflow server accepts. The artifact settings.json has the whole value."""
 _MAX_TAG = 5000
 _ITEMS_PER_REQUEST = 100  # parameters or tags
-_DELIVERY_SECONDS = 120.0  # how long a finished training waits for MLflow to take its last metrics
-_FAILED_DELIVERY_SECONDS = 10.0  # how long a failed or interrupted training waits for that
+_DELIVERY_SECONDS = 120.0  # how long a finished training waits for MLflow to accept its last metrics
+_FAILED_DELIVERY_SECONDS = 10.0  # the same after a failed or interrupted training
 
 
 def flat_params(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -104,7 +104,7 @@ class MlflowRun(Run):
         from mlflow.entities import Param
 
         params = flat_params(settings)
-        with self._tracker.errors_as_messages():
+        with self._tracker.user_errors():
             known = self._client.get_run(self.run_id).data.params
             new = [Param(name, value) for name, value in params.items() if name not in known]
             for chunk in chunks(new, _ITEMS_PER_REQUEST):
@@ -116,7 +116,7 @@ class MlflowRun(Run):
         from mlflow.entities import RunTag
 
         entities = [RunTag(_valid_name(name), without_secrets(str(value))[:_MAX_TAG]) for name, value in tags.items()]
-        with self._tracker.errors_as_messages():
+        with self._tracker.user_errors():
             for chunk in chunks(entities, _ITEMS_PER_REQUEST):
                 self._client.log_batch(self.run_id, tags=chunk)
 
@@ -128,7 +128,7 @@ class MlflowRun(Run):
         """Log the values of metrics, given by name, at the training step `step`. Values that are None are skipped."""
         now = time.time_ns() // 1_000_000
         points = [Point(name, float(value), step, now) for name, value in metrics.items() if value is not None]
-        with self._tracker.errors_as_messages():
+        with self._tracker.user_errors():
             for chunk in chunks(points, POINTS_PER_REQUEST):
                 self._send(chunk)
 
@@ -139,7 +139,7 @@ class MlflowRun(Run):
     def log_bytes(self, data: bytes, name: str) -> None:
         """Log a file, such as a PNG, with the content `data` at the path `name` among the run's artifacts."""
         folder, _, file = name.rpartition("/")
-        with tempfile.TemporaryDirectory() as temporary, self._tracker.errors_as_messages():
+        with tempfile.TemporaryDirectory() as temporary, self._tracker.user_errors():
             path = Path(temporary, file)
             path.write_bytes(data)
             self._client.log_artifact(self.run_id, str(path), folder or None)
@@ -160,7 +160,7 @@ class MlflowRun(Run):
             source=json.dumps({"url" if kind == "http" else "uri": without_secrets(source)}),
             profile=json.dumps({"splits": dict(splits), "images": sum(splits.values())}),
         )
-        with self._tracker.errors_as_messages():
+        with self._tracker.user_errors():
             self._client.log_inputs(self.run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
         self.set_tags({"data.digest": digest})
 
@@ -169,9 +169,9 @@ class MlflowRun(Run):
         """Log the metrics that a training reports while a `with` block runs.
 
         The function that it yields takes the metrics of one training step. It writes them to a local file, and a thread sends
-        them to MLflow. The end of the block waits up to 120 s (10 s after an error) for MLflow to take the last metrics. Metrics
-        that MLflow has not taken by then are kept in the tracker's folder `spool_uri`, and a resumed run sends them. If that
-        folder is temporary, they are lost, and a warning is logged.
+        them to MLflow. The end of the block waits up to 120 s (10 s after an error) for MLflow to accept the last metrics.
+        Metrics that MLflow has not accepted by then are kept in the tracker's folder `spool_uri`, and a resumed run sends them.
+        If that folder is temporary, they are lost, and a warning is logged.
         """
         folder = self._tracker.spool_uri
         with spool_file(storage.join(folder, f"{self.run_id}.jsonl") if folder else None) as file:
@@ -184,11 +184,11 @@ class MlflowRun(Run):
             finally:
                 if not delivery.close(timeout):
                     fate = f"kept in {folder}" if folder else "lost"
-                    logger.warning("MLflow did not take the last metrics of %s; they are %s", self.run_id, fate)
+                    logger.warning("MLflow did not accept the last metrics of %s; they are %s", self.run_id, fate)
 
-    def history(self, names: Collection[str]) -> dict[str, Line]:
+    def history(self, names: Collection[str]) -> dict[str, Curve]:
         """Read the curves of the metrics `names` from this run. The result is `{metric: (steps, values)}`."""
-        with self._tracker.errors_as_messages():
+        with self._tracker.user_errors():
             return run_history(self._client, self.run_id, names)
 
     def system_metrics(self) -> AbstractContextManager[None]:
@@ -233,7 +233,7 @@ class MlflowTracker(Tracker):
         Args:
             uri: URI of the MLflow store.
             experiment: name of the experiment.
-            spool_uri: folder, local or in a bucket, for metrics that MLflow has not taken yet. None for a temporary folder.
+            spool_uri: folder, local or in a bucket, for metrics that MLflow has not accepted yet. None for a temporary folder.
 
         Raises:
             UserError: if the store can't be used, or the experiment was deleted.
@@ -244,7 +244,7 @@ class MlflowTracker(Tracker):
         self.uri = uri
         self.spool_uri = spool_uri
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        with self.errors_as_messages():
+        with self.user_errors():
             self.experiment_id = self._experiment(experiment)
 
     def _experiment(self, name: str) -> str:
@@ -265,14 +265,14 @@ class MlflowTracker(Tracker):
         return str(found.experiment_id)
 
     @contextmanager
-    def errors_as_messages(self) -> Iterator[None]:
+    def user_errors(self) -> Iterator[None]:
         """Turn an exception of MLflow, or an OSError, in a `with` block into a UserError with a message of one sentence."""
         from mlflow.exceptions import MlflowException
 
         try:
             yield
         except (MlflowException, OSError) as error:
-            raise UserError(f"MLflow's store {without_secrets(self.uri)} did not accept it: {error_summary(error)}") from error
+            raise UserError(f"MLflow's store {without_secrets(self.uri)} can't be used: {error_summary(error)}") from error
 
     @contextmanager
     def pipeline(
@@ -300,7 +300,7 @@ class MlflowTracker(Tracker):
         Raises:
             UserError: if MLflow does not answer.
         """
-        with self.errors_as_messages():
+        with self.user_errors():
             found = self.client.search_runs([self.experiment_id], condition, max_results=1)
         return str(found[0].info.run_id) if found else None
 
@@ -324,7 +324,7 @@ class MlflowTracker(Tracker):
         origin = {**code_tags(code_version()), "mlflow.source.type": "LOCAL", "mlflow.source.name": Path(sys.argv[0]).name}
         with suppress(OSError, KeyError):  # the user of a container may have no name
             origin["mlflow.user"] = getpass.getuser()
-        with self.errors_as_messages():
+        with self.user_errors():
             if run_id is None:
                 run_id = self.client.create_run(self.experiment_id, run_name=name).info.run_id
             else:

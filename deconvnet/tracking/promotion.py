@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 PROMOTED = "promoted"
 """Value of the tag `verdict` of a version that became champion. The other value is `registry.REJECTED` ("not promoted")."""
-# Beginning of the name of a version's tag `fence.NUMBER`. The tag's value is the champion that a run chose while it held the
+# Prefix of a version's tag `fence.NUMBER`. The tag's value is the champion that a run chose while it held the
 # workspace's lock file. NUMBER is the lock's fencing number, which is higher for each later holder of the lock.
 _FENCE = "fence."
 _ROUNDING = 1e-9  # 0.5 - 0.4 must not count as a fall of more than 0.1
@@ -144,9 +144,12 @@ def promote(
 ) -> tuple[int | None, Decision]:
     """Record whether a new model replaces the champion (the version in use), and set the alias `champion` accordingly.
 
-    A second call changes nothing, but completes what was interrupted. Whatever `decision` says, the new model is not promoted if
-    another version has become the champion since, another workspace has registered models under the same name, or the new
-    model had already become the champion, and a user has replaced it since.
+    Calling this again is safe: the second call only completes an interrupted one. Even if `decision` is to promote, the new model
+    is not promoted in three cases:
+
+    * Another version has become the champion since the comparison.
+    * Another workspace has registered models under the same name.
+    * The new model has been the champion already, and somebody has replaced it.
 
     Args:
         run: MLflow run that gets tags with the decision. The new version in the registry gets the same tags, and a sentence in
@@ -213,13 +216,19 @@ def _record(client: "MlflowClient", name: str, challenger: int, champion: int | 
 
 
 def _move_champion(
-    client: "MlflowClient", model: OwnModel, expected: int | None, version: int, lock: Lock, why: str, beaten: int | None = None
+    client: "MlflowClient",
+    model: OwnModel,
+    expected: int | None,
+    version: int,
+    lock: Lock,
+    why: str,
+    compared_with: int | None = None,
 ) -> int | None:
     """Point the alias `champion` at a version, if the lock is held and nobody else has moved the alias.
 
     MLflow can't check a condition and change an alias in one step, so this function checks the lock and the alias immediately
-    before and after the change. Another run may have taken the lock and chosen a champion between these checks, while this
-    process was stopped. The alias is then set back to that champion. If an interrupted run made the move, it is recorded now.
+    before and after the change. If another run took the lock and chose a champion while this process was suspended between the
+    two checks, the alias is set back to that champion. A move that an interrupted run made but did not record is recorded now.
 
     Args:
         client: client of the MLflow store.
@@ -229,7 +238,7 @@ def _move_champion(
         version: number of the version that is to get the alias.
         lock: lock file of the workspace, held by this run so that no other run changes the workspace.
         why: reason of the move, for the record of the moves.
-        beaten: number of the champion with which the new model was compared. None if there was none.
+        compared_with: number of the champion with which the new model was compared. None if there was none.
 
     Returns:
         The number of the version that has the alias afterwards. None if no version has it.
@@ -244,8 +253,8 @@ def _move_champion(
     # The choice of the lock's latest holder is found by this tag, even if an earlier holder still writes.
     client.set_model_version_tag(model.name, str(version), f"{_FENCE}{lock.fence}", str(version))
     if current == version:
-        if version not in (beaten, *(move.version for move in recorded_moves(client, model.name)[-1:])):
-            record_move(client, model.name, beaten, version, why)
+        if version not in (compared_with, *(move.version for move in recorded_moves(client, model.name)[-1:])):
+            record_move(client, model.name, compared_with, version, why)
         return current
     client.set_registered_model_alias(model.name, CHAMPION, str(version))
     if not lock.still_held():
@@ -254,7 +263,7 @@ def _move_champion(
         if (last := max(decisions, default=0)) > lock.fence:
             client.set_registered_model_alias(model.name, CHAMPION, decisions[last])
             logger.warning(
-                "the champion of %s is version %s again, which the run that took the lock chose", model.name, decisions[last]
+                "the champion of %s is version %s again: the run that took the lock chose it", model.name, decisions[last]
             )
         lock.check()
     record_move(client, model.name, current, version, why)

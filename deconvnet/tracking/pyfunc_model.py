@@ -51,10 +51,13 @@ class EnsembleModel(PythonModel):
             colours, as bytes, or None. It has the size of the image after its EXIF orientation is applied. `error` is None, or
             the reason why there is no mask.
 
-            On request, more columns say how sure the predictions are. They are None where there is no mask. `confidence_map` is a
-            grey PNG of the probability of each pixel's class before the CRF (255 is 1), as bytes. The others are those of the table `predictions`:
-            `classes`, the measures of the image (`confidence`, `confidence_before_crf`, `entropy`, `disagreement`,
-            `boundary_doubt`), and lists of the same measures of each class (`class_confidence` …), see `deconvnet.inference.uncertainty.Measures`.
+            On request, further columns say how sure the predictions are. They are None where there is no mask.
+
+            * `confidence_map`: a grey PNG of the probability of each pixel's class before the CRF (255 is 1), as bytes.
+            * `classes`: names of the classes in the mask, in the order of their ids.
+            * `confidence`, `confidence_before_crf`, `entropy`, `disagreement`, `boundary_doubt`: measures of the image, as in the
+              table `predictions` (see `deconvnet.inference.uncertainty.Measures`).
+            * `class_confidence` …: lists of the same measures of each class, in the order of `classes`.
 
         Raises:
             ValueError: if `model_input` is not a DataFrame with a column `image`.

@@ -52,8 +52,9 @@ class Ensemble:
             detector (a forest), it is copied into the model.
         segment: options of the prediction: values of the fields of `inference.predictor.PredictorOptions` by name.
         max_pixels: largest image that the model accepts, in pixels.
-        val_images: digests of the val images and their masks by image_id. A later model is compared with this one on these images.
-        statistics: statistics of its predictions on the val images, with which a server compares its answers (drift). None if not known.
+        val_images: digests of the val images and their masks by image_id. Later models are compared with it on these images.
+        statistics: statistics of its predictions on the val images. A server compares its answers with them (drift). None if
+            unknown.
         card: the model card, Markdown, which becomes a file of the registered model; "" for none.
     """
 

@@ -33,8 +33,8 @@ class NoSuchAlias(NotRegistered):
     """An error because a registered model does not have an alias. It may have it later."""
 
 
-class NoAnswer(UserError):
-    """An error because MLflow's registry gives no answer, for example because it can't be reached or forbids it."""
+class RegistryUnavailable(UserError):
+    """An error because MLflow's registry can't be asked, for example because it can't be reached or denies access."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def find(source: str, tracking_uri: str, setting: str) -> Version:
     Raises:
         NotRegistered: if there is no such version. The message says which models or aliases there are. It is NoSuchAlias if only
             the alias is missing.
-        NoAnswer: if the registry does not answer.
+        RegistryUnavailable: if the registry does not answer.
         UserError: if the URI has another form, or tracking is switched off.
     """
     path, at, alias = source.removeprefix("models:/").partition("@")
@@ -216,23 +216,23 @@ def update_model_description(client: "MlflowClient", name: str) -> None:
 
 
 def _registry_error(error: "MlflowException", message: str, alias: str) -> UserError:
-    """Return the error of a user for an error of MLflow's registry.
+    """Convert an error of MLflow's registry to a UserError.
 
     Args:
-        error: the error, on the question for a version.
+        error: error that MLflow raised when a version was looked up.
         message: message of the returned error.
-        alias: the alias by which the version was asked for; "" if it was asked for by its number.
+        alias: alias that was looked up; "" if the version was looked up by its number.
 
     Returns:
-        NoSuchAlias or NotRegistered if the registry has answered that it has no such entry. NoAnswer otherwise.
+        NoSuchAlias or NotRegistered if the registry has answered that it has no such entry. RegistryUnavailable otherwise.
     """
-    if error.error_code == "INVALID_PARAMETER_VALUE":  # there is the model without the alias, or the version is no number
+    if error.error_code == "INVALID_PARAMETER_VALUE":  # the model does not have this alias, or the version is not a number
         return NoSuchAlias(message) if alias else NotRegistered(message)
-    return NotRegistered(message) if error.error_code == "RESOURCE_DOES_NOT_EXIST" else NoAnswer(message)
+    return NotRegistered(message) if error.error_code == "RESOURCE_DOES_NOT_EXIST" else RegistryUnavailable(message)
 
 
 def _alternatives(client: "MlflowClient", name: str, setting: str) -> str:
-    """Return a text for an error message about a missing model version, which says which models or aliases there are.
+    """List the models or aliases that exist, for an error message about a missing model version.
 
     Args:
         client: MLflow client of the registry.

@@ -64,7 +64,7 @@ def starting_model(start: Start, architecture: str, tracking_uri: str, cache: st
     is first copied to a cache folder, unless it is there already.
 
     Args:
-        start: the place, as it was when the run began.
+        start: the network or registered model that `init.from` named when the run began, from `find_start`.
         architecture: "deconvnet" or "fcn8s".
         tracking_uri: URI of the MLflow store, used only for a registered model.
         cache: folder, local or in a bucket, to which a registered model is copied. All training workers must be able to read it.
@@ -73,8 +73,8 @@ def starting_model(start: Start, architecture: str, tracking_uri: str, cache: st
         URI of the model folder. None if there is only a network of the other architecture.
 
     Raises:
-        UserError: if there is no network at all, a folder has another network than when the run began, or a registered model can't
-            be fetched.
+        UserError: if there is no network at all, a folder has another network than when the run began, or a registered model
+            can't be fetched.
     """
     folder = _fetched(start.version, tracking_uri, cache) if start.version else start.source
     found = _model_folders(folder, start.source).get(architecture)

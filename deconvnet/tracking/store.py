@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from deconvnet.tracking.metric_spool import Line
+from deconvnet.tracking.metric_spool import Curve
 from infra import storage
 from infra.errors import UserError
 from infra.redaction import without_secrets
@@ -35,7 +35,7 @@ logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs
 logger = logging.getLogger(__name__)
 
 _CHECK_SECONDS = 12.0
-_OLDEST_VERSION = 3  # of a server
+_OLDEST_VERSION = 3  # oldest major version of a server that can be used
 _SQLITE = "sqlite:///"
 _ARTIFACT_COLUMNS = (
     ("experiments", "artifact_location"),
@@ -68,8 +68,8 @@ def tracking_uri(workspace: str, configured: str | None = None) -> str:
         The URI. A relative path in it is made absolute.
 
     Raises:
-        UserError: if the workspace is on S3 and neither is given, because a SQLite file must be on a local disk; or if a path is
-            relative, and this process is a Ray job in a temporary copy of the project, with which the store would be lost.
+        UserError: if neither is given and the workspace is in a bucket, where a SQLite file can't be; or if the path is relative
+            and this process is a Ray job, because the store would be deleted with the job's temporary copy of the project.
     """
     named = os.environ.get("MLFLOW_TRACKING_URI")
     own = "" if not workspace or storage.in_bucket(workspace) else f"{_SQLITE}{storage.absolute(workspace)}/mlflow/mlflow.db"
@@ -88,8 +88,8 @@ def tracking_uri(workspace: str, configured: str | None = None) -> str:
             absolute_location(path)
         except ValueError:
             raise UserError(
-                f"MLflow's store {uri} (MLFLOW_TRACKING_URI or tracking.uri) is relative, and this job runs in Ray's temporary copy "
-                "of the project: name a tracking server, or give an absolute path that every node sees"
+                f"MLflow's store {uri} (MLFLOW_TRACKING_URI or tracking.uri) is relative, and this job runs in Ray's temporary "
+                "copy of the project: name a tracking server, or give an absolute path that every node sees"
             ) from None
     return _absolute(uri)
 
@@ -135,7 +135,7 @@ def check_store(uri: str) -> None:
             database.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"can't make the folder of MLflow's SQLite file {database}: {error.strerror}") from None
-        _follow_moved_artifacts(database)
+        _correct_moved_paths(database)
     # MLflow creates the tables of a new SQLite file. If two processes do so at once, one of them fails.
     one_by_one = storage.one_process_at_a_time(database) if database and os.access(database.parent, os.W_OK) else nullcontext()
     failed: list[Exception] = []
@@ -188,12 +188,12 @@ def _check_version(uri: str) -> None:
         version = re.match(r"(\d+)\.\d[\w.]*$", answer.text.strip()) if answer.ok else None
     if version and int(version[1]) < _OLDEST_VERSION:
         raise UserError(
-            f"MLflow's server at {without_secrets(uri)} has version {version[0]}, and {_OLDEST_VERSION} or newer is needed: upgrade it, "
-            "or correct MLFLOW_TRACKING_URI (or tracking.uri)"
+            f"MLflow's server at {without_secrets(uri)} has version {version[0]}, and {_OLDEST_VERSION} or newer is needed: "
+            "upgrade it, or correct MLFLOW_TRACKING_URI (or tracking.uri)"
         )
 
 
-def _follow_moved_artifacts(database: Path) -> None:
+def _correct_moved_paths(database: Path) -> None:
     """Correct the paths in a SQLite store whose folder was moved or copied.
 
     MLflow stores the absolute paths of all artifacts. This program keeps the artifacts in a folder beside the database, so that
@@ -280,7 +280,7 @@ def error_summary(error: BaseException) -> str:
 
 def stage_histories(
     client: "MlflowClient", parent_run_id: str, stages: Iterable[str], names: Collection[str]
-) -> dict[str, dict[str, Line]]:
+) -> dict[str, dict[str, Curve]]:
     """Read the curves of metrics that the stages of a pipeline have logged step by step.
 
     Args:
@@ -309,7 +309,7 @@ def stage_histories(
     return histories
 
 
-def run_history(client: "MlflowClient", run_id: str, names: Collection[str]) -> dict[str, Line]:
+def run_history(client: "MlflowClient", run_id: str, names: Collection[str]) -> dict[str, Curve]:
     """Read the curves of metrics that one run has logged step by step.
 
     Args:

@@ -225,7 +225,7 @@ CALLED_THERE = {
     "check": "title",
     "train_split": "splits",
     "val_split": "splits",
-    "format": "convert finish annotations image_path has_polygons",
+    "format": "convert dataset_files annotations image_path has_polygons",
     "predictions": "mask",
     "only": "name image mask classes score class_scores",
     "output": "uri leave_out",

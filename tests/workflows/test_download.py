@@ -105,7 +105,7 @@ def test_errors_are_one_sentence_and_leave_no_partial_files(mirror, tmp_path, ca
 
     assert "download voc2012 first" in refused("sbd", "--to", str(to), *options)
     assert "404" in refused("vgg16", "--to", str(to), "--vgg16-url", f"{base}/none")
-    assert "not the file expected" in refused("vgg16", "--to", str(to), "--vgg16-url", f"{base}/vgg.pth")
+    assert "does not have the checksum" in refused("vgg16", "--to", str(to), "--vgg16-url", f"{base}/vgg.pth")
     evil = ["--voc2012-url", f"{base}/evil.tar", "--voc2012-checksum"]
     sum_ = "md5:" + hashlib.md5((tmp_path / "served/evil.tar").read_bytes()).hexdigest()
     assert "not safe to unpack" in refused("voc2012", "--to", str(to), *evil, sum_)

@@ -170,7 +170,7 @@ def test_the_commands_that_are_tested_here_are_documented() -> None:
 @pytest.mark.ray
 def test_more_replicas_than_there_is_room_for_are_refused(ray_session: None) -> None:
     served = ServedModel(registry.Version("shapes", "1", "id", "nowhere"), "store", replicas=2, cpus=2)
-    with pytest.raises(UserError, match="replicas 2 is more than this Ray has room for, 1 of 2 CPUs"):
+    with pytest.raises(UserError, match="replicas 2 is too many: this Ray cluster has room for 1 with 2 CPUs each"):
         server.check_room(served, ClusterSettings(), {})
     server.check_room(ServedModel(served.version, "store", replicas=2, cpus=1), ClusterSettings(), {})
 

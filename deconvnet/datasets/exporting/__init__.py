@@ -34,7 +34,8 @@ class PredictedImage:
         name: path of the image file relative to the folder of images, with "/" between folders.
         mask: uint8 array (H, W) of class ids, of the size of the image as displayed (EXIF orientation applied).
         score: mean probability of the predicted class before the CRF, over the image, 0 to 1.
-        class_scores: the same over the pixels of each class in the mask, by class id. Every object of a class gets it.
+        class_scores: mean probability of each class, before the CRF, over its pixels in the mask, by class id. It is the score of
+            every object of the class.
     """
 
     name: str
@@ -69,15 +70,15 @@ class PredictedObject:
 
 @dataclass(frozen=True)
 class ExportRules:
-    """What the user chose about an export, and what the masks mean.
+    """Options of an export, and the classes of the masks.
 
     Attributes:
         classes: class names by id.
         background: True if class 0 is the background, which is not annotated. False if it is a class like the others.
-        shapes: "polygons", or "masks" for bitmaps or run lengths, by the format.
+        shapes: "polygons" or "masks". Masks are written as bitmaps or as run lengths, depending on the format.
         tolerance: how far a polygon may lie from the edges of the pixels, in px; 0 to follow them exactly.
         min_area: objects with fewer pixels are left out.
-        image_url: Label Studio: text that stands before the path of an image in its address.
+        image_url: Label Studio: prefix of the images' URLs, which the path of an image follows.
         model: URI of the model that predicted the masks, such as "models:/edeconvnet/3".
     """
 
@@ -100,8 +101,8 @@ class ImageExport:
     """What an image adds to an export.
 
     Attributes:
-        entry: the image's part of the files that describe the whole data set; a value that `ExportFormat.finish` understands.
-        files: contents of the files of this image alone, by their path in the export.
+        entry: the image's part of the files that describe the whole data set, as `ExportFormat.dataset_files` takes it.
+        files: contents of the files that belong only to this image, by their path in the export.
     """
 
     entry: Any
@@ -113,17 +114,17 @@ class ExportFormat:
     """A format of annotations that predictions can be exported to.
 
     Attributes:
-        convert: function that converts one image. Its arguments are the image, its objects (largest first) and the rules.
-        finish: function that returns the contents of the files of the whole data set, by their path in the export: annotations
-            and a configuration for the tool. Its arguments are the entries of all images in order, and the rules.
+        convert: function that converts one image. Its arguments are the image, its objects (largest first) and the options.
+        dataset_files: function that returns the contents of the files of the whole data set, by their path in the export:
+            annotations and a configuration for the tool. Its arguments are the entries of all images in order, and the options.
         annotations: path in the export that import_data.py reads with `--annotations`; "" for the folder of the export.
-        image_path: function that returns the path of an image in the export for its name. It raises BadInput if the image can't
-            have one. If the suffix differs from that of the name, the image is saved as PNG.
-        has_polygons: True if the format has polygons. If not, masks are written whatever the user chose.
+        image_path: function that returns the path of an image in the export, given its name. It raises BadInput if the image
+            can't have a path. If the suffix differs from that of the name, the image is saved as PNG.
+        has_polygons: True if the format has polygons. If not, masks are always written.
     """
 
     convert: "Callable[[PredictedImage, Sequence[PredictedObject], ExportRules], ImageExport]"
-    finish: Callable[[Sequence[Any], ExportRules], Mapping[str, bytes]]
+    dataset_files: Callable[[Sequence[Any], ExportRules], Mapping[str, bytes]]
     annotations: str = ""
     image_path: Callable[[str], str] = "images/{}".format
     has_polygons: bool = True

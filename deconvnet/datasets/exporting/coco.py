@@ -10,13 +10,13 @@ from deconvnet.datasets.exporting.outlines import run_lengths
 _FILE = "annotations/instances_default.json"  # the name that CVAT and Datumaro look for
 
 
-def to_coco(image: PredictedImage, objects: Sequence[PredictedObject], rules: ExportRules) -> ImageExport:
+def to_coco(image: PredictedImage, objects: Sequence[PredictedObject], options: ExportRules) -> ImageExport:
     """Convert an image to an entry of COCO's list of images and the annotations of its objects, which have no ids yet.
 
     Args:
         image: the image with its mask and score.
         objects: its objects.
-        rules: rules of the export; `shapes` applies.
+        options: options of the export; `shapes` applies.
 
     Returns:
         An export whose entry is a pair: the image, and its annotations, each with a `score`.
@@ -27,7 +27,7 @@ def to_coco(image: PredictedImage, objects: Sequence[PredictedObject], rules: Ex
         region = each.region
         height, width = region.pixels.shape
         segmentation: Any
-        if rules.shapes == "polygons":
+        if options.shapes == "polygons":
             segmentation = [each.polygon.ravel().tolist()]
         else:
             pixels = region.in_image(image.height, image.width)
@@ -45,12 +45,12 @@ def to_coco(image: PredictedImage, objects: Sequence[PredictedObject], rules: Ex
     return ImageExport((listed, annotations))
 
 
-def coco_files(entries: Sequence[Any], rules: ExportRules) -> Mapping[str, bytes]:
-    """Return the COCO file of all images, by its name. Ids of images and annotations count from 1; category ids are class ids.
+def coco_files(entries: Sequence[Any], options: ExportRules) -> Mapping[str, bytes]:
+    """Return the COCO file of all images, by file name. Ids of images and annotations count from 1; category ids are class ids.
 
     Args:
         entries: the entries of `to_coco`, in order.
-        rules: rules of the export; `classes`, `background` and `model` apply.
+        options: options of the export; `classes`, `background` and `model` apply.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -58,10 +58,10 @@ def coco_files(entries: Sequence[Any], rules: ExportRules) -> Mapping[str, bytes
         images.append({"id": image_id, **image})
         annotations += [{"id": len(annotations) + n, "image_id": image_id, **a} for n, a in enumerate(of_image, start=1)]
     document = {
-        "info": {"description": f"predicted by {rules.model}"},
+        "info": {"description": f"predicted by {options.model}"},
         "images": images,
         "annotations": annotations,
-        "categories": [{"id": number, "name": name} for number, name in rules.labels.items()],
+        "categories": [{"id": number, "name": name} for number, name in options.labels.items()],
     }
     return {_FILE: json.dumps(document, ensure_ascii=False).encode()}
 

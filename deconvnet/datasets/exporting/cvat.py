@@ -1,7 +1,7 @@
 """Writing predictions as CVAT's XML, "CVAT for images 1.1" (https://docs.cvat.ai/docs/other/xml_format): polygons or masks.
 
-The labels of the task (labels.json) are pasted under *Raw* when the task is created. Each has an attribute `score`, which CVAT
-shows beside a shape.
+When you create the task, paste its labels (labels.json) under *Raw*. Each label has an attribute `score`, which CVAT shows beside
+a shape.
 """
 
 import json
@@ -19,13 +19,13 @@ _SCORE = "score"
 _SHAPE = {"source": "auto", "occluded": "0", "z_order": "0"}
 
 
-def to_cvat(image: PredictedImage, objects: Sequence[PredictedObject], rules: ExportRules) -> ImageExport:
+def to_cvat(image: PredictedImage, objects: Sequence[PredictedObject], options: ExportRules) -> ImageExport:
     """Convert an image to an element <image> with a shape for each object.
 
     Args:
         image: the image with its mask and score.
         objects: its objects.
-        rules: rules of the export; `classes` and `shapes` apply.
+        options: options of the export; `classes` and `shapes` apply.
 
     Returns:
         An export whose entry is the element; it has no id yet.
@@ -33,8 +33,8 @@ def to_cvat(image: PredictedImage, objects: Sequence[PredictedObject], rules: Ex
     element = Element("image", name=image.name, width=str(image.width), height=str(image.height))
     for each in objects:
         region = each.region
-        common = {"label": rules.classes[region.class_id], **_SHAPE}
-        if rules.shapes == "polygons":
+        common = {"label": options.classes[region.class_id], **_SHAPE}
+        if options.shapes == "polygons":
             corners = each.polygon.tolist()
             points = ";".join(f"{x:.2f},{y:.2f}" for x, y in corners)
             shape = SubElement(element, "polygon", common, points=points)
@@ -47,19 +47,19 @@ def to_cvat(image: PredictedImage, objects: Sequence[PredictedObject], rules: Ex
     return ImageExport(element)
 
 
-def cvat_files(entries: Sequence[Any], rules: ExportRules) -> Mapping[str, bytes]:
-    """Return the XML file of all images and the labels of the task, by their names.
+def cvat_files(entries: Sequence[Any], options: ExportRules) -> Mapping[str, bytes]:
+    """Return the XML file of all images and the labels of the task, by file name.
 
     Args:
         entries: the elements of `to_cvat`, in order.
-        rules: rules of the export; `classes` and `background` apply.
+        options: options of the export; `classes` and `background` apply.
     """
-    palette = class_palette(rules.background)
-    colours = {number: "#{:02x}{:02x}{:02x}".format(*palette[number]) for number in rules.labels}
+    palette = class_palette(options.background)
+    colours = {number: "#{:02x}{:02x}{:02x}".format(*palette[number]) for number in options.labels}
     root = Element("annotations")
     SubElement(root, "version").text = "1.1"
     labels = SubElement(SubElement(SubElement(root, "meta"), "task"), "labels")
-    for number, name in rules.labels.items():
+    for number, name in options.labels.items():
         label = SubElement(labels, "label")
         SubElement(label, "name").text = name
         SubElement(label, "color").text = colours[number]
@@ -72,7 +72,7 @@ def cvat_files(entries: Sequence[Any], rules: ExportRules) -> Mapping[str, bytes
     ElementTree.indent(root)
     constructor = [
         {"name": name, "color": colours[number], "attributes": [{**_attribute(), "mutable": False, "values": [""]}]}
-        for number, name in rules.labels.items()
+        for number, name in options.labels.items()
     ]
     return {
         _FILE: ElementTree.tostring(root, encoding="utf-8", xml_declaration=True),
@@ -81,7 +81,7 @@ def cvat_files(entries: Sequence[Any], rules: ExportRules) -> Mapping[str, bytes
 
 
 def _attribute() -> dict[str, str]:
-    """Return the description of the attribute `score` of a label, as both files have it."""
+    """Return the description of a label's attribute `score`, which both files contain."""
     return {"name": _SCORE, "mutable": "False", "input_type": "text", "default_value": "", "values": ""}
 
 

@@ -42,7 +42,7 @@ class Prediction:
 
 
 SPECK = 20
-"""Objects with fewer pixels are called specks: they are counted for the user, because correcting them is hardly worth the time."""
+"""Objects with fewer pixels are counted for the user, because correcting them is hardly worth the time."""
 
 
 class _Converted(NamedTuple):
@@ -52,7 +52,7 @@ class _Converted(NamedTuple):
         export: what the image adds to the export.
         objects: number of its objects.
         specks: number of its objects that have fewer than `SPECK` pixels.
-        agreement: share of the pixels, 0 to 1, that have the same class by mask and by the annotations.
+        agreement: share of the pixels, 0 to 1, whose class is the same in mask and annotations.
     """
 
     export: ImageExport
@@ -69,8 +69,8 @@ class ExportSummary:
         images: number of images that were exported.
         objects: number of their objects.
         specks: number of their objects that have fewer than `SPECK` pixels.
-        agreement: share of the pixels, 0 to 1, that have the same class by mask and by the annotations; the mean of the images.
-        worst: the smallest such share of an image, and the name of this image; None if no image was exported.
+        agreement: share of the pixels, 0 to 1, whose class is the same in mask and annotations; mean over the images.
+        worst: the smallest agreement of an image, and the name of the image; None if no image was exported.
         rejects: a Reject (an input that can't be used, with the reason) for each image that could not be exported.
     """
 
@@ -97,7 +97,7 @@ def write_export(
     predictions: Sequence[Prediction],
     rejects: Sequence[Reject],
     export_format: ExportFormat,
-    rules: ExportRules,
+    options: ExportRules,
     folder: Path,
     threads: int,
 ) -> ExportSummary:
@@ -107,20 +107,20 @@ def write_export(
         predictions: the images and their masks.
         rejects: images that are known to be unusable, for the summary.
         export_format: format of the annotations.
-        rules: rules of the export.
+        options: options of the export.
         folder: existing empty folder to write to.
         threads: number of threads that read and write images.
 
     Returns:
         What was exported and what was not. The latter is also listed in rejects.csv.
     """
-    paths, taken = _image_paths(predictions, export_format)
+    paths, refused = _image_paths(predictions, export_format)
 
     def export_one(prediction: Prediction) -> _Converted | Reject:
         try:
-            if reason := taken.get(prediction.name):
+            if reason := refused.get(prediction.name):
                 raise BadInput(reason)
-            converted = _convert(prediction, export_format, rules)
+            converted = _convert(prediction, export_format, options)
             path = paths[prediction.name]
             files = {path: _read_image(prediction, path), **converted.export.files}
         except BadInput as error:
@@ -133,7 +133,7 @@ def write_export(
         summary.add(prediction, result)
         if not isinstance(result, Reject):
             entries.append(result.export.entry)
-    _write_files(folder, export_format.finish(entries, rules))
+    _write_files(folder, export_format.dataset_files(entries, options))
     if summary.rejects:
         _write_rejects(folder / REJECTS_FILE, summary.rejects)
     return summary
@@ -156,7 +156,7 @@ def _image_paths(predictions: Sequence[Prediction], export_format: ExportFormat)
 
     Returns:
         paths: path in the export by name of the image.
-        refused: by the name of each other image, why it can't have one.
+        refused: reason why an image can't have a path in the export, by name of the image.
     """
     paths: dict[str, str] = {}
     refused: dict[str, str] = {}
@@ -175,13 +175,13 @@ def _image_paths(predictions: Sequence[Prediction], export_format: ExportFormat)
     return paths, refused
 
 
-def _convert(prediction: Prediction, export_format: ExportFormat, rules: ExportRules) -> _Converted:
+def _convert(prediction: Prediction, export_format: ExportFormat, options: ExportRules) -> _Converted:
     """Read the mask of an image and convert it to the annotations of a format.
 
     Args:
         prediction: the image.
         export_format: format of the annotations.
-        rules: rules of the export.
+        options: options of the export.
 
     Returns:
         What the image adds to the export, and numbers about it.
@@ -189,13 +189,13 @@ def _convert(prediction: Prediction, export_format: ExportFormat, rules: ExportR
     Raises:
         BadInput: if the mask can't be read, or is not the one that the table describes.
     """
-    mask = read_predicted_mask(prediction.mask, prediction.classes, rules.classes)
-    class_scores = dict(zip(map(rules.classes.index, prediction.classes), prediction.class_scores, strict=True))
+    mask = read_predicted_mask(prediction.mask, prediction.classes, options.classes)
+    class_scores = dict(zip(map(options.classes.index, prediction.classes), prediction.class_scores, strict=True))
     image = PredictedImage(prediction.name, mask, prediction.score, class_scores)
-    objects = find_objects(mask, rules)
-    export = export_format.convert(image, objects, rules)
+    objects = find_objects(mask, options)
+    export = export_format.convert(image, objects, options)
     specks = sum(each.region.area < SPECK for each in objects)
-    return _Converted(export, len(objects), specks, measure_agreement(mask, objects, rules))
+    return _Converted(export, len(objects), specks, measure_agreement(mask, objects, options))
 
 
 def read_predicted_mask(uri: str, expected: Sequence[str], classes: Sequence[str]) -> np.ndarray:
@@ -203,7 +203,7 @@ def read_predicted_mask(uri: str, expected: Sequence[str], classes: Sequence[str
 
     Args:
         uri: path or URI of the mask.
-        expected: names of the classes that occur in the mask by the table, in the order of their ids.
+        expected: names of the classes that occur in the mask according to the table, in the order of their ids.
         classes: names of all classes by id.
 
     Returns:
@@ -216,8 +216,8 @@ def read_predicted_mask(uri: str, expected: Sequence[str], classes: Sequence[str
     found = [classes[i] if i < len(classes) else f"id {i}" for i in np.unique(mask).tolist()]
     if found != list(expected):
         raise BadInput(
-            f"its mask has the classes {', '.join(found)}, and the table predictions says {', '.join(expected)}: delete it, and run "
-            "predict.py again"
+            f"its mask has the classes {', '.join(found)}, but the table predictions lists {', '.join(expected)}: delete the "
+            "mask, and run predict.py again"
         )
     return mask
 
@@ -225,16 +225,16 @@ def read_predicted_mask(uri: str, expected: Sequence[str], classes: Sequence[str
 def write_samples(
     units: Sequence[Callable[[], Iterable["fiftyone.Sample | Reject"]]],
     rejects: Sequence[Reject],
-    rules: fiftyone.DatasetRules,
+    info: fiftyone.DatasetRules,
     folder: Path,
     threads: int,
 ) -> ExportSummary:
     """Write samples as a data set of FiftyOne. Progress is shown on stderr.
 
     Args:
-        units: functions that load samples, each some of them. In place of a sample that can't be loaded they return a Reject.
+        units: functions that each load some of the samples. They return a Reject in place of a sample that can't be loaded.
         rejects: images that are known to be unusable, for the summary.
-        rules: what the samples have in common.
+        info: what the samples have in common.
         folder: existing empty folder to write to.
         threads: number of threads that load samples and write files.
 
@@ -249,7 +249,7 @@ def write_samples(
                 written.append(sample)
                 continue
             try:
-                document, files = fiftyone.sample_files(sample, rules)
+                document, files = fiftyone.sample_files(sample, info)
             except BadInput as error:
                 written.append(Reject(sample.name, sample.path, _STAGE, str(error)))
                 continue
@@ -260,7 +260,7 @@ def write_samples(
     found = [each for written in thread_map(write, units, threads, "exporting", "parts") for each in written]
     documents = [each for each in found if not isinstance(each, Reject)]
     summary = ExportSummary(len(documents), rejects=[*rejects, *(each for each in found if isinstance(each, Reject))])
-    _write_files(folder, fiftyone.dataset_files(documents, rules))
+    _write_files(folder, fiftyone.dataset_files(documents, info))
     if summary.rejects:
         _write_rejects(folder / REJECTS_FILE, summary.rejects)
     return summary

@@ -7,8 +7,8 @@
 
 Both JSON files are MongoDB's "extended JSON". FiftyOne itself is not needed to write them.
 
-In FiftyOne, the value 0 of a mask is the background and is never shown. So if class 0 of the data is a class like the others, each
-class id is written as id + 1. Void stays 255.
+In FiftyOne, the value 0 of a mask is the background and is never shown. So if class 0 of the data is a class like the others,
+each class id is written as id + 1. Void stays 255.
 """
 
 import hashlib
@@ -31,7 +31,8 @@ PREDICTION, TRUTH, CONFIDENCE_MAP = "prediction", "ground_truth", "confidence_ma
 """Names of the fields with the predicted mask, the annotated mask, and the map of how sure each pixel is."""
 _VERSION = "1.0.0"  # FiftyOne migrates data sets of earlier versions to its own version, and refuses data sets of later ones
 _SHOWN_BY_BROWSERS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-# Attributes of the documents in which FiftyOne keeps groups of measures; a class of this name would break them.
+# Attributes of the documents in which FiftyOne keeps a group of measures. A measure with one of these names would break the
+# document.
 _RESERVED = frozenset(
     [
         "STRICT",
@@ -69,8 +70,8 @@ class Sample:
         name: path of the image file, with "/" between folders. No two samples have names that differ only in the suffix.
         path: path or URI of the image, for messages.
         image: content of the file.
-        masks: by name of field (`PREDICTION`, `TRUTH`), uint8 arrays (H, W) of class ids, of the size of the image as displayed; 255
-            is void.
+        masks: by name of field (`PREDICTION`, `TRUTH`), uint8 arrays (H, W) of class ids, of the size of the image as displayed;
+            255 is void.
         confidence_map: uint8 array (H, W), 255 for a probability of 1; None if there is none.
         measures: the measures by name; None for a measure that is undefined.
         groups: the measures of each group by name, such as {"iou": {"cat": 0.5}}.
@@ -124,12 +125,12 @@ class DatasetRules:
         return 0 if self.background else 1
 
 
-def sample_files(sample: Sample, rules: DatasetRules) -> tuple[dict[str, Any], dict[str, bytes]]:
+def sample_files(sample: Sample, info: DatasetRules) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Convert a sample to its document and its files.
 
     Args:
         sample: the sample.
-        rules: what the samples of the data set have in common.
+        info: what the samples of the data set have in common.
 
     Returns:
         document: the sample as an item of samples.json.
@@ -143,15 +144,15 @@ def sample_files(sample: Sample, rules: DatasetRules) -> tuple[dict[str, Any], d
     stem = PurePosixPath(sample.name).with_suffix("")
     metadata = {"_cls": "ImageMetadata", "size_bytes": len(content), "mime_type": mimetypes.guess_type(path)[0]}
     document: dict[str, Any] = {
-        "_id": {"$oid": _digest(rules.name, sample.name)[:24]},
+        "_id": {"$oid": _digest(info.name, sample.name)[:24]},
         "filepath": path,
         "tags": list(sample.tags),
         "metadata": {**metadata, "width": size[0], "height": size[1], "num_channels": None},
         "_media_type": "image",
-        "_rand": int(_digest(rules.name, sample.name, "_rand")[:13], 16) / 16**13,
+        "_rand": int(_digest(info.name, sample.name, "_rand")[:13], 16) / 16**13,
     }
     files = {path: content}
-    layers = {name: ("Segmentation", "mask_path", _to_values(name, mask, rules)) for name, mask in sample.masks.items()}
+    layers = {name: ("Segmentation", "mask_path", _to_values(name, mask, info)) for name, mask in sample.masks.items()}
     if sample.confidence_map is not None:
         layers[CONFIDENCE_MAP] = ("Heatmap", "map_path", sample.confidence_map)
     for name, (kind, key, pixels) in layers.items():
@@ -159,10 +160,10 @@ def sample_files(sample: Sample, rules: DatasetRules) -> tuple[dict[str, Any], d
             raise BadInput(f"its {name} is {pixels.shape[1]}×{pixels.shape[0]} px, and the image {size[0]}×{size[1]} px")
         layer = f"fields/{name}/{stem}.png"
         files[layer] = encode_mask(pixels)
-        oid = {"$oid": _digest(rules.name, sample.name, name)[:24]}
+        oid = {"$oid": _digest(info.name, sample.name, name)[:24]}
         document[name] = {"_id": oid, "_cls": kind, "tags": [], key: layer}
-    document |= {name: sample.measures.get(name) for name in rules.measures}
-    for group, names in rules.groups.items():
+    document |= {name: sample.measures.get(name) for name in info.measures}
+    for group, names in info.groups.items():
         values = sample.groups.get(group, {})
         keys = key_of_names(names)
         document[group] = {"_cls": "DynamicEmbeddedDocument", **{keys[name]: values.get(name) for name in names}}
@@ -177,13 +178,13 @@ def _image_file(sample: Sample) -> tuple[str, bytes]:
     return f"data/{name.with_suffix('.png')}", encode_png(decode_image(sample.image))
 
 
-def _to_values(name: str, mask: np.ndarray, rules: DatasetRules) -> np.ndarray:
+def _to_values(name: str, mask: np.ndarray, info: DatasetRules) -> np.ndarray:
     """Convert the class ids of a mask to the values that they have in the data set.
 
     Args:
         name: name of the mask's field, for the error message.
         mask: uint8 array (H, W) of class ids; 255 is void.
-        rules: what the samples of the data set have in common.
+        info: what the samples of the data set have in common.
 
     Returns:
         uint8 array (H, W).
@@ -191,39 +192,39 @@ def _to_values(name: str, mask: np.ndarray, rules: DatasetRules) -> np.ndarray:
     Raises:
         BadInput: if an id is not a class.
     """
-    strange = np.setdiff1d(mask, [*range(len(rules.classes)), VOID_ID])
+    strange = np.setdiff1d(mask, [*range(len(info.classes)), VOID_ID])
     if strange.size:
-        raise BadInput(f"its {name} has the id {strange[0]}, and there are {len(rules.classes)} classes")
-    return np.where(mask == VOID_ID, VOID_ID, mask + rules.first_value).astype(np.uint8)
+        raise BadInput(f"its {name} has the id {strange[0]}, and there are {len(info.classes)} classes")
+    return np.where(mask == VOID_ID, VOID_ID, mask + info.first_value).astype(np.uint8)
 
 
-def dataset_files(documents: Sequence[Mapping[str, Any]], rules: DatasetRules) -> dict[str, bytes]:
-    """Return the contents of metadata.json and samples.json, by their names.
+def dataset_files(documents: Sequence[Mapping[str, Any]], info: DatasetRules) -> dict[str, bytes]:
+    """Return the contents of metadata.json and samples.json, by file name.
 
     Args:
         documents: the documents of the samples, in order.
-        rules: what the samples have in common.
+        info: what the samples have in common.
 
     Raises:
         ValueError: if a measure is not a finite number.
     """
-    values = {number + rules.first_value: name for number, name in enumerate(rules.classes)}
+    values = {number + info.first_value: name for number, name in enumerate(info.classes)}
     targets = {str(value): name for value, name in values.items()}
     with_void = targets | {str(VOID_ID): "void"}
     colours = [{"intTarget": value, "color": "#{:02x}{:02x}{:02x}".format(*VOC_PALETTE[value])} for value in (*values, VOID_ID)]
     metadata = {
-        "name": rules.name,
+        "name": info.name,
         "version": _VERSION,
         "media_type": "image",
-        "description": rules.description,
+        "description": info.description,
         "tags": [],
-        "info": {"classes": list(rules.classes)},
-        "mask_targets": {name: with_void if name == TRUTH else targets for name in rules.masks},
-        "sample_fields": list(_fields(rules)),
+        "info": {"classes": list(info.classes)},
+        "mask_targets": {name: with_void if name == TRUTH else targets for name in info.masks},
+        "sample_fields": list(_fields(info)),
         "app_config": {
             "active_fields": {"paths": [PREDICTION]},
             "color_scheme": {
-                "_id": {"$oid": _digest(rules.name)[:24]},
+                "_id": {"$oid": _digest(info.name)[:24]},
                 "default_mask_targets_colors": [each for each in colours if each["intTarget"]],
             },
         },
@@ -232,7 +233,7 @@ def dataset_files(documents: Sequence[Mapping[str, Any]], rules: DatasetRules) -
     return {name: json.dumps(content, allow_nan=False).encode() for name, content in contents.items()}
 
 
-def _fields(rules: DatasetRules) -> Iterator[dict[str, Any]]:
+def _fields(info: DatasetRules) -> Iterator[dict[str, Any]]:
     """Describe the fields of the samples, as items of `sample_fields` in metadata.json."""
     yield _field("id", "ObjectIdField", db_field="_id")
     yield _field("filepath", "StringField")
@@ -242,16 +243,16 @@ def _fields(rules: DatasetRules) -> Iterator[dict[str, Any]]:
     for name in ("created_at", "last_modified_at"):
         yield _field(name, "DateTimeField") | {"read_only": True}
     label = [_field("id", "ObjectIdField", db_field="_id"), _field("tags", "ListField", subfield="StringField")]
-    for name in rules.masks:
+    for name in info.masks:
         mask = [_field("mask", "ArrayField"), _field("mask_path", "StringField")]
         yield _document(name, "labels.Segmentation", [*label, *mask])
-    if rules.has_maps:
+    if info.has_maps:
         limits = _field("range", "HeatmapRangeField", subfield="FloatField")
         heatmap = [_field("map", "ArrayField"), _field("map_path", "StringField"), limits]
         yield _document(CONFIDENCE_MAP, "labels.Heatmap", [*label, *heatmap])
-    for name in rules.measures:
+    for name in info.measures:
         yield _field(name, "FloatField")
-    for name, names in rules.groups.items():
+    for name, names in info.groups.items():
         inner = [_field(key, "FloatField") | {"description": each} for each, key in key_of_names(names).items()]
         yield _document(name, "odm.embedded_document.DynamicEmbeddedDocument", inner)
 
@@ -284,9 +285,10 @@ def _document(name: str, kind: str, fields: Sequence[Mapping[str, Any]]) -> dict
 
 
 def key_of_names(names: Sequence[str]) -> dict[str, str]:
-    """Choose the names under which FiftyOne keeps the measures of a group.
+    """Choose a valid field name in FiftyOne for each measure of a group.
 
-    Its names have no dot, "$" or "_" at the start, and some are its own. A letter, digit, "_", "-" or blank stays as it is.
+    Letters, digits, "_", "-" and blanks are kept, and other characters become "_". Every "_" and blank at the start is removed. A
+    name that FiftyOne reserves, or that is taken, gets a suffix.
 
     Args:
         names: the measures' own names, such as those of the classes.

@@ -1,7 +1,7 @@
 """Writing predictions as tasks of Label Studio (https://labelstud.io/guide/predictions): polygons, or brush labels.
 
-The set-up of the project (label_config.xml) is pasted under *Labeling Interface*, *Code*. The tasks name the images by an address
-that Label Studio can open; by default that of files below the export, if it serves local files from there.
+Paste the project's labelling configuration (label_config.xml) under *Labeling Interface*, *Code*. Each task has the URL of its
+image. By default, the URLs are those of local files in the export, from where Label Studio must be set up to serve them.
 """
 
 import json
@@ -16,27 +16,27 @@ from deconvnet.datasets.formats.label_studio.brush_runs import encode_brush
 from deconvnet.datasets.palette import class_palette
 
 _FILE = "tasks.json"
-_CONTROL, _IMAGE = "label", "image"  # names that the tasks and the set-up share
+_CONTROL, _IMAGE = "label", "image"  # names that the tasks and the configuration share
 _TAGS = {"polygons": ("PolygonLabels", "polygonlabels"), "masks": ("BrushLabels", "brushlabels")}
 
 
-def to_label_studio(image: PredictedImage, objects: Sequence[PredictedObject], rules: ExportRules) -> ImageExport:
+def to_label_studio(image: PredictedImage, objects: Sequence[PredictedObject], options: ExportRules) -> ImageExport:
     """Convert an image to a task with a prediction, which has a result for each object.
 
     Args:
         image: the image with its mask and score.
         objects: its objects.
-        rules: rules of the export; `classes`, `shapes`, `image_url` and `model` apply.
+        options: options of the export; `classes`, `shapes`, `image_url` and `model` apply.
 
     Returns:
         An export whose entry is the task.
     """
-    kind = _TAGS[rules.shapes][1]
+    kind = _TAGS[options.shapes][1]
     results = []
     for number, each in enumerate(objects, start=1):
         region = each.region
         value: dict[str, Any]
-        if rules.shapes == "polygons":
+        if options.shapes == "polygons":
             points = each.polygon * 100 / (image.width, image.height)
             value = {"points": points.tolist(), "closed": True}
         else:
@@ -51,25 +51,25 @@ def to_label_studio(image: PredictedImage, objects: Sequence[PredictedObject], r
                 "original_height": image.height,
                 "image_rotation": 0,
                 "score": image.class_scores[region.class_id],
-                "value": {**value, kind: [rules.classes[region.class_id]]},
+                "value": {**value, kind: [options.classes[region.class_id]]},
             }
         )
-    prediction = {"model_version": rules.model, "score": image.score, "result": results}
-    return ImageExport({"data": {_IMAGE: rules.image_url + urllib.parse.quote(image.name)}, "predictions": [prediction]})
+    prediction = {"model_version": options.model, "score": image.score, "result": results}
+    return ImageExport({"data": {_IMAGE: options.image_url + urllib.parse.quote(image.name)}, "predictions": [prediction]})
 
 
-def label_studio_files(entries: Sequence[Any], rules: ExportRules) -> Mapping[str, bytes]:
-    """Return the file of tasks and the set-up of the project, by their names.
+def label_studio_files(entries: Sequence[Any], options: ExportRules) -> Mapping[str, bytes]:
+    """Return the file of tasks and the labelling configuration of the project, by file name.
 
     Args:
         entries: the tasks of `to_label_studio`, in order.
-        rules: rules of the export; `classes`, `background` and `shapes` apply.
+        options: options of the export; `classes`, `background` and `shapes` apply.
     """
-    palette = class_palette(rules.background)
+    palette = class_palette(options.background)
     view = Element("View")
     SubElement(view, "Image", name=_IMAGE, value=f"${_IMAGE}", zoom="true")
-    control = SubElement(view, _TAGS[rules.shapes][0], name=_CONTROL, toName=_IMAGE)
-    for number, name in rules.labels.items():
+    control = SubElement(view, _TAGS[options.shapes][0], name=_CONTROL, toName=_IMAGE)
+    for number, name in options.labels.items():
         SubElement(control, "Label", value=name, background="#{:02x}{:02x}{:02x}".format(*palette[number]))
     ElementTree.indent(view)
     return {

@@ -16,16 +16,16 @@ from deconvnet.datasets.formats.labelme import BACKGROUND_LABEL, VOID_LABEL
 from proposals.image_codec import encode_mask
 
 _FOLDER = "images"
-_VERSION = "5.5.0"  # of LabelMe, since which shapes of the type mask have this form; files of later versions have it too
+_VERSION = "5.5.0"  # version of LabelMe that introduced this form of mask shapes; later versions still use it
 
 
-def to_labelme(image: PredictedImage, objects: Sequence[PredictedObject], rules: ExportRules) -> ImageExport:
+def to_labelme(image: PredictedImage, objects: Sequence[PredictedObject], options: ExportRules) -> ImageExport:
     """Convert an image to a LabelMe file.
 
     Args:
         image: the image with its mask and score.
         objects: its objects.
-        rules: rules of the export; `classes` and `shapes` apply.
+        options: options of the export; `classes` and `shapes` apply.
 
     Returns:
         An export with the file, which lies beside the image. Each shape has a `score`, as X-AnyLabeling shows it.
@@ -34,7 +34,7 @@ def to_labelme(image: PredictedImage, objects: Sequence[PredictedObject], rules:
     document: dict[str, Any] = {
         "version": _VERSION,
         "flags": {},
-        "shapes": [_shape(each, image.class_scores[each.region.class_id], rules) for each in objects],
+        "shapes": [_shape(each, image.class_scores[each.region.class_id], options) for each in objects],
         "imagePath": path.name,
         "imageData": None,
         "imageHeight": image.height,
@@ -43,11 +43,11 @@ def to_labelme(image: PredictedImage, objects: Sequence[PredictedObject], rules:
     return ImageExport(None, {str(path.with_suffix(".json")): json.dumps(document, ensure_ascii=False, indent=1).encode()})
 
 
-def _shape(each: PredictedObject, score: float, rules: ExportRules) -> dict[str, Any]:
+def _shape(each: PredictedObject, score: float, options: ExportRules) -> dict[str, Any]:
     """Return an object as a shape of a LabelMe file."""
     region = each.region
     shape: dict[str, Any] = {
-        "label": rules.classes[region.class_id],
+        "label": options.classes[region.class_id],
         "points": [],
         "group_id": None,
         "description": "",
@@ -56,7 +56,7 @@ def _shape(each: PredictedObject, score: float, rules: ExportRules) -> dict[str,
         "mask": None,
         "score": score,
     }
-    if rules.shapes == "polygons":
+    if options.shapes == "polygons":
         return shape | {"points": each.polygon.tolist()}
     height, width = region.pixels.shape
     corners = [[region.left, region.top], [region.left + width - 1, region.top + height - 1]]
@@ -64,9 +64,9 @@ def _shape(each: PredictedObject, score: float, rules: ExportRules) -> dict[str,
     return shape | {"points": [[float(x), float(y)] for x, y in corners], "shape_type": "mask", "mask": pixels}
 
 
-def labelme_files(entries: Sequence[Any], rules: ExportRules) -> Mapping[str, bytes]:
-    """Return the list of labels for LabelMe, by its name. It also has the labels that mean void and background."""
-    return {"labels.txt": "".join(f"{name}\n" for name in (VOID_LABEL, BACKGROUND_LABEL, *rules.labels.values())).encode()}
+def labelme_files(entries: Sequence[Any], options: ExportRules) -> Mapping[str, bytes]:
+    """Return the list of labels for LabelMe, by file name. It also has the labels that mean void and background."""
+    return {"labels.txt": "".join(f"{name}\n" for name in (VOID_LABEL, BACKGROUND_LABEL, *options.labels.values())).encode()}
 
 
 FORMAT = ExportFormat(to_labelme, labelme_files, annotations=_FOLDER)

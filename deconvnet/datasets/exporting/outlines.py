@@ -1,9 +1,9 @@
 """Finding the objects in a class mask, and the polygons around them.
 
 An object is an 8-connected region of one class. Its polygon has coordinates in px from the top left corner of the image. With a
-tolerance of 0 the polygon runs along the edges of the object's pixels. Then exactly these pixels lie inside by the even-odd rule, which
-is also used to import annotations (`deconvnet.datasets.importing.regions`). A hole is joined to the outer edge by a slit of width 0,
-because every labelling tool can edit polygons of one ring, but not all can edit polygons with holes.
+tolerance of 0 the polygon runs along the edges of the object's pixels. Then exactly these pixels lie inside by the even-odd rule,
+which is also used to import annotations (`deconvnet.datasets.importing.regions`). A hole is joined to the outer edge by a slit of
+width 0, because every labelling tool can edit polygons of one ring, but not all can edit polygons with holes.
 """
 
 from collections.abc import Sequence
@@ -15,33 +15,35 @@ from deconvnet.datasets.exporting import ExportRules, PredictedObject
 from deconvnet.datasets.importing.regions import Region, polygon_region
 
 
-def find_objects(mask: np.ndarray, rules: ExportRules) -> list[PredictedObject]:
+def find_objects(mask: np.ndarray, options: ExportRules) -> list[PredictedObject]:
     """Find the objects in a class mask.
 
     Args:
         mask: uint8 array (H, W) of class ids.
-        rules: rules of the export; `classes`, `background`, `min_area`, `shapes` and `tolerance` apply.
+        options: options of the export; `classes`, `background`, `min_area`, `shapes` and `tolerance` apply.
 
     Returns:
-        The objects, largest first, so that a tool which draws them in this order hides none.
+        The objects, largest first: a tool that draws them in this order draws small objects over large ones.
 
     Raises:
         ValueError: if the mask has an id without a class, such as 255 (void).
     """
     found = []
     for class_id in np.unique(mask).tolist():
-        if class_id >= len(rules.classes):
-            raise ValueError(f"the mask has the id {class_id}, and there are {len(rules.classes)} classes")
-        if class_id not in rules.labels:
+        if class_id >= len(options.classes):
+            raise ValueError(f"the mask has the id {class_id}, and there are {len(options.classes)} classes")
+        if class_id not in options.labels:
             continue
         _, components, boxes, _ = cv2.connectedComponentsWithStats((mask == class_id).astype(np.uint8), connectivity=8)
         for number, (left, top, width, height, area) in enumerate(boxes.tolist()):
-            if number and area >= rules.min_area:  # component 0 is what lies outside
+            if number and area >= options.min_area:  # component 0 is what lies outside
                 pixels = components[top : top + height, left : left + width] == number
                 found.append(Region(class_id, top, left, pixels))
     found.sort(key=lambda region: -region.area)
     no_polygon = np.zeros((0, 2))
-    return [PredictedObject(r, region_polygon(r, rules.tolerance) if rules.shapes == "polygons" else no_polygon) for r in found]
+    return [
+        PredictedObject(r, region_polygon(r, options.tolerance) if options.shapes == "polygons" else no_polygon) for r in found
+    ]
 
 
 def region_polygon(region: Region, tolerance: float) -> np.ndarray:
@@ -49,8 +51,8 @@ def region_polygon(region: Region, tolerance: float) -> np.ndarray:
 
     Args:
         region: the object, a connected region with at least one pixel.
-        tolerance: how far the polygon may lie from the middle of the edge of each pixel, in px. An edge that would be simplified
-            to fewer than three corners is left as it is.
+        tolerance: largest distance of the polygon from the midpoints of the pixel edges, in px. A ring that would be left with
+            fewer than three corners is not simplified.
 
     Returns:
         float64 array (N, 2) of the corners x, y, in px of the image. Holes are joined to the outer edge.
@@ -59,19 +61,19 @@ def region_polygon(region: Region, tolerance: float) -> np.ndarray:
     # 2×2 pixels; half the coordinates of their contour, rounded up, are the coordinates of the pixel's edges.
     doubled = np.kron(region.pixels, np.ones((2, 2), np.uint8)).astype(np.uint8)
     contours, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    rings = [_simplified((contour[:, 0] + 1) // 2, tolerance) for contour in contours]
+    rings = [_simplify((contour[:, 0] + 1) // 2, tolerance) for contour in contours]
     outer = next(ring for ring, (*_, parent) in zip(rings, hierarchy[0], strict=True) if parent < 0)
     holes = [ring for ring, (*_, parent) in zip(rings, hierarchy[0], strict=True) if parent >= 0]
     for hole in sorted(holes, key=lambda ring: float(ring[:, 0].min())):
-        outer = _joined(outer, hole)
+        outer = _join_hole(outer, hole)
     return outer + np.array([region.left, region.top])
 
 
-def _simplified(ring: np.ndarray, tolerance: float) -> np.ndarray:
+def _simplify(ring: np.ndarray, tolerance: float) -> np.ndarray:
     """Simplify a closed ring along the edges of pixels.
 
-    The corners of the new ring are the middles of pixel edges. A slanting line through the middles is nearer to the true outline than a
-    line through the corners of the steps, and needs fewer corners.
+    The corners of the new ring are the middles of pixel edges. A slanting line through the middles is nearer to the true outline
+    than a line through the corners of the steps, and needs fewer corners.
 
     Args:
         ring: int array (N, 2) of the corners; corners may repeat.
@@ -91,7 +93,7 @@ def _simplified(ring: np.ndarray, tolerance: float) -> np.ndarray:
     return (simplified if len(simplified) >= 3 else ring).astype(np.float64)
 
 
-def _joined(outer: np.ndarray, hole: np.ndarray) -> np.ndarray:
+def _join_hole(outer: np.ndarray, hole: np.ndarray) -> np.ndarray:
     """Join the ring of a hole to the ring around it, by a line from the hole's leftmost corner to the nearest corner and back.
 
     Args:
@@ -107,21 +109,21 @@ def _joined(outer: np.ndarray, hole: np.ndarray) -> np.ndarray:
     return np.concatenate([outer[: at + 1], turned, turned[:1], outer[at:]])
 
 
-def measure_agreement(mask: np.ndarray, objects: Sequence[PredictedObject], rules: ExportRules) -> float:
+def measure_agreement(mask: np.ndarray, objects: Sequence[PredictedObject], options: ExportRules) -> float:
     """Compare the exported objects with their mask, to measure how much simplified polygons and left-out objects changed.
 
     Args:
         mask: uint8 array (H, W) of class ids.
         objects: the objects that are exported, largest first.
-        rules: rules of the export; `shapes` and `background` apply.
+        options: options of the export; `shapes` and `background` apply.
 
     Returns:
         Share of the pixels, 0 to 1, that have the same class when the objects are painted, smaller ones over larger ones.
     """
-    painted = np.full(mask.shape, 0 if rules.background else -1, np.int16)
+    painted = np.full(mask.shape, 0 if options.background else -1, np.int16)
     for each in objects:
         region = each.region
-        if rules.shapes == "polygons":
+        if options.shapes == "polygons":
             region = polygon_region(region.class_id, each.polygon, *mask.shape)
         painted[region.window][region.pixels] = region.class_id
     return float((painted == mask).mean())

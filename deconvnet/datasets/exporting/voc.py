@@ -26,7 +26,7 @@ def image_path(name: str) -> str:
         name: name of the image.
 
     Raises:
-        BadInput: if the ID is not one that VOC's layout can have.
+        BadInput: if the ID is not possible in VOC's layout.
     """
     image_id, suffix = image_id_of(name), PurePosixPath(name).suffix.lower()
     if reason := voc.invalid_id_reason(image_id):
@@ -34,25 +34,25 @@ def image_path(name: str) -> str:
     return f"{voc.IMAGES_DIR}/{image_id}{suffix if suffix in _SUFFIXES else '.png'}"
 
 
-def to_voc(image: PredictedImage, objects: Sequence[PredictedObject], rules: ExportRules) -> ImageExport:
+def to_voc(image: PredictedImage, objects: Sequence[PredictedObject], options: ExportRules) -> ImageExport:
     """Convert an image to a paletted PNG of class ids.
 
     Args:
         image: the image with its mask and score.
         objects: its objects. The pixels of objects that are not among them, because they are too small, become background.
-        rules: rules of the export; `background` and `min_area` apply.
+        options: options of the export; `background` and `min_area` apply.
 
     Returns:
         An export with the mask. The entry is the ID of the image and its score.
     """
     mask = image.mask
-    if rules.min_area and rules.background:
+    if options.min_area and options.background:
         mask = mask * 0
         for each in objects:
             mask[each.region.window][each.region.pixels] = each.region.class_id
     image_id = image_id_of(image.name)
     return ImageExport(
-        (image_id, image.score), {f"{voc.CLASS_MASKS_DIR}/{image_id}.png": encode_mask(mask, class_palette(rules.background))}
+        (image_id, image.score), {f"{voc.CLASS_MASKS_DIR}/{image_id}.png": encode_mask(mask, class_palette(options.background))}
     )
 
 
@@ -61,27 +61,27 @@ LABEL_MAP = "labelmap.txt"
 
 
 def has_label_map(classes: Sequence[str]) -> bool:
-    """Return whether an export with these class names has a table of labels: none has a character with a meaning of its own there."""
+    """Return whether an export with these class names has CVAT's table of labels, where no name may contain ":" or "#"."""
     return not any(set(name) & set(":#") for name in classes)
 
 
-def voc_files(entries: Sequence[Any], rules: ExportRules) -> Mapping[str, bytes]:
-    """Return the list of images, the class names, CVAT's table of labels (labelmap.txt), and the table of scores, by their names.
+def voc_files(entries: Sequence[Any], options: ExportRules) -> Mapping[str, bytes]:
+    """Return the list of images, the class names, CVAT's table of labels (labelmap.txt), and the table of scores, by file name.
 
     The table of labels is left out if it can't hold the name of a class (see `has_label_map`).
 
     Args:
         entries: the entries of `to_voc`, in order.
-        rules: rules of the export; `classes` and `background` apply.
+        options: options of the export; `classes` and `background` apply.
     """
-    palette = class_palette(rules.background)
-    labels = [f"{name}:{','.join(map(str, palette[number]))}::" for number, name in enumerate(rules.classes)]
+    palette = class_palette(options.background)
+    labels = [f"{name}:{','.join(map(str, palette[number]))}::" for number, name in enumerate(options.classes)]
     files = {
         "ImageSets/Segmentation/train.txt": "".join(f"{image_id}\n" for image_id, _ in entries).encode(),
-        CLASSES_FILE: "".join(f"{name}\n" for name in rules.classes).encode(),
+        CLASSES_FILE: "".join(f"{name}\n" for name in options.classes).encode(),
         SCORES: score_table(entries),
     }
-    if has_label_map(rules.classes):
+    if has_label_map(options.classes):
         files[LABEL_MAP] = "\n".join(["# label:color_rgb:parts:actions", *labels, ""]).encode()
     return files
 

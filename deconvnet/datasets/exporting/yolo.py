@@ -1,4 +1,4 @@
-"""Writing predictions in the YOLO segmentation format (https://docs.ultralytics.com/datasets/segment/): polygons alone.
+"""Writing predictions in the YOLO segmentation format (https://docs.ultralytics.com/datasets/segment/): polygons only.
 
 The format has no room for scores; those of the images are in scores.csv. Numbers of classes count from 0 without the background.
 """
@@ -15,18 +15,18 @@ from deconvnet.datasets.exporting.score_table import SCORES, score_table
 _FILE = "data.yaml"
 
 
-def to_yolo(image: PredictedImage, objects: Sequence[PredictedObject], rules: ExportRules) -> ImageExport:
+def to_yolo(image: PredictedImage, objects: Sequence[PredictedObject], options: ExportRules) -> ImageExport:
     """Convert an image to a text file with a line for each object: its class, and the corners as shares of the image's sides.
 
     Args:
         image: the image with its mask and score.
         objects: its objects.
-        rules: rules of the export; `background` applies.
+        options: options of the export; `background` applies.
 
     Returns:
         An export with the text file, which is empty without objects. The entry is the name of the image and its score.
     """
-    first = min(rules.labels, default=0)
+    first = min(options.labels, default=0)
     lines = []
     for each in objects:
         corners = each.polygon / (image.width, image.height)
@@ -35,14 +35,14 @@ def to_yolo(image: PredictedImage, objects: Sequence[PredictedObject], rules: Ex
     return ImageExport((image.name, image.score), {str(path): "".join(f"{line}\n" for line in lines).encode()})
 
 
-def yolo_files(entries: Sequence[Any], rules: ExportRules) -> Mapping[str, bytes]:
-    """Return data.yaml, in which all images are of both splits, and the table of scores, by their names.
+def yolo_files(entries: Sequence[Any], options: ExportRules) -> Mapping[str, bytes]:
+    """Return data.yaml and the table of scores, by file name. In data.yaml, both train and val are the folder of all images.
 
     Args:
         entries: the entries of `to_yolo`, in order.
-        rules: rules of the export; `classes` and `background` apply.
+        options: options of the export; `classes` and `background` apply.
     """
-    document = {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(rules.labels.values()))}
+    document = {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(options.labels.values()))}
     return {_FILE: yaml.safe_dump(document, sort_keys=False, allow_unicode=True).encode(), SCORES: score_table(entries)}
 
 

@@ -1,11 +1,11 @@
 """The formats of annotated data sets that can be imported: one module for each, named as the user names it in `--from`.
 
 To add a format, add one module here that defines `FORMAT = DatasetFormat(…)`. Then add its name to the setting `from` of
-import_data.py (`ImportSettings` in workflows/settings/import_data.py). The `read` function of the format is called with two arguments:
+import_data.py (`ImportSettings` in workflows/settings/import_data.py). Its `read` function is called with two arguments:
 
 * `sources`, a sequence of `AnnotationSource`, says where the images and annotations are. There is one source for the whole data
   set, or one each for train and val.
-* `rules`, an `ImportRules`, says what the user chose about classes, overlaps and so on.
+* `options`, an `ImportRules`, has the options of the import: which classes, which object is on top, and so on.
 
 It returns an `AnnotatedDataset`. It usually works in three steps:
 
@@ -13,11 +13,12 @@ It returns an `AnnotatedDataset`. It usually works in three steps:
    (`importing.image_index.ImageIndex.find_all`).
 2. Choose the classes and their ids (`AnnotatedDataset.choose_classes`).
 3. Call `AnnotatedDataset.add` for each image, with a function that loads the image and returns an `AnnotatedImage`. That function
-   is called later, once, in any thread. `functools.partial` gives it the arguments it needs. If the annotations are shapes, it is
-   made by `importing.painting.ImagePainter.plan`, from a function that reads the image and one that converts its annotations to
-   an `importing.shapes.ImageAnnotations`. Use one painter for each annotation file or folder of them: it decides for all of its
-   images whether they were annotated as stored or as displayed. If the annotations are masks, the function reads them with an
-   `importing.class_table.ClassTable`.
+   is called later, once, in any thread; bind its arguments with `functools.partial`.
+   * If the annotations are shapes, make the function with `importing.painting.ImagePainter.plan`. Give it a function that reads
+     the image, and one that converts its annotations to an `importing.shapes.ImageAnnotations`. Use one painter for each
+     annotation file (or folder of annotation files): it decides for all its images whether they were annotated as stored or as
+     displayed.
+   * If the annotations are masks, the function reads them with an `importing.class_table.ClassTable`.
 
 Errors are reported in four ways:
 
@@ -25,8 +26,9 @@ Errors are reported in four ways:
 * If an image is known to be unusable before it is loaded, `read` calls `AnnotatedDataset.reject`.
 * If an annotation can't be understood, the loading function raises `BadInput`. The image is then rejected, as its mask would be
   wrong.
-* If an annotation can't become an object, because it has no outline or is a crowd, its `importing.shapes.Annotation.loss` says
-  why. Such annotations are counted by class and reason and shown to the user; if they are more than a tenth, the import stops.
+* If an annotation can't become an object, because it has no outline or is a crowd, its `importing.shapes.Annotation.why_lost`
+  says why. Such annotations are counted by class and reason and shown to the user; if they are more than a tenth, the import
+  stops.
 """
 
 import importlib
@@ -47,7 +49,7 @@ class DatasetFormat:
         annotations: description, for error messages, of what `--annotations` must name in this format, such as "the folder of
             masks".
         read: function that reads a data set. Its first argument is the sources: one for the whole data set, or one each for train
-            and val. Its second argument is the rules that the user chose. It raises UserError if a source is not of this format.
+            and val. Its second argument is the options of the import. It raises UserError if a source is not of this format.
         images_beside_annotations: True if the images may lie in the folder of the annotations, so that `--images` can be omitted.
     """
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.importing import shapes
-from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules, Loss, folded
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules, Loss, case_folded
 from deconvnet.datasets.importing.image_index import ImageIndex, common_spelling, complete_name
 from deconvnet.datasets.importing.images import read_json
 from deconvnet.datasets.importing.painting import ImagePainter
@@ -27,45 +27,45 @@ from proposals.masks import VOID_ID
 _SECTIONS = ("images", "annotations", "categories")
 
 
-def read_coco(sources: Sequence[AnnotationSource], rules: ImportRules) -> AnnotatedDataset:
+def read_coco(sources: Sequence[AnnotationSource], options: ImportRules) -> AnnotatedDataset:
     """Read one or two COCO JSON files as one data set.
 
     Args:
         sources: the JSON files, each with its folder of images.
-        rules: rules that the user chose. Those about Kaggle's tables and about folders of masks have no effect.
+        options: options of the import. Those about Kaggle's tables and about folders of masks have no effect.
 
     Returns:
-        The data set. If `rules.classes` is empty, its classes are all categories, in the order of their ids. Categories that only
-        group others are left out, unless `rules.background` names them.
+        The data set. If `options.classes` is empty, its classes are all categories, in the order of their ids. Categories that
+        only group others are left out, unless `options.background` names them.
 
     Raises:
         UserError: if a file is not COCO JSON, the classes can't be chosen, or no annotation of any file has an outline.
     """
-    documents = [_read_document(source.annotations, rules.encoding) for source in sources]
+    documents = [_read_document(source.annotations, options.encoding) for source in sources]
     names = [_category_names(document, source) for source, document in zip(sources, documents, strict=True)]
     annotated = [name for by_id in names for _, name in sorted(by_id.items())]
     dataset = AnnotatedDataset()
-    key = folded if rules.fold_case else str
-    groups = {name for name in _group_names(documents, names) if not rules.background or key(name) != key(rules.background)}
-    if groups and not rules.classes:
+    key = case_folded if options.fold_case else str
+    groups = {name for name in _group_names(documents, names) if not options.background or key(name) != key(options.background)}
+    if groups and not options.classes:
         annotated = [name for name in annotated if name not in groups]
         dataset.notes.append(
-            f"not classes, as no annotation has them and others name them as supercategory: {', '.join(sorted(groups))} "
-            "(--classes can name them)"
+            f"left out, because they only group other categories (supercategory): {', '.join(sorted(groups))} "
+            "(--classes can include them)"
         )
-    ids = dataset.choose_classes(annotated, rules)
+    ids = dataset.choose_classes(annotated, options)
     outlined = any(annotation.get("segmentation") for document in documents for annotation in document["annotations"])
-    if rules.boxes_void and not outlined:
+    if options.boxes_void and not outlined:
         files = " and ".join(source.annotations for source in sources)
         raise UserError(f"{files}: no annotation has an outline (segmentation); boxes alone can't become masks (see --boxes)")
     for source, document, by_id in zip(sources, documents, names, strict=True):
-        crowd_void = rules.crowd_void
+        crowd_void = options.crowd_void
         if crowd_void and document["annotations"] and _only_masks_as_crowds(document):
             crowd_void = False
             dataset.notes.append(
                 f"{source.annotations}: every annotation is a crowd (iscrowd) with run lengths, so each is an object"
             )
-        _add_images(dataset, source, document, _Converter(by_id, ids, crowd_void, rules.boxes_void), rules)
+        _add_images(dataset, source, document, _Converter(by_id, ids, crowd_void, options.boxes_void), options)
     return dataset
 
 
@@ -80,7 +80,7 @@ def _read_document(uri: str, encoding: str | None) -> dict[str, Any]:
         encoding: name of the encoding if the file is not in UTF-8, as for `read_text`.
 
     Returns:
-        The file's lists "images", "annotations" and "categories", by name. An entry that is not a JSON object becomes an empty one.
+        The file's lists "images", "annotations" and "categories", by name. Entries that are not JSON objects become empty.
 
     Raises:
         UserError: if the file can't be read or is not COCO JSON.
@@ -113,8 +113,8 @@ def _category_names(document: Mapping[str, Any], source: AnnotationSource) -> di
             category_id, name = as_int(category["id"], "id"), str(category["name"]).strip()
             if names.setdefault(category_id, name) != name:
                 raise UserError(
-                    f"--annotations {source.annotations}: the category id {category_id} is that of {names[category_id]} and of {name}: "
-                    "give each its own"
+                    f"--annotations {source.annotations}: the category id {category_id} is that of {names[category_id]} and of "
+                    f"{name}: give each its own"
                 )
     except (KeyError, BadInput):
         raise UserError(f"--annotations {source.annotations}: each category needs an id (a whole number) and a name") from None
@@ -142,7 +142,11 @@ def _group_names(documents: Sequence[Mapping[str, Any]], names: Sequence[Mapping
 
 
 def _add_images(
-    dataset: AnnotatedDataset, source: AnnotationSource, document: Mapping[str, Any], converter: "_Converter", rules: ImportRules
+    dataset: AnnotatedDataset,
+    source: AnnotationSource,
+    document: Mapping[str, Any],
+    converter: "_Converter",
+    options: ImportRules,
 ) -> None:
     """Add the images of one COCO file to a data set, without loading them.
 
@@ -154,21 +158,21 @@ def _add_images(
         source: the file and its folder of images.
         document: content of the file, as `_read_document` returns it.
         converter: converts the annotations of the file to shapes.
-        rules: rules that the user chose, for painting the masks.
+        options: options of the import, for painting the masks.
 
     Raises:
         UserError: if no annotation belongs to an image that the file lists.
     """
-    index, painter = ImageIndex(source.images), ImagePainter(rules)
+    index, painter = ImageIndex(source.images), ImagePainter(options)
     annotations: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
     for annotation in document["annotations"]:
         annotations[_image_key(annotation.get("image_id"))].append(annotation)
     names: dict[Any, set[str]] = defaultdict(set)
     for image in document["images"]:
         names[_image_key(image.get("id"))].add(str(image.get("file_name")))
-    found, missing, notes = index.find_all(name for same in names.values() for name in same)
+    found, missing, notes = index.find_all(name for of_image in names.values() for name in of_image)
     dataset.notes += notes
-    ids_of = Counter(file for same in names.values() for file in {found[name] for name in same if name in found})
+    ids_of = Counter(file for of_image in names.values() for file in {found[name] for name in of_image if name in found})
     added = set()
     for image in document["images"]:
         key, name = _image_key(image.get("id")), image.get("file_name")
@@ -176,7 +180,7 @@ def _add_images(
             dataset.reject(f"image {image.get('id')}", source.annotations, "it has no file_name")
         elif key is None:
             dataset.reject(name, source.annotations, "it has no id")
-        elif key in added or len(names[key]) > 1:  # whose are the annotations?
+        elif key in added or len(names[key]) > 1:  # it is unclear to which image the annotations belong
             dataset.reject(name, source.annotations, f"its image id {key} is in the file twice")
         elif name in missing:
             dataset.reject(name, source.annotations, missing[name])
@@ -184,14 +188,14 @@ def _add_images(
             dataset.reject(name, source.annotations, "it is listed with several ids, which share its annotations")
         else:
             load = painter.plan(partial(index.read_named, file), partial(converter.convert, image, annotations[key]))
-            name = name if name.endswith(PurePosixPath(file).name) else common_spelling(name)  # for a plain id
+            name = name if name.endswith(PurePosixPath(file).name) else common_spelling(name)  # keeps the id plain
             dataset.add(complete_name(name, file), storage.join(source.images, file), source.split, load)
             added.add(key)
-    unlisted = [annotation for key, same in annotations.items() if key is None or key not in names for annotation in same]
+    unlisted = [annotation for key, of_image in annotations.items() if key is None or key not in names for annotation in of_image]
     if unlisted and len(unlisted) == len(document["annotations"]):
         raise UserError(f"--annotations {source.annotations}: no annotation has the id of one of its images (image_id)")
-    losses = [(f"image {each.get('image_id')}", source.annotations, converter.describe_unlisted(each)) for each in unlisted]
-    dataset.losses += [(image, uri, loss) for image, uri, loss in losses if loss]
+    lost = [(f"image {each.get('image_id')}", source.annotations, converter.describe_unlisted(each)) for each in unlisted]
+    dataset.losses += [(image, uri, each) for image, uri, each in lost if each]
     if unlisted and (without := sum(not annotations[key] for key in names)):
         dataset.notes.append(f"{source.annotations}: {without:,} images that it lists have no annotation")
 
@@ -244,7 +248,7 @@ class _Converter:
         converted = []
         for annotation in annotations:
             name = f"annotation {annotation.get('id')}"
-            with shapes.faults_named(name):
+            with shapes.prefix_errors(name):
                 converted.append(self._convert_one(name, annotation))
         return shapes.ImageAnnotations((image.get("width"), image.get("height")), converted)
 
@@ -266,7 +270,7 @@ class _Converter:
             annotation: entry of the annotation in the COCO file.
 
         Returns:
-            The annotation with its class id, and its outline if it has one.
+            The annotation with its class id, and its shape if it has one.
 
         Raises:
             BadInput: if the annotation is malformed.
@@ -277,19 +281,19 @@ class _Converter:
             raise BadInput(f"it has the category {annotation.get('category_id')}, which the file does not name") from None
         class_id = self.ids[label] or None  # classes that are not imported hide nothing
         if segmentation := annotation.get("segmentation"):
-            outline = _parse_segmentation(segmentation)
+            shape = _parse_segmentation(segmentation)
             if self.crowd_void and _is_crowd(annotation):
-                loss, remedy = "is a crowd, which becomes void", "--crowd object"
-                return shapes.Annotation(name, label, class_id, outline, loss, remedy, crowd=True)
-            return shapes.Annotation(name, label, class_id, outline)
+                reason, remedy = "is a crowd, which becomes void", "--crowd object"
+                return shapes.Annotation(name, label, class_id, shape, reason, remedy, crowd=True)
+            return shapes.Annotation(name, label, class_id, shape)
         if not (box := annotation.get("bbox")):
             return shapes.Annotation(name, label, class_id, None, "has neither outline nor box")
         if len(numbers := parse_points(box, "its box")) != 2:
             raise BadInput("its box does not consist of four numbers")
         (x, y), (width, height) = numbers.tolist()
-        outline = shapes.box(x, y, x + width, y + height)
-        loss, remedy = ("has a box and no outline: its box becomes void", "--boxes object") if self.boxes_void else ("", "")
-        return shapes.Annotation(name, label, class_id, outline, loss, remedy)
+        shape = shapes.box(x, y, x + width, y + height)
+        reason, remedy = ("has a box and no outline: its box becomes void", "--boxes object") if self.boxes_void else ("", "")
+        return shapes.Annotation(name, label, class_id, shape, reason, remedy)
 
 
 def _is_crowd(annotation: Mapping[str, Any]) -> bool:
@@ -304,15 +308,15 @@ def _is_crowd(annotation: Mapping[str, Any]) -> bool:
     return as_int(annotation.get("iscrowd") or 0, "its iscrowd") != 0
 
 
-def _parse_segmentation(value: Any) -> shapes.Outline:
-    """Convert the segmentation of an annotation to an outline.
+def _parse_segmentation(value: Any) -> shapes.Shape:
+    """Convert the segmentation of an annotation to a shape.
 
     Args:
         value: value of "segmentation", which is not empty: an object with run lengths, or a list of polygons. A polygon is a list
-            of numbers x, y, x, y, … or of pairs [x, y]. If there is only one, it may also stand alone.
+            of numbers x, y, x, y, … or of pairs [x, y]. A single polygon need not be in a list.
 
     Returns:
-        The outline.
+        The shape.
 
     Raises:
         BadInput: if the value is malformed.

@@ -24,20 +24,21 @@ from infra import storage
 from infra.errors import BadInput, UserError
 
 _SPLITS = dict.fromkeys(("train", "training"), "train") | dict.fromkeys(("val", "valid", "validation"), "val") | {"test": "test"}
-_CORNERS = 256  # of the polygon that is drawn for an ellipse
+_CORNERS = 256  # corners of the polygon that is drawn for an ellipse
 
 
-def read_cvat(sources: Sequence[AnnotationSource], rules: ImportRules) -> AnnotatedDataset:
+def read_cvat(sources: Sequence[AnnotationSource], options: ImportRules) -> AnnotatedDataset:
     """Read one or two CVAT files as one data set.
 
     Args:
         sources: the XML files, or folders with an annotations.xml; and their folders of images.
-        rules: rules that the user chose, such as `boxes_void`. Those about crowds, Kaggle's tables and folders of masks have no
+        options: options of the import. Those about crowds, Kaggle's tables and folders of masks have no
             effect.
 
     Returns:
-        The data set. If `rules.classes` is empty, its classes are the labels of the task, in its order. The splits of its images are
-        the subsets Train and Validation of a project if there are both, and Test if there are others.
+        The data set. If `options.classes` is empty, its classes are the labels of the task, in its order. An image of a project
+        gets the split of its subset: train or val if the project has both Train and Validation, test if it has other subsets than
+        Test.
 
     Raises:
         UserError: if a file is not of this format, or the classes can't be chosen.
@@ -46,13 +47,13 @@ def read_cvat(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annota
         source.annotations if source.annotations.endswith(".xml") else f"{source.annotations}/annotations.xml"
         for source in sources
     ]
-    documents = [_read_document(file, rules.encoding) for file in files]
+    documents = [_read_document(file, options.encoding) for file in files]
     labels = [label for document in documents for label in _labels(document)]
     dataset = AnnotatedDataset()
-    ids = dataset.choose_classes(labels, rules)
+    ids = dataset.choose_classes(labels, options)
     for source, file, document in zip(sources, files, documents, strict=True):
         folder = file.rpartition("/")[0] if source.images == source.annotations else source.images
-        _add_images(dataset, replace(source, images=folder, annotations=file), document, ids, rules)
+        _add_images(dataset, replace(source, images=folder, annotations=file), document, ids, options)
     return dataset
 
 
@@ -60,7 +61,7 @@ FORMAT = DatasetFormat("CVAT's annotations.xml", read_cvat, images_beside_annota
 
 
 def _add_images(
-    dataset: AnnotatedDataset, source: AnnotationSource, document: Element, ids: Mapping[str, int], rules: ImportRules
+    dataset: AnnotatedDataset, source: AnnotationSource, document: Element, ids: Mapping[str, int], options: ImportRules
 ) -> None:
     """Add the images of a CVAT file to a data set, without loading them.
 
@@ -70,29 +71,29 @@ def _add_images(
         source: the XML file and its folder of images.
         document: the root of its XML tree.
         ids: class id by label; 255 (void) or 0 (background) for classes that are not imported.
-        rules: rules that the user chose.
+        options: options of the import.
     """
     file, index = source.annotations, ImageIndex(source.images)
     images = list(document.iterfind("image"))
     layers = len({shape.get("z_order", "0") for image in images for shape in image}) > 1
     if layers:
-        dataset.notes.append(f"{file}: shapes are on top of each other by their z_order")
+        dataset.notes.append(f"{file}: of overlapping shapes, the one with the higher z_order is on top")
     if empty := sum(all(shape.tag == "tag" for shape in image) for image in images):
         dataset.notes.append(f"{file}: {empty:,} images have no shape, so they are all background")
-    painter = ImagePainter(replace(rules, small_over_large=False) if layers else rules)
+    painter = ImagePainter(replace(options, small_over_large=False) if layers else options)
     names = [image.get("name", "") for image in images]
     paths = _listed_paths(images, index)
     found, missing, notes = index.find_all(paths)
     counts = Counter(found[path] for path in paths if path in found)
-    first = dict(zip(reversed(names), reversed(paths), strict=True))  # of images of two subsets that have one name
+    first = dict(zip(reversed(names), reversed(paths), strict=True))  # the first path of each name, which subsets may share
     dataset.notes += notes
     unusable = 0
     for image, name, path, split in zip(images, names, paths, _splits(images, source.split), strict=True):
         reason = missing.get(path)
-        if reason is None and (count := counts[found[path]]) > 1:  # each entry has some of its shapes
+        if reason is None and (count := counts[found[path]]) > 1:  # each entry may have only some of the shapes
             reason = f"it is in the file {count} times"
         if reason is None:
-            load = painter.plan(partial(index.read_named, found[path]), partial(_convert, image, ids, rules))
+            load = painter.plan(partial(index.read_named, found[path]), partial(_convert, image, ids, options))
             full = complete_name(path, found[path])
             short = complete_name(name, found[path]) if first[name] == path else full
             dataset.add(short, storage.join(source.images, found[path]), split, load, source_name=full)
@@ -105,15 +106,15 @@ def _add_images(
 
 
 def _splits(images: Sequence[Element], given: str | None) -> list[str | None]:
-    """Return the split of each image, by the subsets of the project.
+    """Return the split of each image, according to the subsets of the project.
 
     Args:
         images: the XML elements of the images.
-        given: the split of all images, if the user says it.
+        given: the split that the user gave for all images, or None.
 
     Returns:
-        `given` for all images if it is not None. Otherwise "train" and "val" if there are both, "test" if there are others, and
-        None.
+        `given` for every image, if it is not None. Otherwise the split of the image's subset. It is None for a subset with
+        another name, for train and val if only one of the two occurs, and for test if all images belong to Test.
     """
     splits = [_SPLITS.get(image.get("subset", "").strip().lower()) for image in images]
     both, others = {"train", "val"} <= {*splits}, {*splits} != {"test"}
@@ -123,8 +124,8 @@ def _splits(images: Sequence[Element], given: str | None) -> list[str | None]:
 def _listed_paths(images: Sequence[Element], index: ImageIndex) -> list[str]:
     """Return the path by which each image of a CVAT file is to be searched.
 
-    Exports of a project have a folder for each subset, as images/Train/a.jpg for an image a.jpg of the subset Train. If one of
-    these paths is there, all images are searched by them, as a.jpg may be in several subsets.
+    The export of a project has a folder for each subset: images/Train/a.jpg is the image a.jpg of the subset Train. If at least
+    one such path exists, all images are searched by these paths, because several subsets may have an image a.jpg.
 
     Args:
         images: the XML elements of the images.
@@ -168,13 +169,13 @@ def _labels(document: Element) -> list[str]:
     return [name for name in dict.fromkeys(map(str.strip, [*listed, *used])) if name]
 
 
-def _convert(image: Element, ids: Mapping[str, int], rules: ImportRules) -> shapes.ImageAnnotations:
+def _convert(image: Element, ids: Mapping[str, int], options: ImportRules) -> shapes.ImageAnnotations:
     """Convert the XML entries of one image to shapes.
 
     Args:
         image: the XML element of the image; its child elements are the shapes.
         ids: class id by label; 255 (void) or 0 (background) for classes that are not imported.
-        rules: rules that the user chose; `boxes_void` applies.
+        options: options of the import; `boxes_void` applies.
 
     Returns:
         The shapes of the image with their class ids.
@@ -183,50 +184,53 @@ def _convert(image: Element, ids: Mapping[str, int], rules: ImportRules) -> shap
         BadInput: if a shape is malformed.
     """
     converted = []
-    for number, shape in enumerate(image, start=1):
-        if shape.tag == "tag":  # says something about the image as a whole
+    for number, element in enumerate(image, start=1):
+        if element.tag == "tag":  # says something about the image as a whole
             continue
-        label, name = shape.get("label", "").strip(), f"{shape.tag} {number}"
+        label, name = element.get("label", "").strip(), f"{element.tag} {number}"
         if not label:
             raise BadInput(f"{name} has no label")
-        with shapes.faults_named(f"{name} ({label})", ValueError, KeyError):
-            outline = _outline(shape)
-            layer, group = as_int(shape.get("z_order", "0"), "its z_order"), as_int(shape.get("group_id") or "0", "its group_id")
-        loss, remedy = "" if outline else "covers no area", ""
-        if shape.tag == "box" and rules.boxes_void:
-            loss, remedy = "is a box without an outline: its box becomes void", "--boxes object"
-        converted.append((layer, shapes.Annotation(name, label, ids[label] or None, outline, loss, remedy, group or None)))
+        with shapes.prefix_errors(f"{name} ({label})", ValueError, KeyError):
+            shape = _make_shape(element)
+            layer, group = (
+                as_int(element.get("z_order", "0"), "its z_order"),
+                as_int(element.get("group_id") or "0", "its group_id"),
+            )
+        reason, remedy = "" if shape else "covers no area", ""
+        if element.tag == "box" and options.boxes_void:
+            reason, remedy = "is a box without an outline: its box becomes void", "--boxes object"
+        converted.append((layer, shapes.Annotation(name, label, ids[label] or None, shape, reason, remedy, group or None)))
     in_layers = [annotation for _, annotation in sorted(converted, key=lambda pair: pair[0])]
     return shapes.ImageAnnotations((image.get("width"), image.get("height")), in_layers)
 
 
-def _outline(shape: Element) -> shapes.Outline | None:
-    """Make the outline of a shape.
+def _make_shape(element: Element) -> shapes.Shape | None:
+    """Make the shape of an annotation.
 
     Args:
-        shape: the entry of the shape, such as <polygon points="1,2;3,4;…">.
+        element: the entry of the annotation, such as <polygon points="1,2;3,4;…">.
 
     Returns:
-        The outline; None if shapes of this kind cover no area.
+        The shape; None if shapes of this kind cover no area.
 
     Raises:
         BadInput: if the shape is malformed.
         ValueError: if a number is malformed.
         KeyError: if an attribute is missing.
     """
-    at = shape.attrib
-    if shape.tag == "polygon":
+    at = element.attrib
+    if element.tag == "polygon":
         return shapes.polygons([[pair.split(",") for pair in at["points"].split(";")]])
-    if shape.tag == "mask":
+    if element.tag == "mask":
         width, height = int(at["width"]), int(at["height"])
-        runs = [int(run) for run in at["rle"].split(",")]  # of background and object in turn, row by row in the mask's window
+        runs = [int(run) for run in at["rle"].split(",")]  # background and object in turn, row by row in the mask's window
         if min(runs) < 0 or sum(runs) != width * height:
             raise BadInput(f"its run lengths are of {sum(runs):,} pixels, and its window is {width}×{height}")
         mask = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)
         return shapes.bitmap(mask, int(float(at["left"])), int(float(at["top"])))
-    if shape.tag not in ("box", "ellipse"):
+    if element.tag not in ("box", "ellipse"):
         return None
-    if shape.tag == "box":
+    if element.tag == "box":
         (x0, y0), (x1, y1) = parse_points([float(at[key]) for key in ("xtl", "ytl", "xbr", "ybr")], "its box").tolist()
         corners = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
     else:

@@ -1,8 +1,8 @@
 """Reading tables of run lengths as in Kaggle's competitions: a CSV file with a line for each object, or each class of an image.
 
 One column names the image, one has the run lengths, and a third may have the class. Run lengths are pairs of a start and a
-length, as `1 3 10 5`. The pixels are counted from 1, down the columns of the image (as in EncodedPixels) or along its rows. A
-line without run lengths says that the image has no object of its class.
+length, such as `1 3 10 5`. The pixels are counted from 1, down the columns of the image (as in EncodedPixels) or along its rows.
+A line without run lengths says that the image has no object of its class.
 """
 
 import csv
@@ -31,9 +31,9 @@ _RUNS = dict.fromkeys(("encodedpixels", "rle", "rle_mask", "encoding"), "columns
 )
 _IMAGES = ("imageid", "image_id", "image", "img_id", "img", "filename", "file_name", "id", "imageid_classid", "image_label")
 _CLASSES = ("classid", "class_id", "class", "class_name", "label", "category", "cell_type")
-_IN_ONE = ("imageid_classid", "image_label")  # columns of image and class, as a.jpg_1
+_IN_ONE = ("imageid_classid", "image_label")  # columns of image and class, such as a.jpg_1
 _NONE = ("", "-1", "nan")  # run lengths of an image without an object
-_LEAST_PIXELS = 20  # smaller objects don't show whether their pixels are counted along rows or columns
+_MIN_PIXELS = 20  # smaller objects don't show whether their pixels are counted along rows or columns
 
 
 @dataclass(frozen=True)
@@ -53,28 +53,28 @@ class _Line:
     size: tuple[str | None, str | None]
 
 
-def read_kaggle(sources: Sequence[AnnotationSource], rules: ImportRules) -> AnnotatedDataset:
+def read_kaggle(sources: Sequence[AnnotationSource], options: ImportRules) -> AnnotatedDataset:
     """Read one or two tables of run lengths as one data set.
 
     Args:
         sources: the CSV files, each with its folder of images.
-        rules: rules that the user chose. Those about boxes, crowds and folders of masks have no effect. If a table has no
+        options: options of the import. Those about boxes, crowds and folders of masks have no effect. If a table has no
             classes, `classes` may have one name, by default "object".
 
     Returns:
-        The data set. If `rules.classes` is empty, its classes are all classes in the tables, ordered by number or name.
+        The data set. If `options.classes` is empty, its classes are all classes in the tables, ordered by number or name.
 
     Raises:
         UserError: if a file is not a table of run lengths, or the classes can't be chosen.
     """
-    tables = [_read_table(source.annotations, rules) for source in sources]
+    tables = [_read_table(source.annotations, options) for source in sources]
     labels = {line.label for table, _ in tables for lines in table.values() for line in lines if line.label}
     dataset = AnnotatedDataset()
     by_number = sorted(labels, key=lambda label: (int(label) if label.isdecimal() else math.inf, label))
-    ids = dataset.choose_classes(by_number, rules, must_exist=False)
+    ids = dataset.choose_classes(by_number, options, must_exist=False)
     for source, (table, order) in zip(sources, tables, strict=True):
         dataset.notes.append(f"{source.annotations}: the pixels of run lengths are counted along the {order} (see --run_order)")
-        index, painter = ImageIndex(source.images), ImagePainter(rules)
+        index, painter = ImageIndex(source.images), ImagePainter(options)
         found, missing, notes = index.find_all(table)
         dataset.notes += notes
         lines_of: dict[str, list[_Line]] = defaultdict(list)
@@ -94,12 +94,12 @@ def read_kaggle(sources: Sequence[AnnotationSource], rules: ImportRules) -> Anno
 FORMAT = DatasetFormat("the CSV file of run lengths", read_kaggle)
 
 
-def _read_table(file: str, rules: ImportRules) -> tuple[dict[str, list[_Line]], str]:
+def _read_table(file: str, options: ImportRules) -> tuple[dict[str, list[_Line]], str]:
     """Read a table of run lengths.
 
     Args:
         file: path or URI of the CSV file.
-        rules: rules that the user chose; `classes`, `run_order` and `encoding` apply.
+        options: options of the import; `classes`, `run_order` and `encoding` apply.
 
     Returns:
         lines: the lines of the table by name of the image.
@@ -109,7 +109,7 @@ def _read_table(file: str, rules: ImportRules) -> tuple[dict[str, list[_Line]], 
         UserError: if the file can't be read, or lacks a column.
     """
     try:
-        text = read_text(file, rules.encoding)
+        text = read_text(file, options.encoding)
     except BadInput as error:
         raise UserError(f"--annotations {file} can't be read: {error}") from None
     header = text.partition("\n")[0].strip()
@@ -119,10 +119,10 @@ def _read_table(file: str, rules: ImportRules) -> tuple[dict[str, list[_Line]], 
     image, runs, label = (next((name for name in names if name in columns), "") for names in (_IMAGES, _RUNS, _CLASSES))
     if not image or not runs:
         raise UserError(
-            f"--annotations {file} is not a table of run lengths: its columns are {header[:200]}, and ImageId and EncodedPixels are "
-            "needed, or other names that Kaggle uses"
+            f"--annotations {file} is not a table of run lengths: its columns are {header[:200]}, and ImageId and EncodedPixels "
+            "are needed, or other names that Kaggle uses"
         )
-    only = rules.classes[0] if len(rules.classes) == 1 else "object"
+    only = options.classes[0] if len(options.classes) == 1 else "object"
     table: dict[str, list[_Line]] = defaultdict(list)
     for fields in filter(any, reader):
         if len(fields) != len(columns):
@@ -135,7 +135,7 @@ def _read_table(file: str, rules: ImportRules) -> tuple[dict[str, list[_Line]], 
         table[name].append(_Line(f"line {reader.line_num}", class_name, "" if row[runs].lower() in _NONE else row[runs], size))
     if not any(line.runs for lines in table.values() for line in lines):
         raise UserError(f"--annotations {file} has no line with run lengths")
-    return dict(table), rules.run_order or _RUNS[runs]
+    return dict(table), options.run_order or _RUNS[runs]
 
 
 def _convert(lines: Sequence[_Line], order: str, ids: Mapping[str, int]) -> shapes.ImageAnnotations:
@@ -155,23 +155,23 @@ def _convert(lines: Sequence[_Line], order: str, ids: Mapping[str, int]) -> shap
     converted = []
     for line in lines:
         if line.runs:
-            with shapes.faults_named(line.name):
+            with shapes.prefix_errors(line.name):
                 if not line.label:
                     raise BadInput("it has run lengths and no class")
-                outline = _outline(line.runs, order)
-            converted.append(shapes.Annotation(line.name, line.label, ids[line.label] or None, outline))
+                shape = _make_shape(line.runs, order)
+            converted.append(shapes.Annotation(line.name, line.label, ids[line.label] or None, shape))
     return shapes.ImageAnnotations(lines[0].size, converted)
 
 
-def _outline(text: str, order: str) -> shapes.Outline:
-    """Make the outline of an object from run lengths.
+def _make_shape(text: str, order: str) -> shapes.Shape:
+    """Make the shape of an object from run lengths.
 
     Args:
         text: pairs of the first pixel of a run, counted from 1, and the number of its pixels.
         order: how the pixels are counted: "columns" or "rows".
 
     Returns:
-        The outline. If the run lengths don't fit the image, BadInput is raised later, when the outline is drawn.
+        The shape. If the run lengths don't fit the image, BadInput is raised later, when the shape is drawn.
 
     Raises:
         BadInput: if the run lengths are malformed.
@@ -184,7 +184,7 @@ def _outline(text: str, order: str) -> shapes.Outline:
         raise BadInput(f"its run lengths have {numbers.size} numbers, pairs are needed")
     starts, ends = numbers[::2] - 1, numbers[::2] - 1 + numbers[1::2]
     if starts[0] < 0 or (ends <= starts).any() or (starts[1:] < ends[:-1]).any():
-        raise BadInput("its run lengths don't go forward: starts are counted from 1, and not from the end of the run before")
+        raise BadInput("its runs are not in ascending order: starts count from 1 at the first pixel, not from the run before")
 
     def fill(class_id: int, height: int, width: int) -> Region:
         if ends[-1] > height * width:
@@ -195,11 +195,11 @@ def _outline(text: str, order: str) -> shapes.Outline:
         flat = np.cumsum(steps[:-1], dtype=np.int8) > 0
         masks = {"columns": flat.reshape(width, height).T, "rows": flat.reshape(height, width)}
         mask, other = masks[order], masks["rows" if order == "columns" else "columns"]
-        if height != width and mask.sum() >= _LEAST_PIXELS and _border(mask) > 2 * _border(other):
+        if height != width and mask.sum() >= _MIN_PIXELS and _border(mask) > 2 * _border(other):
             raise BadInput(f"its run lengths make stripes when the pixels are counted along the {order}: see --run_order")
         return mask_region(class_id, mask)
 
-    return shapes.Outline(fill, np.zeros((0, 2)))
+    return shapes.Shape(fill, np.zeros((0, 2)))
 
 
 def _border(mask: np.ndarray) -> int:

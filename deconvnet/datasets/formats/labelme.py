@@ -37,24 +37,24 @@ from proposals.masks import VOID_ID
 VOID_LABEL, BACKGROUND_LABEL = "__ignore__", "_background_"
 _POLYGONS = ("polygon", "rectangle", "oriented_rectangle", "rotation", "quadrilateral")  # the last two are X-AnyLabeling's
 _NO_AREA = ("point", "points", "line", "linestrip")  # types of shapes without pixels
-_MOST_MASK_PIXELS = 100_000_000  # of a shape of type mask
+_MAX_MASK_PIXELS = 100_000_000  # limit for a shape of type mask
 _NOT_THE_FILE = "was taken from its JSON file (imageData), because its image file shows another image"
 _EMBEDDED_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png"}  # file name suffix by name of the format in Pillow
 
 
-def read_labelme(sources: Sequence[AnnotationSource], rules: ImportRules) -> AnnotatedDataset:
+def read_labelme(sources: Sequence[AnnotationSource], options: ImportRules) -> AnnotatedDataset:
     """Read one or two folders of LabelMe files as one data set.
 
     Args:
         sources: folders of JSON files, each with its folder of images, which may be the same folder.
-        rules: rules that the user chose. Those about boxes, crowds, Kaggle's tables and folders of masks have no effect.
+        options: options of the import. Those about boxes, crowds, Kaggle's tables and folders of masks have no effect.
 
     Returns:
-        The data set. If `rules.classes` is empty, its classes are all labels, in alphabetical order.
+        The data set. If `options.classes` is empty, its classes are all labels, in alphabetical order.
 
     Raises:
         UserError: if a folder has no JSON file, no shape has an area, or the classes can't be chosen, for example because no
-            shape has any of the labels in `rules.classes`.
+            shape has any of the labels in `options.classes`.
     """
     labels: set[str] = set()
     kinds: set[str] = set()
@@ -68,7 +68,7 @@ def read_labelme(sources: Sequence[AnnotationSource], rules: ImportRules) -> Ann
         for name in progress(names, len(names), "reading annotations", "files"):
             uri = storage.join(source.annotations, name)
             try:
-                document = _read_document(uri, rules.encoding)
+                document = _read_document(uri, options.encoding)
             except BadInput as error:
                 rejects.append((name, uri, str(error)))
                 continue
@@ -83,11 +83,11 @@ def read_labelme(sources: Sequence[AnnotationSource], rules: ImportRules) -> Ann
         raise UserError(f"{folders}: no shape has an area, all are of the type {' or '.join(sorted(kinds))}: annotate polygons")
     annotated = sorted(labels - {VOID_LABEL, BACKGROUND_LABEL})
     dataset = AnnotatedDataset()
-    ids = {**dataset.choose_classes(annotated, rules, must_exist=False), VOID_LABEL: VOID_ID, BACKGROUND_LABEL: 0}
+    ids = {**dataset.choose_classes(annotated, options, must_exist=False), VOID_LABEL: VOID_ID, BACKGROUND_LABEL: 0}
     for reject in rejects:
         dataset.reject(*reject)
     for source, image_paths in files:
-        painter, index = ImagePainter(rules), _index_or_none(source.images)
+        painter, index = ImagePainter(options), _index_or_none(source.images)
         images, notes = _find_images(index, image_paths) if index else ({}, [])
         dataset.notes += notes
         sharing: dict[str, list[str]] = defaultdict(list)
@@ -96,7 +96,7 @@ def read_labelme(sources: Sequence[AnnotationSource], rules: ImportRules) -> Ann
         for name, image_path in image_paths.items():
             image, uri = images.get(name, ""), storage.join(source.annotations, name)
             twins = [storage.join(source.annotations, other) for other in sharing.get(image, ()) if other != name]
-            file = _File(uri, image_path, index, image, _find_rival(index, name, image), twins, ids, rules.encoding)
+            file = _File(uri, image_path, index, image, _find_rival(index, name, image), twins, ids, options.encoding)
             dataset.add(name, file.uri, source.split, painter.plan(file.read_image, file.read_shapes))
     return dataset
 
@@ -169,7 +169,7 @@ def _find_images(index: ImageIndex, image_paths: Mapping[str, str]) -> tuple[dic
 
     Returns:
         images: path of the image in the folder of images, by path of the LabelMe file. Files without an image are left out.
-        notes: sentences for the user about images that were found by their file name alone.
+        notes: sentences for the user about images that were found by file name, whatever their folder.
     """
     listed = {name: PurePosixPath(name).parent / path.replace("\\", "/") for name, path in image_paths.items() if path}
     found, _, notes = index.find_all(str(path) for path in listed.values())
@@ -234,15 +234,15 @@ class _File:
             The image. Its remark says if the file shows another image.
 
         Raises:
-            BadInput: if neither can be used, another LabelMe file has the same image, or it is not clear whether imagePath or `rival`
-                names the right image.
+            BadInput: if neither can be used, another LabelMe file has the same image, or it is not clear whether imagePath or
+                `rival` names the right image.
         """
         text = _read_document(self.uri, self.encoding).get("imageData")
         if not self.index or not self.image:
             return _decode_embedded(text, self.image_path, self.index)
         if self.rival and not text:
             raise BadInput(
-                f"its imagePath is {self.image_path}, and {self.rival} has its name: correct imagePath, or remove one of them"
+                f"its imagePath is {self.image_path}, but its name fits {self.rival}: correct imagePath, or remove one image"
             )
         data = self.index.read(self.image)
         if other := self._read_other(self.uri, data):
@@ -271,10 +271,10 @@ class _File:
             if kind in _NO_AREA:
                 annotations.append(shapes.Annotation(name, label, class_id, None, f"is a {kind}, which covers no area"))
                 continue
-            with shapes.faults_named(f"{name} ({label})"):
-                outline = _make_outline(shape, kind)
+            with shapes.prefix_errors(f"{name} ({label})"):
+                converted = _convert_shape(shape, kind)
             group = None if group is None else repr(group)
-            annotations.append(shapes.Annotation(name, label, class_id, outline, group=group))
+            annotations.append(shapes.Annotation(name, label, class_id, converted, group=group))
         return shapes.ImageAnnotations((document.get("imageWidth"), document.get("imageHeight")), annotations)
 
 
@@ -297,15 +297,15 @@ def _decode_embedded(text: Any, image_path: str, index: ImageIndex | None) -> So
     return SourceImage(data, f"embedded{_EMBEDDED_SUFFIXES.get(kind, '.other')}")
 
 
-def _make_outline(shape: Mapping[str, Any], kind: str) -> shapes.Outline:
-    """Convert a shape to an outline.
+def _convert_shape(shape: Mapping[str, Any], kind: str) -> shapes.Shape:
+    """Convert a LabelMe shape.
 
     Args:
-        shape: one shape of the LabelMe file.
+        shape: the shape, as the file has it.
         kind: its shape_type, such as "polygon".
 
     Returns:
-        The outline.
+        The converted shape.
 
     Raises:
         BadInput: if the shape is malformed or its type is unknown.
@@ -321,11 +321,11 @@ def _make_outline(shape: Mapping[str, Any], kind: str) -> shapes.Outline:
     if kind == "mask":
         return _decode_mask(shape, points)
     if kind not in _POLYGONS:
-        raise BadInput(f"shapes of the type {kind} are not known here: polygon, rectangle, circle and mask are")
+        raise BadInput(f"the shape type {kind} is not supported: use polygon, rectangle, circle or mask")
     return shapes.polygons([points], f"its {kind}")
 
 
-def _decode_mask(shape: Mapping[str, Any], points: np.ndarray) -> shapes.Outline:
+def _decode_mask(shape: Mapping[str, Any], points: np.ndarray) -> shapes.Shape:
     """Decode a shape of type mask.
 
     Args:
@@ -333,13 +333,13 @@ def _decode_mask(shape: Mapping[str, Any], points: np.ndarray) -> shapes.Outline
         points: float64 array (N, 2) of x, y; the first point is the position of the PNG's top left corner in the image.
 
     Returns:
-        The outline.
+        The converted shape.
 
     Raises:
         BadInput: if the PNG is damaged or larger than any image.
     """
     try:
-        mask = decode_mask(base64.b64decode(shape.get("mask") or ""), _MOST_MASK_PIXELS)
+        mask = decode_mask(base64.b64decode(shape.get("mask") or ""), _MAX_MASK_PIXELS)
     except (binascii.Error, TypeError, ValueError):
         raise BadInput("its mask is damaged") from None
     left, top = (round(float(v)) for v in points[0].clip(-1e6, 1e6))

@@ -22,7 +22,7 @@ from deconvnet.datasets.importing.orientation import (
     FrameChooser,
     apply_orientation,
     displayed_size,
-    is_turned,
+    is_reoriented,
     weigh_image,
 )
 from deconvnet.datasets.thread_map import thread_map
@@ -35,12 +35,12 @@ _TABLES = ("_classes.csv", "class_dict.csv", "labelmap.txt", "label_colors.txt")
 _SAMPLE = 200  # masks whose values are read to check a class table that the user named
 
 
-def read_masks(sources: Sequence[AnnotationSource], rules: ImportRules) -> AnnotatedDataset:
+def read_masks(sources: Sequence[AnnotationSource], options: ImportRules) -> AnnotatedDataset:
     """Read one or two folders of masks as one data set.
 
     Args:
         sources: folders of masks, each with its folder of images.
-        rules: rules that the user chose. Those about overlaps, crowds, boxes, Kaggle's tables and classes that are not imported
+        options: options of the import. Those about overlaps, crowds, boxes, Kaggle's tables and classes that are not imported
             have no effect. The class table (`class_table_uri`) says which class each value in the masks stands for. Without a
             table, `classes` are the class names by id. Without either, a table that a tool wrote beside the masks is used, or
             the classes are inferred from the values of all masks.
@@ -56,40 +56,40 @@ def read_masks(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annot
     pairs: list[tuple[AnnotationSource, ImageIndex, str, str]] = []  # source, its images, name of an image, address of its mask
     for source in sources:
         index = ImageIndex(source.images)
-        names = _match(dataset, source, index, rules)
+        names = _match(dataset, source, index, options)
         pairs += [(source, index, name, storage.join(source.annotations, mask)) for name, mask in names]
-    if not rules.class_table_uri and not rules.classes and (beside := _find_table(sources)):
+    if not options.class_table_uri and not options.classes and (beside := _find_table(sources)):
         dataset.notes.append(f"the classes are those of {beside}; name another table by --table")
-        rules = replace(rules, class_table_uri=beside)
+        options = replace(options, class_table_uri=beside)
     for source in sources:
         folder, _, name = source.annotations.rstrip("/").rpartition("/")
         if name == voc.CLASS_MASKS_DIR and storage.exists(storage.join(folder, voc.OBJECT_MASKS_DIR)):
             dataset.notes.append(
-                f"{folder}/{voc.OBJECT_MASKS_DIR} is not read: each connected region of a class is taken for an object (a folder in VOC's "
-                "layout needs no import)"
+                f"{folder}/{voc.OBJECT_MASKS_DIR} is not read: each connected region of a class is taken for an object (a folder "
+                "in VOC's layout needs no import)"
             )
-    table = _make_table([uri for *_, uri in pairs], rules)
+    table = _make_table([uri for *_, uri in pairs], options)
     dataset.notes += table.notes
     dataset.classes, dataset.class_table_text = table.classes, table.to_text()
     frames = {source.annotations: FrameChooser() for source in sources}
     for source, index, name, uri in pairs:
         chooser = frames[source.annotations]
-        chooser.weigh.append(partial(_weigh, index, name, uri, rules))
-        dataset.add(name, uri, source.split, partial(_load, index, name, uri, table, chooser, rules))
+        chooser.weigh.append(partial(_weigh, index, name, uri, options))
+        dataset.add(name, uri, source.split, partial(_load, index, name, uri, table, chooser, options))
     return dataset
 
 
 FORMAT = DatasetFormat("the folder of masks", read_masks)
 
 
-def _match(dataset: AnnotatedDataset, source: AnnotationSource, index: ImageIndex, rules: ImportRules) -> list[tuple[str, str]]:
+def _match(dataset: AnnotatedDataset, source: AnnotationSource, index: ImageIndex, options: ImportRules) -> list[tuple[str, str]]:
     """Find the images and masks of a source that belong together.
 
     Args:
         dataset: data set whose `rejects` and `notes` tell what is left out.
         source: folder of masks and its folder of images.
         index: the images.
-        rules: rules that the user chose; `image_suffix` and `mask_suffix` apply.
+        options: options of the import; `image_suffix` and `mask_suffix` apply.
 
     Returns:
         Pairs of the path of an image and the path of its mask, each relative to its folder.
@@ -97,16 +97,16 @@ def _match(dataset: AnnotatedDataset, source: AnnotationSource, index: ImageInde
     Raises:
         UserError: if no image has a mask, or images and masks lie in one folder and their names can't be told apart.
     """
-    if source.images == source.annotations and rules.image_suffix == rules.mask_suffix:
+    if source.images == source.annotations and options.image_suffix == options.mask_suffix:
         raise UserError(
-            f"the images and the masks are in one folder, {source.images}: say by --mask_suffix what the names of masks end in, such "
-            "as _mask for a.jpg and a_mask.png"
+            f"the images and the masks are in one folder, {source.images}: say by --mask_suffix what the names of masks end in, "
+            "such as _mask for a.jpg and a_mask.png"
         )
-    masks = _choose_masks(dataset, source.annotations, rules.mask_suffix)
-    same_name = _by_stem(index.names, rules.image_suffix)
+    masks = _choose_masks(dataset, source.annotations, options.mask_suffix)
+    same_name = _by_stem(index.names, options.image_suffix)
     images = {stem: names[0] for stem, names in same_name.items()}
-    if rules.mask_suffix and source.images == source.annotations:
-        images = {stem: name for stem, name in images.items() if not stem.endswith(rules.mask_suffix)}
+    if options.mask_suffix and source.images == source.annotations:
+        images = {stem: name for stem, name in images.items() if not stem.endswith(options.mask_suffix)}
     matched = [stem for stem in images if stem in masks]
     if twins := [same_name[stem] for stem in matched if len(same_name[stem]) > 1]:
         dropped = sum(map(len, twins)) - len(twins)
@@ -118,12 +118,12 @@ def _match(dataset: AnnotatedDataset, source: AnnotationSource, index: ImageInde
         examples = f"{next(iter(images.values()), 'none')} and {next(iter(masks.values()), 'none')}"
         raise UserError(
             f"no mask in {source.annotations} has the name of an image in {source.images} ({examples}, for example): "
-            "a mask must have its image's name, with what --mask_suffix gives in place of what --image_suffix gives"
+            "a mask must have the name of its image, with --mask_suffix in place of --image_suffix"
         )
     for name in (masks[stem] for stem in masks if stem not in images):
         dataset.reject(name, storage.join(source.annotations, name), f"no image of this name in {source.images}")
     if others := len(index.names) - sum(map(len, same_name.values())):
-        dataset.notes.append(f"{others:,} images in {source.images} don't end in {rules.image_suffix} and are left out")
+        dataset.notes.append(f"{others:,} images in {source.images} don't end in {options.image_suffix} and are left out")
     if without := len(images) - len(matched):
         dataset.notes.append(f"{without:,} images in {source.images} have no mask and are left out")
     return [(images[stem], masks[stem]) for stem in matched]
@@ -172,7 +172,7 @@ def _find_table(sources: Sequence[AnnotationSource]) -> str | None:
     found: dict[bytes, str] = {}
     for source in sources:
         folder = source.annotations.rstrip("/")
-        files = [storage.join(place, name) for place in (folder, folder.rpartition("/")[0]) if place for name in _TABLES]
+        files = [storage.join(parent, name) for parent in (folder, folder.rpartition("/")[0]) if parent for name in _TABLES]
         if file := next(filter(storage.exists, files), None):
             found.setdefault(storage.read_bytes(file), file)
     if len(found) > 1:
@@ -201,12 +201,12 @@ def _by_stem(names: Sequence[str], suffix: str) -> dict[str, list[str]]:
     return stems
 
 
-def _make_table(uris: Sequence[str], rules: ImportRules) -> ClassTable:
+def _make_table(uris: Sequence[str], options: ImportRules) -> ClassTable:
     """Read the class table that the user named, or infer one from the values of the masks.
 
     Args:
         uris: paths or URIs of all masks.
-        rules: rules that the user chose; `class_table_uri`, `classes`, `transparent` and `max_pixels` apply, and the rules of
+        options: options of the import; `class_table_uri`, `classes`, `transparent` and `max_pixels` apply, and those of
             `class_table.infer_table`.
 
     Returns:
@@ -215,14 +215,14 @@ def _make_table(uris: Sequence[str], rules: ImportRules) -> ClassTable:
     Raises:
         UserError: if the table can't be read, or the values of the masks don't look like those of classes.
     """
-    path = rules.class_table_uri
+    path = options.class_table_uri
     if path and len(uris) > _SAMPLE:  # some masks show whether a table can be right
         uris = uris[:: len(uris) // _SAMPLE]
-    opaque = rules.transparent == "opaque"
+    opaque = options.transparent == "opaque"
 
     def read(uri: str) -> MaskValues | str:
         try:
-            return read_mask_values(read_input(uri), rules.max_pixels, opaque)
+            return read_mask_values(read_input(uri), options.max_pixels, opaque)
         except BadInput as error:  # its image is rejected, with the reason, when it is loaded
             return f"{uri}: {error}"
 
@@ -234,18 +234,18 @@ def _make_table(uris: Sequence[str], rules: ImportRules) -> ClassTable:
     if not path:
         if differ:
             raise UserError(
-                f"{differ}, so it is not clear whether their ids or their colours are the classes: name the classes by --table, with the "
-                "colours (`road, 128 64 128`) or the ids (`road, 7`)"
+                f"{differ}, so it is not clear whether their ids or their colours are the classes: name the classes by --table, "
+                "with the colours (`road, 128 64 128`) or the ids (`road, 7`)"
             )
         if any(mask.are_colours for mask in masks.values()):  # grey masks among them are colours as well
             for uri in [uri for uri, mask in masks.items() if not mask.are_colours and any(mask.classes)]:
-                masks[uri] = read_mask_values(read_input(uri), rules.max_pixels, opaque, as_colours=True)
-        return infer_table(masks, rules)
+                masks[uri] = read_mask_values(read_input(uri), options.max_pixels, opaque, as_colours=True)
+        return infer_table(masks, options)
     try:
-        text = read_text(path, rules.encoding)
+        text = read_text(path, options.encoding)
     except BadInput as error:
         raise UserError(f"--table {path} can't be read: {error}") from None
-    table = read_table(text, path, rules, list(masks.values()))
+    table = read_table(text, path, options, list(masks.values()))
     if differ and not table.has_colours:
         table = replace(table, notes=(*table.notes, f"{differ}; their ids are read, as {path} names ids"))
     return table
@@ -271,14 +271,14 @@ def _describe_palettes(masks: Mapping[str, MaskValues]) -> str:
     return ""
 
 
-def _weigh(index: ImageIndex, name: str, mask_uri: str, rules: ImportRules) -> Evidence | None:
+def _weigh(index: ImageIndex, name: str, mask_uri: str, options: ImportRules) -> Evidence | None:
     """Compare the sizes of a mask and its image to find out whether the image was annotated as stored or as displayed.
 
     Args:
         index: images of the source.
         name: path of the image in the source's folder.
         mask_uri: path or URI of the mask.
-        rules: rules that the user chose; `max_pixels` applies.
+        options: options of the import; `max_pixels` applies.
 
     Returns:
         The evidence for one or the other. None if the image is displayed as it is stored.
@@ -288,14 +288,14 @@ def _weigh(index: ImageIndex, name: str, mask_uri: str, rules: ImportRules) -> E
             as displayed.
     """
     image = index.read(name)
-    if not is_turned(image):
+    if not is_reoriented(image):
         return None
-    size = image_size(read_input(mask_uri), rules.max_pixels)
-    return weigh_image(image, size, np.zeros((0, 2)), {}, rules.max_pixels)
+    size = image_size(read_input(mask_uri), options.max_pixels)
+    return weigh_image(image, size, np.zeros((0, 2)), {}, options.max_pixels)
 
 
 def _load(
-    index: ImageIndex, name: str, mask_uri: str, table: ClassTable, chooser: FrameChooser, rules: ImportRules
+    index: ImageIndex, name: str, mask_uri: str, table: ClassTable, chooser: FrameChooser, options: ImportRules
 ) -> AnnotatedImage:
     """Load one image and its class mask. No object mask is made.
 
@@ -305,7 +305,7 @@ def _load(
         mask_uri: path or URI of the mask.
         table: class of each mask value.
         chooser: decides whether images with an EXIF orientation were annotated as stored or as displayed.
-        rules: rules that the user chose; `unknown_void` and `max_pixels` apply.
+        options: options of the import; `unknown_void` and `max_pixels` apply.
 
     Returns:
         The image with its class mask.
@@ -314,9 +314,9 @@ def _load(
         BadInput: if the image or the mask can't be used, or they differ in size.
     """
     image = index.read(name)
-    displayed_size(image, rules.max_pixels)  # rejects a bad image before its mask is read
-    class_mask, strange = table.read_class_mask(read_input(mask_uri), rules)
-    evidence = weigh_image(image, class_mask.shape[::-1], np.zeros((0, 2)), {}, rules.max_pixels)
+    displayed_size(image, options.max_pixels)  # rejects a bad image before its mask is read
+    class_mask, strange = table.read_class_mask(read_input(mask_uri), options)
+    evidence = weigh_image(image, class_mask.shape[::-1], np.zeros((0, 2)), {}, options.max_pixels)
     frame, remark = chooser.choose(evidence)
     if frame == "stored":
         class_mask = apply_orientation(image, class_mask)

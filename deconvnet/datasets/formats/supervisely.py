@@ -31,19 +31,19 @@ from infra import storage
 from infra.errors import BadInput, UserError
 from infra.runtime.progress import progress
 
-_MOST_BYTES, _MOST_PIXELS = 1 << 28, 100_000_000  # of a bitmap's PNG file
+_MAX_BYTES, _MAX_PIXELS = 1 << 28, 100_000_000  # limits of a bitmap's PNG file
 
 
-def read_supervisely(sources: Sequence[AnnotationSource], rules: ImportRules) -> AnnotatedDataset:
+def read_supervisely(sources: Sequence[AnnotationSource], options: ImportRules) -> AnnotatedDataset:
     """Read one or two Supervisely projects as one data set.
 
     Args:
         sources: each a folder of a project or of one of its data sets, and a folder of images, which may be the same folder.
-        rules: rules that the user chose, such as `boxes_void`. Those about crowds, Kaggle's tables and folders of masks have no
+        options: options of the import. Those about crowds, Kaggle's tables and folders of masks have no
             effect.
 
     Returns:
-        The data set. If `rules.classes` is empty, its classes are the classes of meta.json in their order, then all others.
+        The data set. If `options.classes` is empty, its classes are the classes of meta.json in their order, then all others.
 
     Raises:
         UserError: if a folder has no annotation file, or the classes can't be chosen.
@@ -56,10 +56,10 @@ def read_supervisely(sources: Sequence[AnnotationSource], rules: ImportRules) ->
         names = [name for name in storage.list_files(source.annotations) if _is_annotation_file(name, source.annotations)]
         if not names:
             raise UserError(f"--annotations {source.annotations} has no .json file in a folder ann: name a Supervisely project")
-        labels += _meta_classes(source.annotations, rules.encoding)
+        labels += _meta_classes(source.annotations, options.encoding)
         for name in progress(names, len(names), "reading annotations", "files"):
             try:
-                document = _read_document(storage.join(source.annotations, name), rules.encoding)
+                document = _read_document(storage.join(source.annotations, name), options.encoding)
             except BadInput as error:
                 dataset.reject(name, storage.join(source.annotations, name), str(error))
                 continue
@@ -70,22 +70,22 @@ def read_supervisely(sources: Sequence[AnnotationSource], rules: ImportRules) ->
         dataset.notes.append(f"{empty:,} images have no object, so they are all background")
     if not files:
         raise UserError(f"no annotation file can be used; {dataset.rejects[0].path}: {dataset.rejects[0].reason}")
-    ids = dataset.choose_classes(labels, rules)
+    ids = dataset.choose_classes(labels, options)
     for source in sources:
-        index, painter = ImageIndex(source.images), ImagePainter(rules)
+        index, painter = ImageIndex(source.images), ImagePainter(options)
         images = {normalise(name): name for name in index.names}
         names = [name for each, name in files if each is source]
         data_sets = {PurePosixPath(name).parent.parent.name for name in names}
         shown = next((part for part in PurePosixPath(index.folder).parts[-2:] if part in data_sets), "")
         found = {name: _find_image(index, images, name, shown) for name in names}
-        claims = Counter(found.values())  # of two files that fit the same image, one must be wrong
+        claims = Counter(found.values())  # if two files fit the same image, one must be wrong
         for name, file in found.items():
             uri = storage.join(source.annotations, name)
             if file is None or claims[file] > 1:
                 several = f"{file}, its image below {source.images}, is also that of another annotation file"
-                dataset.reject(name, uri, several if file else f"no image of it below {source.images}")
+                dataset.reject(name, uri, several if file else f"its image is not below {source.images}")
                 continue
-            load = painter.plan(partial(index.read_named, file), partial(_convert, uri, ids, rules))
+            load = painter.plan(partial(index.read_named, file), partial(_convert, uri, ids, options))
             dataset.add("/".join(part for part in file.split("/") if part != "img"), uri, source.split, load)
     return dataset
 
@@ -117,8 +117,8 @@ def _meta_classes(folder: str, encoding: str | None) -> list[str]:
     Raises:
         UserError: if the file can't be read, or has no classes with titles.
     """
-    for place in (folder, folder.rpartition("/")[0], folder.rpartition("/")[0].rpartition("/")[0]):
-        if place and storage.exists(file := storage.join(place, "meta.json")):
+    for parent in (folder, folder.rpartition("/")[0], folder.rpartition("/")[0].rpartition("/")[0]):
+        if parent and storage.exists(file := storage.join(parent, "meta.json")):
             try:
                 return [str(each["title"]).strip() for each in read_json(file, encoding)["classes"]]
             except (BadInput, KeyError, TypeError) as error:
@@ -181,13 +181,13 @@ def _find_image(index: ImageIndex, images: Mapping[str, str], name: str, shown: 
     return found if found and (directly or "/" in found) else None
 
 
-def _convert(uri: str, ids: Mapping[str, int], rules: ImportRules) -> shapes.ImageAnnotations:
+def _convert(uri: str, ids: Mapping[str, int], options: ImportRules) -> shapes.ImageAnnotations:
     """Read an annotation file and convert its objects to shapes.
 
     Args:
         uri: path or URI of the file.
         ids: class id by class name; 255 (void) or 0 (background) for classes that are not imported.
-        rules: rules that the user chose; `boxes_void` and `encoding` apply.
+        options: options of the import; `boxes_void` and `encoding` apply.
 
     Returns:
         The shapes of the image with their class ids.
@@ -195,32 +195,32 @@ def _convert(uri: str, ids: Mapping[str, int], rules: ImportRules) -> shapes.Ima
     Raises:
         BadInput: if the file or an object is malformed.
     """
-    document = _read_document(uri, rules.encoding)
+    document = _read_document(uri, options.encoding)
     converted = []
     for number, figure in enumerate(document["objects"], start=1):
         name, label = f"object {number}", _label_of(figure)
         kind = str(figure.get("geometryType") or ("bitmap" if "bitmap" in figure else "polygon"))
         if label not in ids:
             raise BadInput(f"{name} has no class")
-        with shapes.faults_named(f"{name} ({label})"):
-            outline = _outline(figure, kind)
-        loss, remedy = "" if outline else f"is a {kind}, which covers no area", ""
-        if kind == "rectangle" and rules.boxes_void:
-            loss, remedy = "is a rectangle without an outline, which becomes void", "--boxes object"
-        converted.append(shapes.Annotation(name, label, ids[label] or None, outline, loss, remedy))
+        with shapes.prefix_errors(f"{name} ({label})"):
+            shape = _make_shape(figure, kind)
+        reason, remedy = "" if shape else f"is a {kind}, which covers no area", ""
+        if kind == "rectangle" and options.boxes_void:
+            reason, remedy = "is a rectangle without an outline, which becomes void", "--boxes object"
+        converted.append(shapes.Annotation(name, label, ids[label] or None, shape, reason, remedy))
     size = document["size"]
     return shapes.ImageAnnotations((size.get("width"), size.get("height")), converted)
 
 
-def _outline(figure: Mapping[str, Any], kind: str) -> shapes.Outline | None:
-    """Make the outline of an object.
+def _make_shape(figure: Mapping[str, Any], kind: str) -> shapes.Shape | None:
+    """Make the shape of an object.
 
     Args:
         figure: the entry of the object in the annotation file.
         kind: its geometryType, such as "polygon".
 
     Returns:
-        The outline; None if objects of this kind cover no area.
+        The shape; None if objects of this kind cover no area.
 
     Raises:
         BadInput: if the object is malformed.
@@ -256,7 +256,7 @@ def _outline(figure: Mapping[str, Any], kind: str) -> shapes.Outline | None:
             whole[inside.window] |= inside.pixels
         return replace(region, pixels=region.pixels & ~whole[region.window])
 
-    return shapes.Outline(fill, exterior)
+    return shapes.Shape(fill, exterior)
 
 
 def _decode_bitmap(text: str) -> np.ndarray:
@@ -272,9 +272,9 @@ def _decode_bitmap(text: str) -> np.ndarray:
         ValueError: if the PNG is too large. A damaged one raises ValueError, TypeError, OSError, SyntaxError, binascii.Error or
             zlib.error.
     """
-    data = zlib.decompressobj().decompress(base64.b64decode(text), _MOST_BYTES)
+    data = zlib.decompressobj().decompress(base64.b64decode(text), _MAX_BYTES)
     image = Image.open(io.BytesIO(data), formats=["PNG"])
-    if image.width * image.height > _MOST_PIXELS:
+    if image.width * image.height > _MAX_PIXELS:
         raise ValueError("larger than any image")
     if "A" in image.getbands() or "transparency" in image.info:
         return np.asarray(image.convert("RGBA"))[..., 3] > 0

@@ -1,7 +1,7 @@
 """The table that says which class each value in a folder of masks stands for. It is read from a file or inferred from the masks.
 
-The module `table_text` describes the text of the file. A class named `void` (or unlabelled, ignore) is void: its pixels do not
-count. One class may be the background. The others get ids from 1, in the order of the lines.
+The module `table_text` describes the text of the file. A class named `void`, `unlabelled` or `ignore` becomes void (255), which
+is ignored in training and evaluation. One class may be the background. The others get ids from 1, in the order of the lines.
 """
 
 from collections import Counter
@@ -14,9 +14,9 @@ from deconvnet.datasets.importing.dataset import (
     BACKGROUND,
     BACKGROUND_NAMES,
     ImportRules,
+    case_folded,
     check_class_names,
     describe_variants,
-    folded,
 )
 from deconvnet.datasets.importing.mask_values import (
     HIDDEN,
@@ -37,10 +37,10 @@ from proposals.masks import VOID_ID
 
 _VOID_NAMES = ("void", "unlabelled", "unlabeled", "ignore", "__ignore__", "ignored")
 _NO_CLASS_NAMES = ("null", "none", "nothing", "bg", "no label", "no_label", "no class", "other", "others")
-"""Names that mean background if they stand for id 0 or black, or if no class stands for it."""
+"""Names that mean background if the class has id 0 (or is black), or if no class has id 0."""
 _MUCH_VOID = 0.5  # share of the pixels; a class with more of them is more likely the background than void
-_BLENDS = 3  # so many values that look like blends are not a coincidence; one or two may be thin classes
-_DEFAULT_RULES = ImportRules()
+_BLENDS = 3  # this many values that look like blends are taken for blends; one or two may be thin classes
+_DEFAULTS = ImportRules()
 _JPEG = "was saved as JPEG or WebP, which changes values along edges: export PNG, or give --table and --strange void"
 
 
@@ -60,13 +60,13 @@ class ClassTable:
     has_colours: bool
     notes: tuple[str, ...] = ()
 
-    def read_class_mask(self, data: bytes, rules: ImportRules) -> tuple[np.ndarray, str]:
+    def read_class_mask(self, data: bytes, options: ImportRules) -> tuple[np.ndarray, str]:
         """Decode a mask file and convert its values to class ids.
 
         Args:
             data: encoded bytes of the mask.
-            rules: rules that the user chose. `unknown_void` says whether values that are not in the table become void or are
-                refused, `transparent` what transparent pixels become, and `max_pixels` the most pixels that the mask may have.
+            options: options of the import: `unknown_void` (whether values that are not in the table become void or are refused),
+                `transparent` (what transparent pixels become) and `max_pixels` (largest number of pixels of the mask) apply.
 
         Returns:
             uint8 array (H, W) of class ids, where 255 is void. Also a phrase for the user, such as "has a mask with values of no
@@ -78,18 +78,18 @@ class ClassTable:
         """
         read = read_colours if self.has_colours else read_ids
         lossy = is_lossy(data)
-        if not rules.unknown_void and lossy and read_mask_values(data, rules.max_pixels).lossy:
+        if not options.unknown_void and lossy and read_mask_values(data, options.max_pixels).lossy:
             raise BadInput(f"the mask {_JPEG}")
-        mask = read(data, rules.max_pixels, rules.transparent == "opaque")
-        table = {**self.id_of_value, HIDDEN: VOID_ID if rules.transparent == "void" else 0}
+        mask = read(data, options.max_pixels, options.transparent == "opaque")
+        table = {**self.id_of_value, HIDDEN: VOID_ID if options.transparent == "void" else 0}
         values = np.array(sorted(table), np.int32)
         ids = np.array([table[value] for value in values.tolist()], np.uint8)
         index = np.searchsorted(values, mask).clip(max=len(values) - 1)
         known = values[index] == mask
-        if not rules.unknown_void and not known.all():
+        if not options.unknown_void and not known.all():
             raise BadInput(self._describe_unknown(mask[~known], mask.size))
-        remark = "" if known.all() else "has a mask with values of no class, which became void"
-        if lossy and rules.unknown_void and self._has_near_values():
+        remark = "" if known.all() else "has a mask with values that are not in the class table and became void"
+        if lossy and options.unknown_void and self._has_near_values():
             known &= find_certain(data, mask)
             remark = "has a mask saved as JPEG or WebP, of which 3 px along edges and details under 7 px became void"
         return np.where(known, ids[index], VOID_ID).astype(np.uint8), remark
@@ -138,13 +138,13 @@ def _format_value(value: int, is_colour: bool) -> str:
     return f"#{value:06x}" if is_colour else f"id {value}"
 
 
-def read_table(text: str, name: str, rules: ImportRules = _DEFAULT_RULES, masks: Sequence[MaskValues] = ()) -> ClassTable:
+def read_table(text: str, name: str, options: ImportRules = _DEFAULTS, masks: Sequence[MaskValues] = ()) -> ClassTable:
     """Read a class table from the text of a file.
 
     Args:
         text: content of the file, in the form that `table_text` describes.
         name: name of the file, for error messages.
-        rules: rules that the user chose; `background` and `fold_case` apply.
+        options: options of the import; `background` and `fold_case` apply.
         masks: the values of some masks, which show whether the table can be right.
 
     Returns:
@@ -155,15 +155,15 @@ def read_table(text: str, name: str, rules: ImportRules = _DEFAULT_RULES, masks:
             background or whether 255 is void, there is no class beside background and void, there are more than 255 classes, or
             resizing seems to have changed the ids of most masks.
     """
-    return _make_table(parse_rows(text, name), name, rules, masks)
+    return _make_table(parse_rows(text, name), name, options, masks)
 
 
-def infer_table(masks_by_uri: Mapping[str, MaskValues], rules: ImportRules = _DEFAULT_RULES) -> ClassTable:
+def infer_table(masks_by_uri: Mapping[str, MaskValues], options: ImportRules = _DEFAULTS) -> ClassTable:
     """Infer the class table from the values of all masks.
 
     Args:
         masks_by_uri: the values that occur in each mask, by the address of its file.
-        rules: rules that the user chose; `classes` (names by id from 0), `background`, `fold_case` and `unknown_void` apply.
+        options: options of the import; `classes` (names by id from 0), `background`, `fold_case` and `unknown_void` apply.
 
     Returns:
         The table. Its notes tell how it was inferred.
@@ -178,42 +178,42 @@ def infer_table(masks_by_uri: Mapping[str, MaskValues], rules: ImportRules = _DE
     values = sorted({v for mask in masks if mask.are_colours == has_colours or not any(mask.classes) for v in mask.classes})
     if lossy := [uri for uri, mask in masks_by_uri.items() if mask.lossy]:
         raise UserError(f"{len(lossy):,} of {len(masks):,} masks can't be used, the first is {lossy[0]}: each {_JPEG}")
-    if rules.classes:
+    if options.classes:
         if has_colours:
             raise UserError("the masks are colour images: give the colour of each class by --table (`road, 128 64 128`)")
-        rows = rows_of_names(rules, values)
-        named = any(name.lower() in BACKGROUND_NAMES for name in rules.classes)
+        rows = rows_of_names(options, values)
+        named = any(name.lower() in BACKGROUND_NAMES for name in options.classes)
         if rows[0].value == 0 and not named and rows[0].name.lower() not in (*_VOID_NAMES, *_NO_CLASS_NAMES):
-            rules = replace(rules, background=rules.background or rows[0].name)  # its id 0 is what the user says of it
-        return _make_table(rows, "--classes", rules, masks)
-    blended = set[int]().union(*(mask.blended for mask in masks)) - set[int]().union(*(mask.wide for mask in masks))
+            options = replace(options, background=options.background or rows[0].name)  # the user named id 0: it is the background
+        return _make_table(rows, "--classes", options, masks)
+    blended = set[int]().union(*(mask.blended for mask in masks)) - set[int]().union(*(mask.filling for mask in masks))
     if len(values) > 255 or len(blended) >= _BLENDS or 2 * sum(bool(mask.blended) for mask in masks) > len(masks):
         raise UserError(
-            f"the masks (the first is {next(iter(masks_by_uri))}) have {len(values):,} {'colours' if has_colours else 'ids'}, which are "
-            "too many for classes, or values as blending along edges leaves them. If the masks were resized or saved as JPEG, export "
-            "them again, or name the classes by --table and give --strange void"
+            f"the masks (the first is {next(iter(masks_by_uri))}) have {len(values):,} {'colours' if has_colours else 'ids'}, "
+            "which are too many for classes, or values as blending along edges leaves them. If the masks were resized or saved "
+            "as JPEG, export them again, or name the classes by --table and give --strange void"
         )
     if not any(values):
         raise UserError(
-            f"no mask has another value than 0, or none can be read (the first is {next(iter(masks_by_uri), 'missing')}): no class is "
-            "annotated, or the classes are in the alpha channel"
+            f"no mask has another value than 0, or none can be read (the first is {next(iter(masks_by_uri), 'missing')}): no "
+            "class is annotated, or the classes are in the alpha channel"
         )
     if has_colours:
-        rows, sentence = rows_of_colours(values, rules.background)
+        rows, sentence = rows_of_colours(values, options.background)
     else:
-        rows, sentence = rows_of_ids(values, rules.background)
-    return _make_table(rows, "the masks", rules, masks, (sentence,))
+        rows, sentence = rows_of_ids(values, options.background)
+    return _make_table(rows, "the masks", options, masks, (sentence,))
 
 
 def _make_table(
-    rows: Sequence[TableRow], source: str, rules: ImportRules, masks: Sequence[MaskValues], notes: tuple[str, ...] = ()
+    rows: Sequence[TableRow], source: str, options: ImportRules, masks: Sequence[MaskValues], notes: tuple[str, ...] = ()
 ) -> ClassTable:
     """Make a class table from rows of names and mask values: find the background, and number the other classes.
 
     Args:
         rows: the rows; their values are all ids or all colours.
         source: name of their origin, such as a file, for error messages.
-        rules: rules that the user chose; `background`, `fold_case` and `unknown_void` apply.
+        options: options of the import; `background`, `fold_case` and `unknown_void` apply.
         masks: the values of some or all masks.
         notes: sentences for the user, which the table gets before its own.
 
@@ -223,9 +223,9 @@ def _make_table(
     Raises:
         UserError: for the reasons that `read_table` lists, except that the text can't be read.
     """
-    key = folded if rules.fold_case else str
+    key = case_folded if options.fold_case else str
     has_colours = rows[0].is_colour
-    background, title, note = _find_background(rows, source, rules, masks)
+    background, title, note = _find_background(rows, source, options, masks)
     ids = dict.fromkeys(map(key, background), 0)
     classes = [title]
     id_of_value: dict[int, int] = {}
@@ -241,25 +241,26 @@ def _make_table(
         raise UserError(f"{source} names no class beside background and void")
     check_class_names(classes[1:])
     if not has_colours:
-        wide = set[int]().union(*(mask.wide for mask in masks))
-        if not rules.unknown_void and 2 * sum(not mask.lossy and not wide.isdisjoint(mask.rims) for mask in masks) > len(masks):
+        filling = set[int]().union(*(mask.filling for mask in masks))
+        resized = sum(not mask.lossy and not filling.isdisjoint(mask.transition_ids) for mask in masks)
+        if not options.unknown_void and 2 * resized > len(masks):
             raise UserError(
-                "in most masks, ids rise in steps along edges (0, 1, 2), as after resizing with interpolation: the ids in between are "
-                "wrong. Resize the masks by nearest neighbour, or import them unchanged with --strange void"
+                "in most masks, ids rise in steps along edges (0, 1, 2), as after resizing with interpolation: the ids in "
+                "between are wrong. Resize the masks by nearest neighbour, or import them unchanged with --strange void"
             )
         if VOID_ID not in id_of_value:
             _check_void(masks)
         id_of_value = {0: 0, VOID_ID: VOID_ID, **id_of_value}
     hidden = sum(HIDDEN in mask.pixels for mask in masks)
-    alpha = "" if not hidden else f"{hidden:,} masks have transparent pixels, which become {rules.transparent}: see --transparent"
-    notes += tuple(filter(None, [note, alpha, *describe_variants([row.name for row in rows], rules.fold_case)]))
+    alpha = f"{hidden:,} masks have transparent pixels, which become {options.transparent}: see --transparent" if hidden else ""
+    notes += tuple(filter(None, [note, alpha, *describe_variants([row.name for row in rows], options.fold_case)]))
     return ClassTable(tuple(classes), id_of_value, has_colours, notes)
 
 
 def _check_void(masks: Sequence[MaskValues]) -> None:
-    """Check that the id 255 is clearly void where the table does not list it.
+    """Check that the id 255 means void, and not a class, if the table does not list it.
 
-    It may be a class instead if some masks have no id but 255 and 0, others have other ids, and none has 255 beside such an id.
+    It may be a class if some masks have only 0 and 255, others have other ids, and none has 255 together with such an id.
 
     Args:
         masks: the values of some or all masks. Masks with colours are ignored.
@@ -272,20 +273,20 @@ def _check_void(masks: Sequence[MaskValues]) -> None:
     if {VOID_ID} in objects and others and not any(VOID_ID in found and len(found) > 1 for found in objects):
         count = objects.count({VOID_ID})
         raise UserError(
-            f"{count:,} masks have only the values 0 and 255, and others {', '.join(map(str, sorted({0, *others})[:20]))}: it is not "
-            "clear whether 255 is a class or void. Say so by --table, with a line `void, 255`, or `object, 255` and `object, 1`"
+            f"{count:,} masks have only the values 0 and 255, and others {', '.join(map(str, sorted({0, *others})[:20]))}: it is "
+            "not clear whether 255 is a class or void. Say it by --table: by a line `void, 255`, or `object, 255` and `object, 1`"
         )
 
 
 def _find_background(
-    rows: Sequence[TableRow], source: str, rules: ImportRules, masks: Sequence[MaskValues]
+    rows: Sequence[TableRow], source: str, options: ImportRules, masks: Sequence[MaskValues]
 ) -> tuple[list[str], str, str]:
     """Find out which class is the background.
 
     Args:
         rows: the rows of the table.
         source: name of their origin, for error messages.
-        rules: rules that the user chose; `background` and `fold_case` apply.
+        options: options of the import; `background` and `fold_case` apply.
         masks: the values of some or all masks, for the shares of the classes.
 
     Returns:
@@ -296,19 +297,19 @@ def _find_background(
     Raises:
         UserError: if the class that the user named is not in the table, or it is not clear which class is the background.
     """
-    key = folded if rules.fold_case else str
+    key = case_folded if options.fold_case else str
     named = [row.name for row in rows if row.name.lower() in BACKGROUND_NAMES]
     zero = next((row for row in rows if row.value == 0), None)
-    if rules.background == "none":
+    if options.background == "none":
         if named:
             raise UserError(f"--background none, but {source} has a class {named[0]}: leave out the option, or rename the class")
         return [], BACKGROUND, "no class is the background"
-    if rules.background:
-        value = parse_value(rules.background)
-        asked = [row.name for row in rows if key(row.name) == key(rules.background)]
+    if options.background:
+        value = parse_value(options.background)
+        asked = [row.name for row in rows if key(row.name) == key(options.background)]
         asked = asked or [row.name for row in rows if value and row.value == value[0]]
         if not asked:
-            raise UserError(f"--background {rules.background} is not in {source}, which has {_list_shares(rows, masks)}")
+            raise UserError(f"--background {options.background} is not in {source}, which has {_list_shares(rows, masks)}")
         return [*named, asked[0]], BACKGROUND if named else asked[0], f"{asked[0]} is the background"
     if named:
         return named, BACKGROUND, "" if named[0].lower() == BACKGROUND else f"{named[0]} is the background"
@@ -319,9 +320,9 @@ def _find_background(
     zero_is_void = zero is not None and zero.name.lower() in _VOID_NAMES
     if zero and (not zero_is_void or _shares(rows, masks)[zero.name] > _MUCH_VOID):
         raise UserError(
-            f"{source} has no class background, and calls {_format_value(0, zero.is_colour)} {zero.name}{', which is void' * zero_is_void}: "
-            f"which class is the background? It has {_list_shares(rows, masks)}. Give --background {zero.name}, or another class, or "
-            "--background none if all classes are objects"
+            f"{source} has no class background, and calls {_format_value(0, zero.is_colour)} {zero.name}"
+            f"{', which is void' * zero_is_void}: which class is the background? It has {_list_shares(rows, masks)}. "
+            f"Give --background {zero.name}, or another class, or --background none if all classes are objects"
         )
     if zero_is_void or rows[0].is_colour:
         return [], BACKGROUND, "the table has no background: no pixel will be of the class background"
@@ -329,7 +330,7 @@ def _find_background(
 
 
 def _shares(rows: Sequence[TableRow], masks: Sequence[MaskValues]) -> dict[str, float]:
-    """Return the share, in [0, 1], of each class in the pixels of all `masks`, by class name. `rows` say which value is which."""
+    """Return the share of the pixels of all `masks`, in [0, 1], by class name. `rows` map each mask value to its class."""
     pixels: Counter[int] = Counter()
     for mask in masks:
         pixels.update(mask.pixels)
@@ -342,8 +343,7 @@ def _list_shares(rows: Sequence[TableRow], masks: Sequence[MaskValues]) -> str:
 
     Args:
         rows: rows of the class table: a class name and its mask value each.
-        masks: the values in each mask, with their numbers of pixels. If there are any masks, each class name is followed by the
-            share of its pixels.
+        masks: the values in each mask. If there are any masks, each class name is followed by its share of their pixels.
     """
     shares = _shares(rows, masks)
     names = [f"{name} ({shares[name]:.0%} of the pixels)" if masks else name for name in sorted(shares, key=lambda n: -shares[n])]

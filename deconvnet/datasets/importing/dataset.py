@@ -20,31 +20,31 @@ STAGE = "import"
 BACKGROUND = "background"
 BACKGROUND_NAMES = (BACKGROUND, "_background_", "__background__")
 """Class names, in lower case, that always mean background."""
-_MOST_CLASSES = 254  # besides background, as ids have 8 bits and 255 is void
+_MAX_CLASSES = 254  # classes besides background: ids have 8 bits, and 255 is void
 
 
 @dataclass(frozen=True)
 class ImportRules:
-    """Rules that the user chose for turning annotations into masks. A format ignores the rules that do not concern it.
+    """Options of an import: how annotations become masks. A format ignores the options that do not apply to it.
 
     Attributes:
         classes: names of the classes to import, in the order of their ids, with or without background. If empty, all are
             imported.
-        known: names of the classes of the data set to which the images are added, in the order of their ids. They are imported if
-            `classes` is empty, and then a class of the annotations that is not among them is an error. Not all must occur. Empty
-            if the images are not added to a data set.
-        background: name of the class that is the background, if it is not called so. For masks it may also be the mask value of
-            that class, or "none" if all classes are objects. None to recognise the background by its name.
-        fold_case: True to make one class of names that differ in upper and lower case alone.
-        small_over_large: where objects overlap, True puts the smaller one on top. False puts the one on top that comes later in
-            the file.
+        known: class names of the data set that the images are added to, in the order of their ids; empty for a new
+            data set. If `classes` is empty, these classes are imported. Then any other class in the annotations is an
+            error, but not every one of these classes must occur.
+        background: name of the background class, if it is not "background". For masks it may also be the mask value of that
+            class, or "none" if all classes are objects. None to recognise the background by its name.
+        fold_case: True to merge class names that differ only in case, blanks or Unicode form.
+        small_over_large: which of two overlapping objects is on top: the smaller one (True), or the one later in the file
+            (False).
         crowd_void: True turns groups of objects annotated as one (COCO's iscrowd) into void. False makes each group one object.
         boxes_void: True turns boxes without an outline into void. False makes each an object.
         run_order: "columns" or "rows", along which the pixels of Kaggle's run lengths are counted. None to recognise it by the
             names of the table's columns.
         others_void: True turns classes that are not imported into void. False turns them into background.
         unknown_void: True turns mask values without a class into void. False rejects the image.
-        transparent: what transparent pixels of masks become: "background" or "void", or "opaque" if transparency means nothing.
+        transparent: what transparent pixels of masks become: "background" or "void". "opaque" ignores transparency.
         class_table_uri: path or URI of a text file with class names and mask values (see `class_table.read_table`). If
             None, the table is inferred from the masks.
         mask_suffix: text that the name of a mask has after the name of its image, such as "_mask" in "a_mask.png" for "a.jpg".
@@ -163,8 +163,8 @@ class AnnotatedDataset:
         entries: images to import, in the order in which the source lists them.
         rejects: a Reject (an input that can't be used, with the reason) for each image that is known to be unusable before any
             image is loaded.
-        losses: annotations of classes to import that belong to no image of the source: the id or name of the image that each
-            names, the path or URI of its file, and why it is lost.
+        losses: annotations of imported classes whose image is not in the source, as tuples: id or name of the missing
+            image, path or URI of the annotation file, and the reason.
         notes: sentences for the user about the data set as a whole.
         source_names: name of each image in the source, such as a relative path, by image id.
         class_table_text: text of the class table, which says which class each mask value stands for. None for formats whose
@@ -182,15 +182,15 @@ class AnnotatedDataset:
     def add(self, name: str, uri: str, split: str | None, load: Callable[[], AnnotatedImage], source_name: str = "") -> None:
         """Add an image to the data set, without loading it.
 
-        The id of the image is made from its name by `image_id_of`. If that is not a valid id, or another image has it already, the
-        image is added to `rejects` instead.
+        The id of the image is made from its name by `image_id_of`. If that is not a valid id, or another image has it already,
+        the image is added to `rejects` instead.
 
         Args:
             name: name of the image in the source, a file name or relative path, from which its id is derived.
             uri: path or URI of a file, by which messages to the user identify this image.
             split: "train", "val" or "test" if the source says so, otherwise None.
             load: function that reads the image and makes its masks, as in `DatasetEntry`.
-            source_name: name of the image in the source, if its id is derived from another one.
+            source_name: name of the image in the source, if it differs from `name`.
         """
         image_id = image_id_of(name)
         if reason := invalid_id_reason(image_id):
@@ -205,56 +205,55 @@ class AnnotatedDataset:
 
     @property
     def says_splits(self) -> bool:
-        """Return whether the source says of any image that it belongs to train or val."""
+        """Return whether the source assigns any image to train or val."""
         return any(entry.split in ("train", "val") for entry in self.entries)
 
-    def choose_classes(self, annotated: Sequence[str], rules: ImportRules, must_exist: bool = True) -> dict[str, int]:
+    def choose_classes(self, annotated: Sequence[str], options: ImportRules, must_exist: bool = True) -> dict[str, int]:
         """Choose the classes of the data set, and the class id of each class name in the annotations.
 
-        Sentences for the user about the choice are added to `notes`, for example that names differ by case alone.
+        Sentences for the user about the choice are added to `notes`, for example that names differ only in case.
 
         Args:
             annotated: class names in the annotations, in the order of their ids; they may repeat.
-            rules: rules that the user chose. `classes`, `known`, `others_void`, `background` and `fold_case` apply.
-            must_exist: True to refuse if any class of `rules.classes` is missing from the annotations. False to refuse only if
-                all are missing.
+            options: options of the import. `classes`, `known`, `others_void`, `background` and `fold_case` apply.
+            must_exist: True to raise an error if any of `options.classes` is missing from the annotations, False only if all are.
 
         Returns:
             Class id by class name, for all names in `annotated`. Names that are not imported have 255 (void) or 0 (background).
 
         Raises:
-            UserError: if classes of `rules.classes` or `rules.background` are missing, a class is not among `rules.known`, there
-                are no classes or more than 254, or a name is empty or unprintable.
+            UserError: if classes of `options.classes` or `options.background` are missing, a class is not among
+                `options.known`, there are no classes or more than 254, or a name is empty or unprintable.
         """
-        key = folded if rules.fold_case else str
+        key = case_folded if options.fold_case else str
         first: dict[str, str] = {}
         for name in annotated:
             first.setdefault(key(name), name)
-        asked = rules.background and key(rules.background)
+        asked = options.background and key(options.background)
         if asked and asked not in first:
-            raise UserError(f"--background {rules.background} is not in the annotations, which have {_some(first.values())}")
+            raise UserError(f"--background {options.background} is not in the annotations, which have {_some(first.values())}")
         background = {each for each, name in first.items() if each == asked or name.lower() in BACKGROUND_NAMES}
-        chosen = rules.classes or rules.known
+        chosen = options.classes or options.known
         requested = {key(name): name for name in chosen if name.lower() not in BACKGROUND_NAMES and key(name) != asked}
         found = {each: name for each, name in first.items() if each not in background}
         strange = [name for each, name in found.items() if each not in requested]
-        if strange and rules.known and not rules.classes:
+        if strange and options.known and not options.classes:
             raise UserError(
-                f"the annotations have the class {_some(strange)}, and the data set has {_some(requested.values())}: rename it in the "
-                "annotations, or leave it out by naming the others in --classes"
+                f"the annotations have the class {_some(strange)}, and the data set has {_some(requested.values())}: rename it "
+                "in the annotations, or leave it out by naming the others in --classes"
             )
         names = requested or found
         unknown = [name for each, name in names.items() if each not in found]
-        if unknown and not rules.known and (must_exist or len(unknown) == len(names)):
+        if unknown and not options.known and (must_exist or len(unknown) == len(names)):
             raise UserError(f"--classes: {', '.join(unknown)} is not in the annotations, which have {_some(found.values())}")
         check_class_names(list(names.values()))
         if unknown:
             self.notes.append(f"no annotation has the class {', '.join(unknown)}")
         self.classes = (BACKGROUND, *names.values())
         self.notes += [f"{first[each]} is the background" for each in background if first[each].lower() != BACKGROUND]
-        self.notes += describe_variants(annotated, rules.fold_case)
+        self.notes += describe_variants(annotated, options.fold_case)
         ids = dict.fromkeys(background, 0) | {each: index for index, each in enumerate(names, start=1)}
-        return {name: ids.get(key(name), VOID_ID if rules.others_void else 0) for name in annotated}
+        return {name: ids.get(key(name), VOID_ID if options.others_void else 0) for name in annotated}
 
     def reject(self, name: str, uri: str, reason: str) -> None:
         """Add an image that can't be used to the list of rejects.
@@ -285,13 +284,13 @@ def image_id_of(name: str) -> str:
     return "_".join([*(part for part in path.parent.parts if part not in ("/", "..")), path.stem])
 
 
-def folded(name: str) -> str:
+def case_folded(name: str) -> str:
     """Return a form of a class name that is equal for names that differ only in upper and lower case, blanks or Unicode form."""
     return " ".join(unicodedata.normalize("NFC", name).casefold().split())
 
 
 def describe_variants(names: Iterable[str], joined: bool) -> list[str]:
-    """Describe the class names that differ in upper and lower case, blanks or Unicode form alone.
+    """Describe class names that differ only in case, blanks or Unicode form.
 
     Args:
         names: class names.
@@ -302,12 +301,12 @@ def describe_variants(names: Iterable[str], joined: bool) -> list[str]:
     """
     groups: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):
-        groups.setdefault(folded(name), []).append(name)
+        groups.setdefault(case_folded(name), []).append(name)
     notes = []
     for group in (group for group in groups.values() if len(group) > 1):
         only_case = len({name.casefold() for name in group}) == 1
-        differ = f"differ by {'case' if only_case else 'case, blanks or Unicode form'} alone"
-        what = "were made one class" if joined else f"{differ}, and are separate classes: --fold_case makes them one"
+        differ = f"differ only in {'case' if only_case else 'case, blanks or Unicode form'}"
+        what = "were merged" if joined else f"{differ} and stay separate classes: --fold_case merges them"
         notes.append(f"{', '.join(group)} {what}")
     return notes
 
@@ -341,9 +340,9 @@ def check_class_names(names: Sequence[str]) -> None:
     Raises:
         UserError: if there is none or more than 254, or a name is empty or unprintable.
     """
-    if not 1 <= len(names) <= _MOST_CLASSES:
+    if not 1 <= len(names) <= _MAX_CLASSES:
         raise UserError(
-            f"the annotations have {len(names)} classes beside background, 1 to {_MOST_CLASSES} are possible: choose by --classes"
+            f"the annotations have {len(names)} classes beside background, 1 to {_MAX_CLASSES} are possible: choose by --classes"
         )
     if unprintable := [name for name in names if not name.strip() or not name.isprintable()]:
         raise UserError(f"the annotations have a class named {unprintable[0]!r}: give it a printable name")

@@ -13,19 +13,19 @@ from infra import storage
 
 
 class NameIndex:
-    """A list of paths of images, for finding them by the names in annotations or lists.
+    """An index of image paths, which finds an image by the name that an annotation file or a list gives it.
 
-    A name that an annotation file lists may differ in its spelling from the path: in the Unicode form of accented letters, or by
-    percent-encoding. It may also name more or fewer folders. But `find` never takes an image of the same name in another folder:
+    The name may be spelled differently from the path (Unicode form of accented letters, percent-encoding), and may have more or
+    fewer folders. But an image of the same name in another folder is never found:
 
     * A name without folders fits any image of that file name, if there is only one.
     * For a name such as x/a/b/1.jpg, the image must lie directly in the first of the folders x/a/b, a/b and b that exists.
     * If none of them exists, the image must lie in the folder of images itself, not in a subfolder of it.
     * A name without the suffix of an image file, such as frame_1, fits an image whose path is this name and such a suffix.
 
-    A whole list of names tells more (`find_each`, `find_all`). If it names any folder that exists, or the folder of images itself,
-    then the images of listed folders that don't exist are missing. If it names none of them, the list was made elsewhere, and
-    `find_all` finds images by their file names alone.
+    `find_many` and `find_all` consider all listed names together. If at least one listed folder exists (or is the folder of
+    images itself), then images in listed folders that don't exist are missing. If no listed folder exists, the list was made on
+    another machine, and `find_all` finds the images by their file names, whatever the folders.
 
     Attributes:
         folder: the folder or bucket prefix of the images. Its name may be part of the names that are searched.
@@ -54,7 +54,7 @@ class NameIndex:
     def find(self, name: str) -> str | None:
         """Find an image by the name that an annotation gives it.
 
-        Use `find_all` or `find_each` where all names are known beforehand.
+        Use `find_all` or `find_many` where all names are known beforehand.
 
         Args:
             name: path of the image, in which folders are separated by "/" or "\\".
@@ -64,7 +64,7 @@ class NameIndex:
         """
         return self._locate(name)[0]
 
-    def find_each(self, names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
+    def find_many(self, names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
         """Find the image of each name of a list. Several names may find the same image.
 
         Args:
@@ -91,10 +91,11 @@ class NameIndex:
     def find_all(self, names: Iterable[str]) -> tuple[dict[str, str], dict[str, str], list[str]]:
         """Find the images of all names that a data set lists.
 
-        An image may fit several names. If one of them is exactly its path, only that name finds it. Different spellings of its
-        path, such as 1.jpg, ./1.jpg and 1, all find it, so count entries by image and not by name. If none of the listed folders
-        exists, the list was made elsewhere. Then an image is found by its file name alone, if no other image and no other listed
-        name have the same file name.
+        If several names fit one image, only the names that are its path find it, such as 1.jpg, ./1.jpg and 1 for 1.jpg. (So
+        count entries by image, not by name.) If none of them is its path, none finds it.
+
+        If no listed folder exists, the list was made on another machine. Then an image is found by its file name, whatever its
+        folder, unless another image or another listed name has the same file name.
 
         Args:
             names: paths of the images, in which folders are separated by "/" or "\\". Repetitions are ignored.
@@ -102,9 +103,9 @@ class NameIndex:
         Returns:
             found: path of the image relative to the folder, by name.
             missing: for each other name a sentence with the reason why it was not found.
-            notes: sentences for the user about images that were found by their file name alone; usually none.
+            notes: sentences for the user about images that were found by file name, whatever their folder; usually none.
         """
-        found, missing = self.find_each(names)
+        found, missing = self.find_many(names)
         claims: dict[str, list[str]] = defaultdict(list)
         for name, file in found.items():
             claims[file].append(name)
@@ -119,13 +120,13 @@ class NameIndex:
             return found, missing, []
         name, file = next(iter(elsewhere.items()))
         note = (
-            f"none of the folders that are listed is below {self.folder}, so {len(elsewhere):,} images were found by their file name "
-            f"alone, such as {file} for {name}: check that they are the annotated ones"
+            f"none of the folders that are listed is below {self.folder}, so {len(elsewhere):,} images were found by their file "
+            f"name alone, such as {file} for {name}: check that they are the annotated ones"
         )
         return found | elsewhere, {name: reason for name, reason in missing.items() if name not in elsewhere}, [note]
 
     def _folder_exists(self, name: str) -> bool:
-        """Return whether any of the folders x/a/b, a/b and b exists or b is the folder of images, for a name such as x/a/b/1.jpg."""
+        """Return whether one of the folders x/a/b, a/b and b exists, or b is the folder of images, for the name x/a/b/1.jpg."""
         folders = PurePosixPath(common_spelling(_clean(name))).parts[:-1]
         return folders[-1:] == (self._root_name,) or any(folders[start:] in self._folders for start in range(len(folders)))
 
@@ -161,7 +162,7 @@ class NameIndex:
             return path, ""
         *folders, file_name = PurePosixPath(common_spelling(path)).parts or ("",)
         candidates = self._by_path.get(common_spelling(path)) or self._in_folders(folders, file_name)
-        if len(candidates) > 1:  # they may differ in their percent-encoding alone
+        if len(candidates) > 1:  # they may differ only in their percent-encoding
             listed = PurePosixPath(normalise(path)).name
             spelled = {each: PurePosixPath(normalise(each)).name for each in candidates}
             same = [each for each in candidates if listed in (spelled[each], _without_suffix(spelled[each]))]
@@ -175,13 +176,11 @@ class NameIndex:
         return None, f"no such image below {self.folder}"
 
     def _not_in(self, folders: str) -> str:
-        """Return the reason why an image is missing although one of its name lies in another folder than the listed `folders`."""
-        return (
-            f"no such image below {self.folder} in the folder {folders}; images of the same name in other folders are not taken"
-        )
+        """Return the reason for an image that is not in the listed `folders`, though another folder has an image of this name."""
+        return f"no such image below {self.folder} in the folder {folders}; images of the same name in other folders are not used"
 
     def _in_folders(self, folders: Sequence[str], file_name: str) -> list[str]:
-        """Find the images with a given file name in the folders where they may lie by the rules of this class.
+        """Find the images with a given file name in the folders in which the class allows it to be.
 
         Args:
             folders: names of the folders in an annotation, outermost first, in their common spelling (see `common_spelling`).
@@ -235,12 +234,12 @@ class ImageIndex(NameIndex):
 
 
 def complete_name(name: str, file: str) -> str:
-    """Return a listed name of an image with the suffix of its `file`, if it was listed without the suffix of an image file."""
+    """Return the listed name of an image. If it has no image suffix, that of the image's `file` is appended."""
     return name if _without_suffix(name) != name else name + PurePosixPath(file).suffix
 
 
 def normalise(text: str) -> str:
-    """Return a text with accented letters in Unicode's composed form (NFC), which macOS's file names do not have."""
+    """Convert accented letters to Unicode's composed form (NFC). File names on macOS have the decomposed form."""
     return unicodedata.normalize("NFC", text)
 
 
@@ -262,7 +261,7 @@ def _without_suffix(path: str) -> str:
 
 
 def _add_stems(files_by_name: dict[str, list[str]]) -> None:
-    """Add names without suffix to a dictionary of images by their names: those that are no image's name, such as 1 for 1.jpg."""
+    """Also add each image under its name without suffix (1 for 1.jpg), unless the dictionary has that name already."""
     stems: dict[str, list[str]] = defaultdict(list)
     for name, files in files_by_name.items():
         stem = _without_suffix(name)

@@ -16,7 +16,7 @@ _COPIED = (".jpg", ".jpeg", ".png")  # images of these suffixes are copied byte 
 
 
 class SourceImage(NamedTuple):
-    """An image as it lies in the source.
+    """An image file of the source.
 
     Attributes:
         data: encoded bytes of the image.
@@ -63,7 +63,7 @@ def read_text(uri: str, encoding: str | None = None) -> str:
         BadInput: if the file can't be read, or has another encoding.
     """
     data = read_input(uri)
-    unicode = json.detect_encoding(data)  # by the byte order mark, or the zeros of UTF-16 and UTF-32
+    unicode = json.detect_encoding(data)  # it looks at the byte order mark, or at the zeros of UTF-16 and UTF-32
     for name in filter(None, (unicode, encoding)):
         try:
             return data.decode(name)
@@ -100,8 +100,8 @@ def same_image(one: bytes, other: bytes) -> bool:
         other: encoded bytes of another image.
 
     Returns:
-        True if the images have the same size as displayed, and the mean colours of all blocks of about 8×8 pixels are alike. False
-        if one of them can't be decoded.
+        True if the images have the same size as displayed, and the mean colours of all blocks of about 8×8 pixels are alike.
+        False if one of them can't be decoded.
     """
     try:
         pictures = [Image.fromarray(decode_image(data)) for data in (one, other)]

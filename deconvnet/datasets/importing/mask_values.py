@@ -22,10 +22,10 @@ from proposals.image_codec import DAMAGE_ERRORS, decode_alpha, decode_image, dec
 from proposals.masks import VOID_ID, void_id
 
 HIDDEN, SOFT = -1, -2
-_NEAR_COLOURS = 3  # largest difference of two colours in each channel that may be an accident
+_NEAR_COLOURS = 3  # two colours that differ by at most this in each channel may be meant as one
 _SQUARE = np.ones((3, 3), np.uint8)
-_LEAST_RIM = 20  # fewest pixels that count as rims
-_RIM_SHARE = 0.2  # in masks of CamVid and VOC under 4 % of the borders look like rims, in resized ones 30 % or more
+_MIN_TRANSITION_PIXELS = 20  # fewer transition pixels are ignored
+_TRANSITION_SHARE = 0.2  # larger shares of the borders are suspicious: CamVid and VOC have under 4 %, resized masks 30 % or more
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class MaskValues:
         pixels: number of pixels by value, in ascending order of the values. They are ids, or colours as R·65536 + G·256 + B, or
             `HIDDEN` or `SOFT`.
         blended: values that look like blends of their neighbours along edges (see `blended_ids`), among them `SOFT`.
-        wide: values that fill a square of 3×3 px somewhere.
-        rims: ids that form a border one pixel wide between a lower and a higher id, as resizing with interpolation makes it.
+        filling: values that fill a square of 3×3 px somewhere.
+        transition_ids: ids that form a border one pixel wide between a lower and a higher id, as after interpolation.
         lossy: True if the values may have been changed by lossy compression (JPEG, lossy WebP).
         palette: colour of each id of a paletted mask, as R·65536 + G·256 + B; empty if the palette has only grey levels, or none.
     """
@@ -46,8 +46,8 @@ class MaskValues:
     are_colours: bool
     pixels: dict[int, int]
     blended: frozenset[int] = frozenset()
-    wide: frozenset[int] = frozenset()
-    rims: frozenset[int] = frozenset()
+    filling: frozenset[int] = frozenset()
+    transition_ids: frozenset[int] = frozenset()
     lossy: bool = False
     palette: Mapping[int, int] = field(default_factory=dict)
 
@@ -62,7 +62,7 @@ def read_mask_values(data: bytes, max_pixels: int, opaque: bool = False, as_colo
 
     Args:
         data: encoded bytes of the mask.
-        max_pixels: most pixels that the mask may have.
+        max_pixels: largest number of pixels that the mask may have.
         opaque: True to ignore transparency.
         as_colours: True to read colours even from grey and paletted masks, which otherwise have ids.
 
@@ -84,11 +84,11 @@ def read_mask_values(data: bytes, max_pixels: int, opaque: bool = False, as_colo
     pixels = _count(mask)
     visible = np.maximum(mask, 0)
     channels = unpack_colours(visible) if are_colours else visible.astype(np.uint16 if max(pixels) > VOID_ID else np.uint8)
-    blended, wide = _find_blended(channels, visible, None if are_colours else void_id(channels))
+    blended, filling = _find_blended(channels, visible, None if are_colours else void_id(channels))
     lossy = is_lossy(data) and (are_colours or not set(pixels) <= {0, VOID_ID})
     palette = {} if are_colours else _read_palette(data, list(pixels))
-    rims = frozenset[int]() if are_colours else _find_rims(visible, void_id(channels))
-    return MaskValues(are_colours, pixels, blended | ({SOFT} & set(pixels)), wide, rims, lossy, palette)
+    transition_ids = frozenset[int]() if are_colours else _find_transitions(visible, void_id(channels))
+    return MaskValues(are_colours, pixels, blended | ({SOFT} & set(pixels)), filling, transition_ids, lossy, palette)
 
 
 def pack_colours(colours: np.ndarray) -> np.ndarray:
@@ -128,7 +128,7 @@ def read_ids(data: bytes, max_pixels: int, opaque: bool = False) -> np.ndarray:
 
     Args:
         data: encoded bytes of the mask.
-        max_pixels: most pixels that the mask may have.
+        max_pixels: largest number of pixels that the mask may have.
         opaque: True to ignore transparency.
 
     Returns:
@@ -163,7 +163,7 @@ def read_colours(data: bytes, max_pixels: int, opaque: bool = False) -> np.ndarr
 
     Args:
         data: encoded bytes of the mask.
-        max_pixels: most pixels that the mask may have.
+        max_pixels: largest number of pixels that the mask may have.
         opaque: True to ignore transparency.
 
     Returns:
@@ -187,7 +187,7 @@ def _without_hidden(values: np.ndarray, data: bytes, max_pixels: int, opaque: bo
     Args:
         values: integer array (H, W) of the values in the mask.
         data: encoded bytes of the mask.
-        max_pixels: most pixels that the mask may have.
+        max_pixels: largest number of pixels that the mask may have.
         opaque: True to ignore transparency.
 
     Returns:
@@ -208,8 +208,8 @@ def _without_hidden(values: np.ndarray, data: bytes, max_pixels: int, opaque: bo
         )
     if Image.open(io.BytesIO(data)).mode == "P":
         return np.where(hidden & (values != VOID_ID), HIDDEN, values)
-    wide = _find_blended(alpha, alpha, None)[1] | {255}
-    return np.where(hidden, HIDDEN, np.where(np.isin(alpha, list(wide)), values, SOFT))
+    filling = _find_blended(alpha, alpha, None)[1] | {255}
+    return np.where(hidden, HIDDEN, np.where(np.isin(alpha, list(filling)), values, SOFT))
 
 
 def blended_ids(mask: np.ndarray, min_pixels: int = 20) -> list[int]:
@@ -249,13 +249,13 @@ def _find_blended(
     same, inside = lowest == highest, (lowest < channels) & (channels < highest)
     if channels.ndim == 3:
         same, inside = same.all(axis=-1), (same | inside).all(axis=-1) & ~same.all(axis=-1)
-    area, wide = _count(values), frozenset(_count(values[same]))
+    area, filling = _count(values), frozenset(_count(values[same]))
     between = _count(values[inside]).items()
-    blended = (i for i, count in between if i != void and i not in wide and area[i] >= min_pixels and 2 * count >= area[i])
-    return frozenset(blended), wide
+    blended = (i for i, count in between if i != void and i not in filling and area[i] >= min_pixels and 2 * count >= area[i])
+    return frozenset(blended), filling
 
 
-def _find_rims(ids: np.ndarray, void: int) -> frozenset[int]:
+def _find_transitions(ids: np.ndarray, void: int) -> frozenset[int]:
     """Find the ids that lie one pixel wide between a lower and a higher id, as resizing by interpolation puts 1 between 0 and 2.
 
     Args:
@@ -263,17 +263,17 @@ def _find_rims(ids: np.ndarray, void: int) -> frozenset[int]:
         void: the id that is void, which is ignored.
 
     Returns:
-        The ids. None are returned if such pixels are fewer than 20, or are rare: if at least 4 times as many pairs of adjacent
-        pixels have ids that differ by more than 1.
+        The ids. No ids if there are fewer than 20 such pixels, or 4 times as many adjacent pixels that differ by more than 1.
     """
-    rims, jumps = [], 0
+    found, jumps = [], 0
     for mask in (ids, ids.T):
         left, middle, right = mask[:, :-2], mask[:, 1:-1], mask[:, 2:]
         between = ((left < middle) & (middle < right) & (right != void)) | ((left > middle) & (middle > right) & (left != void))
-        rims += middle[between].tolist()
+        found += middle[between].tolist()
         first, second = mask[:, :-1], mask[:, 1:]
         jumps += int(((np.abs(first - second) > 1) & (first != void) & (second != void)).sum())
-    return frozenset(rims if len(rims) >= _LEAST_RIM and len(rims) > _RIM_SHARE * (len(rims) + jumps) else ())
+    enough = len(found) >= _MIN_TRANSITION_PIXELS and len(found) > _TRANSITION_SHARE * (len(found) + jumps)
+    return frozenset(found if enough else ())
 
 
 def rows_of_colours(values: Sequence[int], background: str | None) -> tuple[list[TableRow], str]:
@@ -319,11 +319,11 @@ def rows_of_ids(values: Sequence[int], background: str | None) -> tuple[list[Tab
     return [TableRow(zero, 0, False), *rows], f"each id found was taken for a class, 0 for {zero}, 255 for void"
 
 
-def rows_of_names(rules: ImportRules, values: Sequence[int]) -> list[TableRow]:
+def rows_of_names(options: ImportRules, values: Sequence[int]) -> list[TableRow]:
     """Make the rows of a class table from the option `--classes`, whose names belong to the ids 0, 1, 2 and so on.
 
     Args:
-        rules: rules that the user chose; `classes` are the names, and `unknown_void` allows values without a name.
+        options: options of the import; `classes` are the names, and `unknown_void` allows values without a name.
         values: the ids in the masks, in ascending order.
 
     Returns:
@@ -334,17 +334,17 @@ def rows_of_names(rules: ImportRules, values: Sequence[int]) -> list[TableRow]:
         UserError: if there are only 0 and 255 for more than two names, or a value has no name. The latter is allowed if
             `unknown_void` is True or the first name means background.
     """
-    names, found = rules.classes, sorted({0, *values})
+    names, found = options.classes, sorted({0, *values})
     binary = len(found) == 2 and len(names) <= 2 and found[1] in (1, VOID_ID)
     if binary:
         return [TableRow(name, value, False) for name, value in zip(names[::-1], found[::-1], strict=False)][::-1]
     rows = [TableRow(name, i, False) for i, name in enumerate(names)]
     unnamed = [value for value in values if value >= len(names) and value != VOID_ID]
     only_void = found == [0, VOID_ID]
-    if only_void or (unnamed and not rules.unknown_void and names[0].lower() not in BACKGROUND_NAMES):
+    if only_void or (unnamed and not options.unknown_void and names[0].lower() not in BACKGROUND_NAMES):
         shown = ", ".join(map(str, values[:20])) + (", …" if len(values) > 20 else "")
         raise UserError(
-            f"--classes names the ids 0 to {len(names) - 1} ({', '.join(f'{name} = {i}' for i, name in enumerate(names[:20]))}), and "
-            f"the masks have the values {shown}: name all ids from 0 on, background included, or give --table"
+            f"--classes names the ids 0 to {len(names) - 1} ({', '.join(f'{name} = {i}' for i, name in enumerate(names[:20]))}), "
+            f"and the masks have the values {shown}: name all ids from 0 on, background included, or give --table"
         )
     return rows

@@ -25,11 +25,11 @@ from infra.errors import BadInput
 from proposals.image_codec import DAMAGE_ERRORS, encode_mask, image_size
 
 Frame = Literal["stored", "displayed"]
-_ENOUGH = 100  # once so many images show how they were annotated, no more of their annotation file are read
-_ENOUGH_TURNED = 1000  # images with an EXIF orientation, whether they tell or not; more are not read
-_SPREAD = 500  # images, spread over the annotation file, that are read first
+_ENOUGH = 100  # reading stops once this many images of an annotation file show their frame
+_ENOUGH_TURNED = 1000  # reading also stops after this many images with an EXIF orientation
+_SPREAD = 500  # this many images, evenly spread over the annotation file, are read first
 GUESSED = "has an EXIF orientation, and nothing tells whether it was annotated as stored or as displayed: displayed is assumed"
-_FEW = 0.1  # evidence of at most this share, as from points set carelessly, is ignored
+_FEW = 0.1  # a minority of up to this share of the majority is ignored; its points may have been set carelessly
 
 
 def displayed_size(image: bytes, max_pixels: int) -> tuple[int, int]:
@@ -37,7 +37,7 @@ def displayed_size(image: bytes, max_pixels: int) -> tuple[int, int]:
 
     Args:
         image: encoded bytes of the image.
-        max_pixels: most pixels that the image may have.
+        max_pixels: largest number of pixels that the image may have.
 
     Returns:
         Width and height in px.
@@ -59,13 +59,13 @@ class Evidence:
 
     Attributes:
         sizes: width and height of the image, in px, by frame.
-        turned: True if the two frames differ, because the EXIF orientation turns or mirrors the image.
+        reoriented: True if the two frames differ, because the EXIF orientation turns or mirrors the image.
         size: the frame that has the size stated in the annotations. None if both frames have this size, or no size is stated.
         points: the only frame that holds all points and fits all masks of the annotations. None if both do.
     """
 
     sizes: dict[Frame, tuple[int, int]]
-    turned: bool
+    reoriented: bool
     size: Frame | None
     points: Frame | None
 
@@ -80,7 +80,7 @@ def weigh_image(
         stated: width and height, in px, that the annotations give for the image. If they are not numbers, no size is stated.
         points: float64 array (N, 2) of x, y: all points of its annotations.
         masks: width and height, in px, of the masks among its annotations, by the annotation's name, such as "annotation 7".
-        max_pixels: most pixels that the image may have.
+        max_pixels: largest number of pixels that the image may have.
 
     Returns:
         The evidence. It may be for one frame, for neither, or contradictory.
@@ -90,7 +90,7 @@ def weigh_image(
     """
     width, height = displayed_size(image, max_pixels)
     orientation = _orientation(image)
-    turned = orientation != 1
+    reoriented = orientation != 1
     sizes: dict[Frame, tuple[int, int]] = {
         "displayed": (width, height),
         "stored": (height, width) if orientation >= 5 else (width, height),
@@ -107,7 +107,7 @@ def weigh_image(
         holding = [frame for frame in holding if sizes[frame] == mask_size]
         if not holding:
             raise BadInput(f"{name}: its mask is {mask_size[0]}×{mask_size[1]}, {shown}")
-    if turned:
+    if reoriented:
         around = _frames_around(points, sizes)
         holding = [frame for frame in holding if frame in around]
         if not holding:
@@ -118,7 +118,7 @@ def weigh_image(
             raise BadInput(f"its points fit an image of {height}×{width} ({_describe_extent(points)}), {shown}: was it turned?")
     if not size and not _frames_around(points, sizes, slack=0.5):
         raise BadInput(f"its points lie far outside of it ({_describe_extent(points)}, {shown}): was it resized?")
-    return Evidence(sizes, turned, *(frames[0] if len(frames) == 1 else None for frames in (fitting, holding)))
+    return Evidence(sizes, reoriented, *(frames[0] if len(frames) == 1 else None for frames in (fitting, holding)))
 
 
 def _frames_around(points: np.ndarray, sizes: Mapping[Frame, tuple[int, int]], slack: float = 0.05) -> list[Frame]:
@@ -157,9 +157,9 @@ class FrameChooser:
     from several threads.
 
     Attributes:
-        weigh: for each image of the file, a function that returns its evidence, or None if the image is displayed as it is
-            stored. It may raise BadInput. The functions are called once `choose` gets an image whose own evidence does not
-            decide. All must be in the list before `choose` is called.
+        weigh: for each image of the file, a function that returns its evidence, or None if the image is displayed as
+            it is stored. It may raise BadInput. The functions are called once `choose` gets an image whose own
+            evidence does not decide. All must be in the list before `choose` is called.
     """
 
     weigh: list[Callable[[], Evidence | None]] = field(default_factory=list)
@@ -185,7 +185,7 @@ class FrameChooser:
             BadInput: if the points of the image fit both frames and the other images contradict each other, or if the points of
                 the image contradict the points of nearly all other images.
         """
-        if not evidence.turned:
+        if not evidence.reoriented:
             return "displayed", ""
         if evidence.points and evidence.points == evidence.size:
             return evidence.points, ""
@@ -242,7 +242,7 @@ def _most(votes: Counter[Frame]) -> Frame | None:
     return ranked[0][0] if ranked else None
 
 
-def is_turned(image: bytes) -> bool:
+def is_reoriented(image: bytes) -> bool:
     """Return whether an image has an EXIF orientation that turns or mirrors it for display.
 
     Args:

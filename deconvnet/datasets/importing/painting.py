@@ -8,9 +8,9 @@ import numpy as np
 
 from deconvnet.datasets.importing.dataset import AnnotatedImage, ImportRules, Loss
 from deconvnet.datasets.importing.images import SourceImage, as_layout_file
-from deconvnet.datasets.importing.orientation import Evidence, FrameChooser, apply_orientation, is_turned, weigh_image
+from deconvnet.datasets.importing.orientation import Evidence, FrameChooser, apply_orientation, is_reoriented, weigh_image
 from deconvnet.datasets.importing.regions import Region, merge_regions
-from deconvnet.datasets.importing.shapes import Annotation, ImageAnnotations, faults_named
+from deconvnet.datasets.importing.shapes import Annotation, ImageAnnotations, prefix_errors
 from infra.errors import BadInput
 from proposals.masks import VOID_ID, VOID_ID_16BIT
 
@@ -79,9 +79,9 @@ class ImagePainter:
     has an EXIF orientation, all planned images help to find out whether it was annotated as stored or as displayed.
     """
 
-    def __init__(self, rules: ImportRules) -> None:
-        """Create a painter. Its `rules` are those that the user chose; `small_over_large` and `max_pixels` apply."""
-        self._rules = rules
+    def __init__(self, options: ImportRules) -> None:
+        """Create a painter. Of the options `options` of the import, `small_over_large` and `max_pixels` apply."""
+        self._options = options
         self._frames = FrameChooser()
 
     def plan(
@@ -99,7 +99,7 @@ class ImagePainter:
             be used.
         """
         self._frames.weigh.append(
-            lambda: self._weigh(image, read_annotations()) if is_turned(image := read_image().data) else None
+            lambda: self._weigh(image, read_annotations()) if is_reoriented(image := read_image().data) else None
         )
         return lambda: self._paint(read_image(), read_annotations())
 
@@ -116,10 +116,10 @@ class ImagePainter:
         Raises:
             BadInput: if the image can't be used, or its annotations fit it neither way.
         """
-        outlines = {each.name: each.outline for each in annotated.annotations if each.outline}
-        points = np.concatenate([np.zeros((0, 2)), *(outline.points for outline in outlines.values())])
-        masks = {name: outline.mask_size for name, outline in outlines.items() if outline.mask_size}
-        return weigh_image(image, annotated.size, points, masks, self._rules.max_pixels)
+        drawn = {each.name: each.shape for each in annotated.annotations if each.shape}
+        points = np.concatenate([np.zeros((0, 2)), *(shape.points for shape in drawn.values())])
+        masks = {name: shape.mask_size for name, shape in drawn.items() if shape.mask_size}
+        return weigh_image(image, annotated.size, points, masks, self._options.max_pixels)
 
     def _paint(self, image: SourceImage, annotated: ImageAnnotations) -> AnnotatedImage:
         """Make the masks of an image.
@@ -137,8 +137,8 @@ class ImagePainter:
         evidence = self._weigh(image.data, annotated)
         frame, remark = self._frames.choose(evidence)
         width, height = evidence.sizes[frame]
-        regions, losses, crowds = _draw(annotated.annotations, height, width)
-        painted = paint_masks(regions, height, width, self._rules.small_over_large)
+        regions, lost, crowds = _draw(annotated.annotations, height, width)
+        painted = paint_masks(regions, height, width, self._options.small_over_large)
         class_mask, object_mask = painted.class_mask, painted.object_mask
         if frame == "stored":
             class_mask, object_mask = apply_orientation(image.data, class_mask), apply_orientation(image.data, object_mask)
@@ -149,7 +149,7 @@ class ImagePainter:
             painted.overlap_pixels,
             painted.hidden_objects,
             sum(each.class_id is not None for each in annotated.annotations),
-            tuple(losses),
+            tuple(lost),
             " and ".join(filter(None, (crowds, image.remark, remark))),
         )
 
@@ -164,26 +164,26 @@ def _draw(annotations: Sequence[Annotation], height: int, width: int) -> tuple[l
 
     Returns:
         regions: a region for each object and each void area. Annotations of one group make one region.
-        losses: the annotations that become void or are left out although their class is imported.
-        crowds: phrase that names the classes of crowds that become void although their class is not imported; "" if there are
-            none.
+        lost: the annotations that become void or are left out although their class is imported.
+        crowds: phrase for the user about crowds that become void although their class is not imported, with the names of their
+            classes; "" if there are none.
 
     Raises:
         BadInput: if an annotation can't be drawn.
     """
     groups: dict[Hashable, list[Region]] = defaultdict(list)
-    losses, crowds = [], set[str]()
+    lost, crowds = [], set[str]()
     for number, each in enumerate(annotations):
-        loss = each.loss
-        if each.outline and (each.class_id is not None or each.crowd):
-            with faults_named(each.name):
-                region = each.outline.fill(VOID_ID if loss or each.class_id is None else each.class_id, height, width)
+        reason = each.why_lost
+        if each.shape and (each.class_id is not None or each.crowd):
+            with prefix_errors(each.name):
+                region = each.shape.fill(VOID_ID if reason or each.class_id is None else each.class_id, height, width)
             if region.area:
                 crowds.update([each.label] if each.class_id is None else [])
                 groups[number if each.group is None else (each.label, each.group, region.class_id)].append(region)
             else:
-                loss = "covers no pixel"
-        if loss and each.class_id is not None:
-            losses.append(Loss(each.name, each.label, loss, each.remedy))
+                reason = "covers no pixel"
+        if reason and each.class_id is not None:
+            lost.append(Loss(each.name, each.label, reason, each.remedy))
     others = f"has crowds of classes that are not imported ({', '.join(sorted(crowds))}), which become void" if crowds else ""
-    return [merge_regions(pieces) for pieces in groups.values()], losses, others
+    return [merge_regions(pieces) for pieces in groups.values()], lost, others

@@ -17,8 +17,8 @@ import numpy as np
 
 from infra.errors import BadInput
 
-_FARTHEST = 1e9  # of a coordinate from 0, in px; no image is so large
-_MOST_CROSSINGS = 50_000_000  # of the edges of a polygon with rows of pixels; to fill a polygon with this many takes 1 GB
+_MAX_COORDINATE = 1e9  # largest absolute value of a coordinate, px; no image is that large
+_MAX_CROSSINGS = 50_000_000  # most crossings of a polygon's edges with pixel rows; filling such a polygon takes 1 GB
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ def empty_region(class_id: int) -> Region:
     return Region(class_id, 0, 0, np.zeros((0, 0), bool))
 
 
-def as_int(value: Any, what: str) -> int:
+def as_int(value: Any, name: str) -> int:
     """Read a whole number that some tools write as text or with a decimal point, such as the id "7" or 7.0.
 
     Args:
         value: value in the annotation file.
-        what: name of the field, such as "its category_id", for the error message.
+        name: name of the field, such as "its category_id", for the error message.
 
     Returns:
         The number; 1 and 0 for true and false.
@@ -77,15 +77,15 @@ def as_int(value: Any, what: str) -> int:
         return int(value.split(".")[0])
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return int(value)
-    raise BadInput(f"{what} is {value!r}, which is not a whole number")
+    raise BadInput(f"{name} is {value!r}, which is not a whole number")
 
 
-def parse_points(values: Any, what: str) -> np.ndarray:
+def parse_points(values: Any, name: str) -> np.ndarray:
     """Convert the coordinates in an annotation file to an array.
 
     Args:
         values: list of pairs [x, y], or flat list [x, y, x, y, …].
-        what: name of the shape, such as "its polygon", for the error message.
+        name: name of the shape, such as "its polygon", for the error message.
 
     Returns:
         float64 array (N, 2) of x, y.
@@ -96,13 +96,13 @@ def parse_points(values: Any, what: str) -> np.ndarray:
     try:
         points = np.asarray(values, np.float64)
     except (TypeError, ValueError, OverflowError):
-        raise BadInput(f"{what} has coordinates that are not numbers") from None
-    if not (np.abs(points) <= _FARTHEST).all():
-        raise BadInput(f"{what} has coordinates that are not finite numbers, or far outside of any image")
+        raise BadInput(f"{name} has coordinates that are not numbers") from None
+    if not (np.abs(points) <= _MAX_COORDINATE).all():
+        raise BadInput(f"{name} has coordinates that are not finite numbers, or far outside of any image")
     if points.ndim == 1 and points.size % 2 == 0:
         points = points.reshape(-1, 2)
     if points.ndim != 2 or points.shape[1] != 2:
-        raise BadInput(f"{what} is not a list of x, y pairs")
+        raise BadInput(f"{name} is not a list of x, y pairs")
     return points
 
 
@@ -133,7 +133,7 @@ def polygon_region(class_id: int, outline: np.ndarray, height: int, width: int) 
     first, last = (np.ceil(np.clip(f(y0, y1), -1, height + 1) - 0.5).astype(np.int64) for f in (np.minimum, np.maximum))
     first, last = np.clip(first, top, bottom), np.clip(last, top, bottom)
     counts = last - first
-    if counts.sum() > _MOST_CROSSINGS:
+    if counts.sum() > _MAX_CROSSINGS:
         raise BadInput(f"a polygon of {len(outline):,} points can't be filled: it crosses the image too often")
     # One entry per crossing of an edge with a row: its row, and the column from which on pixels lie right of the edge.
     edge = np.repeat(np.arange(len(counts)), counts)
@@ -242,8 +242,8 @@ def parse_run_lengths(counts: Any) -> np.ndarray:
     """Decode the run lengths of a mask in a COCO annotation file.
 
     In compressed text (as pycocotools' rleToString writes it), each character holds 6 bits: its code minus 48. The low 5 bits are
-    the next bits of a number, lowest first. Bit 0x20 is set if the number goes on in the next character. In the last character of
-    a number, bit 0x10 is the sign. From the fourth number on, each number is the difference from the run length two positions
+    the next bits of a number, lowest first. Bit 0x20 is set if the number continues in the next character. In the last character
+    of a number, bit 0x10 is the sign. From the fourth number on, each number is the difference from the run length two positions
     before.
 
     Args:

@@ -1,7 +1,7 @@
 """Annotations of an image as shapes. The modules of `deconvnet.datasets.formats` make them; `painting` turns them into masks.
 
-A format makes an `Annotation` for each annotated object. Its `Outline` says which pixels belong to the object. Use the functions
-of this module to make an outline: `polygons`, `box`, `circle`, `bitmap`, `whole_mask` or `run_lengths`.
+A format makes an `Annotation` for each annotated object. Its `Shape` says which pixels belong to the object. Use the functions
+of this module to make it: `polygons`, `box`, `circle`, `bitmap`, `whole_mask` or `run_lengths`.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -26,14 +26,14 @@ from infra.errors import BadInput
 
 
 @dataclass(frozen=True)
-class Outline:
+class Shape:
     """The pixels of an annotated object, not drawn yet, because the size of the image is not known yet.
 
     Attributes:
         fill: function that draws the pixels. It is called with the class id, and with the height and width of the image in px.
             It raises BadInput if they can't be drawn.
-        points: float64 array (N, 2) of x, y, which should lie inside the image. They help to find out how the image was turned
-            when it was annotated.
+        points: float64 array (N, 2) of x, y, which should lie inside the image. They show whether the image was annotated as
+            stored or as displayed (EXIF orientation).
         mask_size: width and height of the image, in px, if the pixels are a mask of a whole image; otherwise None.
     """
 
@@ -51,9 +51,9 @@ class Annotation:
         label: name of its class in the annotations.
         class_id: id of its class. 255 means void. 0 means background, and cuts holes into the objects below. None means that the
             annotation is not painted, because its class is not imported.
-        outline: its pixels; None if it has none.
-        loss: empty for an object. Otherwise the reason why it can't become one, which follows its name in messages, such as "is
-            a crowd, which becomes void". Its pixels, if it has any, become void.
+        shape: its pixels; None if it has none.
+        why_lost: empty for an object. Otherwise the reason why it can't become one, which follows its name in messages, such as
+            "is a crowd, which becomes void". Its pixels, if it has any, become void.
         remedy: option of import_data.py that makes it an object, such as "--crowd object"; empty if there is none.
         group: annotations of an image with the same label and the same group form one object. None for an object of its own.
         crowd: True for a group of objects annotated as one, whose pixels become void even if its class is not imported.
@@ -62,8 +62,8 @@ class Annotation:
     name: str
     label: str
     class_id: int | None
-    outline: Outline | None
-    loss: str = ""
+    shape: Shape | None
+    why_lost: str = ""
     remedy: str = ""
     group: Hashable = None
     crowd: bool = False
@@ -84,7 +84,7 @@ class ImageAnnotations:
 
 
 @contextmanager
-def faults_named(name: str, *kinds: type[Exception]) -> Iterator[None]:
+def prefix_errors(name: str, *kinds: type[Exception]) -> Iterator[None]:
     """Put the name of an annotation before the error messages of a `with` block.
 
     Args:
@@ -101,40 +101,40 @@ def faults_named(name: str, *kinds: type[Exception]) -> Iterator[None]:
         raise BadInput(f"{name}: {error}") from None
 
 
-def polygons(outlines: Sequence[Any], what: str = "its polygon") -> Outline:
-    """Make an outline of one or more polygons, whose pixels are joined.
+def polygons(outlines: Sequence[Any], name: str = "its polygon") -> Shape:
+    """Make a shape from one or more polygons, whose pixels are joined.
 
     Args:
         outlines: for each polygon a list of pairs [x, y], or a flat list [x, y, x, y, …], in px. At least one polygon.
-        what: name of the shape, for error messages.
+        name: name of the shape, for error messages.
 
     Returns:
-        The outline.
+        The shape.
 
     Raises:
         BadInput: if the coordinates are not pairs of finite numbers.
     """
-    parsed = [parse_points(outline, what) for outline in outlines]
+    parsed = [parse_points(outline, name) for outline in outlines]
 
     def fill(class_id: int, height: int, width: int) -> Region:
         return merge_regions([polygon_region(class_id, points, height, width) for points in parsed])
 
-    return Outline(fill, np.concatenate(parsed))
+    return Shape(fill, np.concatenate(parsed))
 
 
-def box(x0: float, y0: float, x1: float, y1: float) -> Outline:
-    """Make an outline of a rectangle from two opposite corners in px. Raises BadInput if they are not finite numbers."""
+def box(x0: float, y0: float, x1: float, y1: float) -> Shape:
+    """Make a rectangle from two opposite corners in px. Raises BadInput if they are not finite numbers."""
     corners = (x0, y0, x1, y1)
-    return Outline(lambda class_id, *size: box_region(class_id, corners, *size), parse_points(corners, "its box"))
+    return Shape(lambda class_id, *size: box_region(class_id, corners, *size), parse_points(corners, "its box"))
 
 
-def circle(x: float, y: float, radius: float) -> Outline:
-    """Make an outline of a circle from its centre and its radius in px. The circle may reach out of the image."""
-    return Outline(lambda class_id, *size: circle_region(class_id, (x, y), radius, *size), np.array([[x, y]], np.float64))
+def circle(x: float, y: float, radius: float) -> Shape:
+    """Make a circle from its centre and its radius in px. The circle may reach out of the image."""
+    return Shape(lambda class_id, *size: circle_region(class_id, (x, y), radius, *size), np.array([[x, y]], np.float64))
 
 
-def bitmap(mask: np.ndarray, left: int, top: int) -> Outline:
-    """Make an outline from a small bitmap that lies somewhere in the image.
+def bitmap(mask: np.ndarray, left: int, top: int) -> Shape:
+    """Make a shape from a small bitmap that lies somewhere in the image.
 
     Args:
         mask: bool array (h, w), True where the object is.
@@ -142,20 +142,20 @@ def bitmap(mask: np.ndarray, left: int, top: int) -> Outline:
         top: row of the image where the first row of the bitmap lies; may be negative.
 
     Returns:
-        The outline.
+        The shape.
     """
     corners = np.array([[left, top], [left + mask.shape[1], top + mask.shape[0]]], np.float64)
-    return Outline(lambda class_id, *size: bitmap_region(class_id, mask, top, left, *size), corners)
+    return Shape(lambda class_id, *size: bitmap_region(class_id, mask, top, left, *size), corners)
 
 
-def whole_mask(mask: np.ndarray) -> Outline:
-    """Make an outline from a mask of the whole image, a bool array (H, W)."""
+def whole_mask(mask: np.ndarray) -> Shape:
+    """Make a shape from a mask of the whole image, a bool array (H, W)."""
     size = (mask.shape[1], mask.shape[0])
-    return Outline(lambda class_id, height, width: mask_region(class_id, mask), np.zeros((0, 2)), size)
+    return Shape(lambda class_id, height, width: mask_region(class_id, mask), np.zeros((0, 2)), size)
 
 
-def run_lengths(counts: Any, width: int, height: int) -> Outline:
-    """Make an outline from COCO's run lengths of a mask of the whole image.
+def run_lengths(counts: Any, width: int, height: int) -> Shape:
+    """Make a shape from COCO's run lengths of a mask of the whole image.
 
     Args:
         counts: run lengths, a list or compressed text (see `regions.parse_run_lengths`).
@@ -163,7 +163,7 @@ def run_lengths(counts: Any, width: int, height: int) -> Outline:
         height: height of the mask in px.
 
     Returns:
-        The outline. Damaged run lengths raise BadInput when they are drawn.
+        The shape. Damaged run lengths raise BadInput when they are drawn.
     """
     mask_size = (width, height)
-    return Outline(lambda class_id, *size: run_length_region(class_id, counts, *size), np.zeros((0, 2)), mask_size)
+    return Shape(lambda class_id, *size: run_length_region(class_id, counts, *size), np.zeros((0, 2)), mask_size)

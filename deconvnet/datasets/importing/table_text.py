@@ -10,10 +10,10 @@ Each line has a class name and its value, in either order. The value is an id or
 A heading names the columns: `name,id`, `name,r,g,b`, `Pixel Value, Class`. CVAT's labelmap.txt, CamVid's label_colors.txt,
 Roboflow's _classes.csv and class_dict.csv can be read as they are. Empty lines and comments (# and a blank) are ignored.
 
-Names may have numbers and separators in them, so a line such as `3, 7` can be read in several ways. A way to read lines is a
-separator, an order of the columns, and the kind of value: id or colour. All lines are read in the one way that fits them all. The
-table is refused if several ways fit all lines and give different tables. It is also refused if no way fits all lines, and one of
-them can be read in several ways.
+Names may contain numbers and separators, so a line such as `3, 7` is ambiguous. An interpretation of a line is a separator, the
+order of name and value, and the kind of value (id or colour). If one interpretation fits all lines, the table is read with it.
+The table is refused if several interpretations fit all lines and give different tables. If none fits all lines, each line is read
+by itself, and the table is refused if a line has several interpretations that differ.
 """
 
 import csv
@@ -29,9 +29,9 @@ _RANK = {"\t": 0, ",": 1, ";": 1, ":": 2, "=": 2, " ": 3}  # a lower rank is mor
 _ID = re.compile(r"\d{1,5}")
 _HEX_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 _COLOUR = re.compile(r"(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})")
-_LABEL_MAPS = ([True, None], [True, None, None])  # after the name in CVAT's label map: colour, parts, actions; True if a colour
+_LABEL_MAPS = ([True, None], [True, None, None])  # fields after a name in CVAT's label map: True for a colour, None for no value
 _NAME_HEADINGS = ("name", "names", "classname", "labelname", "categoryname", "category", "title")
-_EITHER_HEADINGS = ("class", "label")  # of the names; or of the ids, if another column has the names
+_EITHER_HEADINGS = ("class", "label")  # heading of the names, or of the ids if another column has the names
 _ID_HEADINGS = (
     *("id", "value", "pixelvalue", "pixel", "index", "idx", "classid", "labelid", "categoryid", "classindex", "labelvalue"),
     *("maskvalue", "gray", "grey", "grayvalue", "greyvalue", "trainid"),
@@ -56,8 +56,8 @@ class TableRow(NamedTuple):
     line: int = 0
 
 
-class _Way(NamedTuple):
-    """A way to read a line: its separator, whether the value comes first, and whether the value is a colour."""
+class _Interpretation(NamedTuple):
+    """How a line is read: its separator, whether the value comes first, and whether the value is a colour."""
 
     separator: str
     value_first: bool
@@ -85,8 +85,8 @@ def parse_rows(text: str, source: str) -> list[TableRow]:
         The rows, in the order of the lines. Their values are all ids or all colours.
 
     Raises:
-        UserError: if a line is not a class and a value, the text can be read in several ways, ids and colours are mixed, or the
-            text has no line.
+        UserError: if a line is not a class and a value, the text is ambiguous, ids and colours are mixed, or the text has no
+            line.
     """
     lines: dict[int, str] = {}
     comments: list[str] = []  # comments above the first line; one of them may be a heading, as in CVAT's files
@@ -99,13 +99,13 @@ def parse_rows(text: str, source: str) -> list[TableRow]:
     if columns:
         del lines[min(lines)]
     if not lines:
-        raise UserError(f"{source} has no line with a class and its value, as `road, 7`")
+        raise UserError(f"{source} has no line with a class and its value, such as `road, 7`")
     rows = _read_columns(lines, columns, source) if columns else None
     for comment in comments:
         with suppress(UserError):  # most comments are not headings
             if not rows and (columns := _read_heading(comment, source)):
                 rows = _read_columns(lines, columns, source)
-    rows = rows or _read_in_one_way(lines, source)
+    rows = rows or _read_without_heading(lines, source)
     if len({row.is_colour for row in rows}) > 1:
         raise UserError(f"{source} mixes ids and colours: each line is a class and its id, or each a class and its colour")
     return rows
@@ -115,7 +115,7 @@ def parse_value(text: str) -> tuple[int, bool] | None:
     """Parse a value of a class table, which is an id or a colour.
 
     Args:
-        text: the value: an id as "7", or a colour as "#804080" or "128,64,128".
+        text: the value: an id such as "7", or a colour such as "#804080" or "128,64,128".
 
     Returns:
         The value (a colour as R·65536 + G·256 + B), and whether it is a colour (True) or an id (False). None if it is neither.
@@ -150,7 +150,7 @@ def _read_heading(line: str, source: str) -> _Columns | None:
         source: name of the file, for error messages.
 
     Raises:
-        UserError: if more than one column may hold the names, or more than one the values, such as a column of ids and one of colours.
+        UserError: if several columns may have the names, or several the values, such as a column of ids and one of colours.
     """
     for separator in _SEPARATORS:
         heads = [re.sub(r"[\s_-]", "", field.lower()) for field in _split(line, separator)]
@@ -201,69 +201,69 @@ def _read_columns(lines: Mapping[int, str], columns: _Columns, source: str) -> l
     return rows
 
 
-def _read_in_one_way(lines: Mapping[int, str], source: str) -> list[TableRow]:
+def _read_without_heading(lines: Mapping[int, str], source: str) -> list[TableRow]:
     """Read lines without a heading, and return a row for each.
 
-    All lines are read in the same way if there is one that fits them all. Otherwise each line is read in the way that fits it.
+    If one interpretation fits all lines, all are read with it. Otherwise each line is read by itself.
 
     Args:
         lines: the lines, by their number in the file; at least one.
         source: name of the file, for error messages.
 
     Raises:
-        UserError: if a line can't be read, or can be read in several ways.
+        UserError: if a line can't be read, or the interpretation is ambiguous.
     """
-    fits = [_fits(line) for line in lines.values()]
-    single = {way for fit in fits for way, (_, names) in fit.items() if len(names) == 1}
-    readings = [_likely(fit, single) for fit in fits]
+    possible = [_interpretations(line) for line in lines.values()]
+    single = {each for of_line in possible for each, (_, names) in of_line.items() if len(names) == 1}
+    readings = [_most_likely(of_line, single) for of_line in possible]
     for (number, line), found in zip(lines.items(), readings, strict=True):
         if not found:
             raise _unreadable(number, line, source)
-    ways = [way for way in readings[0] if all(way in found for found in readings)]
-    if ways:
-        return _choose(lines, {way: [found[way] for found in readings] for way in ways}, source)
+    common = [each for each in readings[0] if all(each in found for found in readings)]
+    if common:
+        return _choose(lines, {each: [found[each] for found in readings] for each in common}, source)
     rows = []
     for (number, line), found in zip(lines.items(), readings, strict=True):
-        rows += _choose({number: line}, {way: [row] for way, row in found.items()}, source)
+        rows += _choose({number: line}, {each: [row] for each, row in found.items()}, source)
     return rows
 
 
-def _choose(lines: Mapping[int, str], tables: Mapping[_Way, list[TableRow]], source: str) -> list[TableRow]:
-    """Choose the way to read some lines, and return the rows that it gives.
+def _choose(lines: Mapping[int, str], tables: Mapping[_Interpretation, list[TableRow]], source: str) -> list[TableRow]:
+    """Choose the interpretation of some lines, and return its rows.
 
-    A line such as `road 128 64 128` is taken for a class `road` with a colour, not for a class `road 128 64` with the id 128. But
-    both are possible if two lines would have the same name with colours, and the last numbers of the lines count up as ids do.
+    A line such as `road 128 64 128` is taken for a class `road` with a colour, not for a class `road 128 64` with the id 128. It
+    is ambiguous only if two lines would have the same name with colours, and the last numbers of the lines are consecutive.
 
     Args:
         lines: the lines, by their number in the file.
-        tables: for each way to read the lines, the rows that it gives; at least one way.
+        tables: rows of each interpretation of the lines; at least one interpretation.
         source: name of the file, for error messages.
 
     Raises:
-        UserError: if several ways are possible and give different rows.
+        UserError: if several interpretations are possible and give different rows.
     """
     left = []
-    for way, rows in tables.items():
-        names = [row.name for row in tables.get(_Way(way.separator, way.value_first, True), ())]
+    for each, rows in tables.items():
+        names = [row.name for row in tables.get(_Interpretation(each.separator, each.value_first, True), ())]
         ids = sorted(row.value for row in rows)
         counting = ids == list(range(ids[0], ids[0] + len(ids)))
-        if way.is_colour or not names or (counting and len(set(names)) < len(names)):
+        if each.is_colour or not names or (counting and len(set(names)) < len(names)):
             left.append(rows)
     for others in left[1:]:
         for (number, line), one, other in zip(lines.items(), left[0], others, strict=True):
             if one != other:
                 raise UserError(
-                    f"{source}, line {number}: {line!r} can be read as {_describe(one)} or as {_describe(other)}: write a heading "
-                    "such as `name,id` or `id,name` above all lines, and commas between the columns"
+                    f"{source}, line {number}: {line!r} can be read as {_describe(one)} or as {_describe(other)}: write a "
+                    "heading such as `name,id` or `id,name` above all lines, and commas between the columns"
                 )
     return [row._replace(line=number) for number, row in zip(lines, left[0], strict=True)]
 
 
-def _fits(line: str) -> dict[_Way, tuple[TableRow, list[str]]]:
-    """Find all ways to divide a line into a name and a value.
+def _interpretations(line: str) -> dict[_Interpretation, tuple[TableRow, list[str]]]:
+    """Find all interpretations of a line as a name and a value.
 
     Returns:
-        For each way, the row that it gives, and the fields (texts between separators) that make up the name.
+        For each interpretation, its row, and the fields (texts between separators) that make up the name.
     """
     found = {}
     for separator in _SEPARATORS:
@@ -283,7 +283,7 @@ def _fits(line: str) -> dict[_Way, tuple[TableRow, list[str]]]:
                 name = " ".join(names)
                 if len(names) > 1 and separator != " ":
                     name = text.split(separator, width)[-1] if value_first else text.rsplit(separator, width)[0]
-                found[_Way(separator, value_first, value[1])] = TableRow(" ".join(name.split()), *value), names
+                found[_Interpretation(separator, value_first, value[1])] = TableRow(" ".join(name.split()), *value), names
     return found
 
 
@@ -313,24 +313,27 @@ def _is_cut(names: Sequence[str]) -> bool:
     return any(name[:1] in ",;:=" or name[-1] in ",;:=" for name in names)  # an empty field counts too
 
 
-def _likely(fits: Mapping[_Way, tuple[TableRow, list[str]]], single: Collection[_Way]) -> dict[_Way, TableRow]:
-    """Leave out the ways to read a line that are less likely than another. Return the row that each remaining way gives.
+def _most_likely(
+    possible: Mapping[_Interpretation, tuple[TableRow, list[str]]], single: Collection[_Interpretation]
+) -> dict[_Interpretation, TableRow]:
+    """Drop the interpretations of a line that are less likely than another. Return the row of each remaining one.
 
     Args:
-        fits: for each way to read the line, the row that it gives and the fields of the name, as `_fits` returns them.
-        single: ways in which the name of at least one line of the text is a single field. In other ways all lines may have three
-            columns, as `flat, road, 7`, and it is not known which is the name. They are left out unless blanks are the separator.
+        possible: the interpretations of the line, as `_interpretations` returns them.
+        single: interpretations in which at least one line of the text has a name of one field. In the others, all lines may have
+            three columns (`flat, road, 7`), and it is unknown which of them is the name. So they are dropped, unless the
+            separator is a blank.
     """
     likely = {}
-    for way, (row, names) in fits.items():
-        surer = [other for other in fits if _RANK[other.separator] < _RANK[way.separator]]
+    for each, (row, names) in possible.items():
+        surer = [other for other in possible if _RANK[other.separator] < _RANK[each.separator]]
         # The comma separates `1,Grade 1` and `road,128 64 128`. But `3 a:5` may be a:5 with the value 3, or 3 a with the value 5,
         # and `16:9 3` may be 16:9 with the value 3.
-        blank, letters = way.separator == " ", any(map(str.isalpha, row.name))
-        beaten = any(other.value_first == way.value_first or (other.value_first and blank and letters) for other in surer)
+        blank, letters = each.separator == " ", any(map(str.isalpha, row.name))
+        less_likely = any(other.value_first == each.value_first or (other.value_first and blank and letters) for other in surer)
         cut = blank and (_is_cut(names) if surer else not letters)
-        if not beaten and not cut and (way.separator == " " or way in single):
-            likely[way] = row
+        if not less_likely and not cut and (blank or each in single):
+            likely[each] = row
     return likely
 
 
@@ -342,6 +345,6 @@ def _describe(row: TableRow) -> str:
 def _unreadable(number: int, line: str, source: str) -> UserError:
     """Return the error to raise for a line that is not a class name with a value. `number` is its number in the file."""
     return UserError(
-        f"{source}, line {number}: {line!r} is not a class and a value; write `road, 7` or `road, 128 64 128`, or name the columns by a "
-        "heading such as `name,id`"
+        f"{source}, line {number}: {line!r} is not a class and a value; write `road, 7` or `road, 128 64 128`, or name the "
+        "columns by a heading such as `name,id`"
     )

@@ -70,10 +70,10 @@ def split_images(
 ) -> dict[str, str]:
     """Assign each image of a data set to train or val.
 
-    If the user gave lists, they decide. With one list, images that are not on it go to the other split. With two lists, images
-    on neither are left out, and images on both go to val. Without a list, the source decides if it says of any image that it
-    belongs to train or val; its images without a split go to train. If it doesn't, val is chosen at random. Images that the source
-    puts in test are left out if they are on no list.
+    If the user gave lists, they decide. With one list, images that are not on it go to the other split. With two lists, images on
+    neither are left out, and images on both go to val. Without a list, the splits of the source are used if it assigns any
+    image to train or val; its images without a split go to train. Otherwise val is chosen at random. Images that the source
+    assigns to test are left out if they are on no list.
 
     Args:
         dataset: the data set. Names on the lists that fit no image are added to its `rejects`. The numbers of images on both
@@ -82,8 +82,8 @@ def split_images(
         val_list: names or ids of the images of val; None if the user gave no such list.
         val_share: share of the images to choose for val if it is chosen at random, in [0, 1).
         seed: seed of the random choice.
-        among: ids of the images of the data set to which these are added. They take part in the random choice, so that few new
-            images are split as they would be if all were imported at once.
+        among: ids of the images of the existing data set, if these images are added to one. They take part in the draw,
+            so that a few new images get the splits that they would get if all images were imported at once.
 
     Returns:
         "train" or "val" by image id. Images that are left out are missing.

@@ -35,7 +35,7 @@ class SheetCell:
         title: caption of the image, usually its id.
         warning: text that says what is suspicious about the image; empty if nothing is.
         note: second line of the caption of an image without warning.
-        doubtful: bool array (H, W), regions to outline; None for none.
+        doubtful: bool array (H, W), True in the uncertain regions, which are outlined; None for none.
     """
 
     image: np.ndarray
@@ -47,7 +47,7 @@ class SheetCell:
 
 
 def select_images(
-    statistics: Sequence[ImageStatistics], suspicious: Mapping[str, Mapping[str, str]], most: int = 32
+    statistics: Sequence[ImageStatistics], suspicious: Mapping[str, Mapping[str, str]], count: int = 32
 ) -> list[str]:
     """Choose the images of a data set for its contact sheet.
 
@@ -58,7 +58,7 @@ def select_images(
     Args:
         statistics: measurements of all images; unusable images are not chosen.
         suspicious: the suspicious images, as in `CheckReport.suspicious`.
-        most: number of images to choose; if there are fewer usable images, all are chosen.
+        count: number of images to choose; if there are fewer usable images, all are chosen.
 
     Returns:
         Ids of the images, suspicious ones first.
@@ -70,18 +70,18 @@ def select_images(
         if image_id in usable_ids:
             by_kind.setdefault(next(iter(kinds)), []).append(image_id)
     # One image of each kind, then a second one of each, and so on.
-    turns = sorted((turn, k, i) for k, ids in enumerate(by_kind.values()) for turn, i in enumerate(ids[: most // 4]))
-    selected = [image_id for _, _, image_id in turns][: most // 2]
+    turns = sorted((turn, k, i) for k, ids in enumerate(by_kind.values()) for turn, i in enumerate(ids[: count // 4]))
+    selected = [image_id for _, _, image_id in turns][: count // 2]
     by_class: dict[int, list[ImageStatistics]] = {}
     for image in usable:
         for class_id in image.pixels:
             if class_id not in (0, VOID_ID):
                 by_class.setdefault(class_id, []).append(image)
     for class_id, images in sorted(by_class.items(), key=lambda item: len(item[1])):
-        if len(selected) < most and not any(image.image_id in selected for image in images):
+        if len(selected) < count and not any(image.image_id in selected for image in images):
             selected.append(max(images, key=lambda image: image.pixels[class_id] / (image.width * image.height)).image_id)
     rest = [image.image_id for image in usable if image.image_id not in selected]
-    spread = np.linspace(0, len(rest) - 1, min(len(rest), most - len(selected))).round().astype(int)
+    spread = np.linspace(0, len(rest) - 1, min(len(rest), count - len(selected))).round().astype(int)
     selected += [rest[i] for i in spread]
     return sorted(selected, key=lambda image_id: image_id not in suspicious)
 
@@ -154,7 +154,7 @@ def _scale_to_cell(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _outline(painted: np.ndarray, regions: np.ndarray) -> None:
-    """Outline regions in an image of a cell, in place. Specks and holes of a few pixels are left out, as they would hide the image.
+    """Outline regions in an image of a cell, in place. Regions and holes of a few pixels are left out: they would hide the image.
 
     Args:
         painted: uint8 array (h, w, 3), RGB.
@@ -168,14 +168,14 @@ def _outline(painted: np.ndarray, regions: np.ndarray) -> None:
         cv2.drawContours(painted, outlines, -1, colour, thickness)
 
 
-def _shorten(text: str, most: int) -> str:
+def _shorten(text: str, length: int) -> str:
     """Cut a text to a number of characters.
 
     Args:
         text: the text.
-        most: largest number of characters that are kept.
+        length: largest number of characters that are kept.
 
     Returns:
-        The text itself, or its beginning and "…" if it was too long, together `most` characters.
+        The text itself, or its beginning and "…" if it was too long, together `length` characters.
     """
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return text if len(text) <= length else text[: length - 1] + "…"

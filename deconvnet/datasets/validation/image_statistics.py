@@ -17,11 +17,11 @@ from proposals.edgebox import EdgeBoxOptions
 from proposals.image_codec import decode_mask
 from proposals.masks import VOID_ID, void_id
 
-SPECKLE_AREA = 10  # pixels; a smaller object is more often a slip of the brush than intended
+SPECKLE_PIXELS = 10  # pixels; a smaller object is more often a slip of the brush than intended
 MUCH_VOID = 0.3  # share of the pixels; an image with more void is suspicious
 ONE_CLASS = 0.99  # share of the pixels that are not void; an image in which one class covers more is suspicious
 _MIN_OVERLAP = 0.5  # IoU of two bounding boxes that count as overlapping
-_MOST_COMPARED = 2000  # objects of one image that are compared with each other
+_MAX_COMPARED = 2000  # objects of one image that are compared with each other
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class ImageStatistics:
         """
         return self.objects[:, 1] / max(self.width * self.height, 1)
 
-    def unfindable(self, proposals: EdgeBoxOptions) -> np.ndarray:
+    def too_small_for_proposals(self, proposals: EdgeBoxOptions) -> np.ndarray:
         """Find the objects whose bounding box is smaller than the smallest region proposal.
 
         Region proposals are the boxes that EdgeBox finds in an image as likely objects.
@@ -126,7 +126,7 @@ def _check_edges_of_unusable(root: str, image: voc.VocImageFiles, max_pixels: in
     Args:
         root: folder of the data set in VOC's layout.
         image: files of the image.
-        max_pixels: most pixels that the mask may have.
+        max_pixels: largest number of pixels that the mask may have.
 
     Returns:
         A dictionary with a sentence under "blended edges"; empty if no such id was found or the mask can't be read.
@@ -171,8 +171,8 @@ def _check_speckles(objects: np.ndarray) -> dict[str, str]:
     Returns:
         A dictionary with a sentence under "speckles" if an object has fewer than 10 pixels; otherwise empty.
     """
-    count = int((objects[:, 1] < SPECKLE_AREA).sum())
-    return {"speckles": f"{count} object{'s' if count > 1 else ''} under {SPECKLE_AREA} px"} if count else {}
+    count = int((objects[:, 1] < SPECKLE_PIXELS).sum())
+    return {"speckles": f"{count} object{'s' if count > 1 else ''} under {SPECKLE_PIXELS} px"} if count else {}
 
 
 def _check_edges(class_mask: np.ndarray) -> dict[str, str]:
@@ -220,7 +220,7 @@ def count_overlapping(objects: np.ndarray) -> int:
     Returns:
         The number of such objects.
     """
-    objects = objects[objects[:, 1] >= SPECKLE_AREA][:_MOST_COMPARED]
+    objects = objects[objects[:, 1] >= SPECKLE_PIXELS][:_MAX_COMPARED]
     if len(objects) < 2:
         return 0
     x0, y0, x1, y1 = (objects[:, i].astype(np.float64) for i in range(2, 6))

@@ -1,8 +1,8 @@
-"""Masks that were compressed with loss, as by JPEG, which changes ids and colours along edges.
+"""Masks with lossy compression, such as JPEG, which changes ids and colours along edges.
 
-The figures were measured on drawn masks (docs/experiments.md). Ids that differ by 1 were wrong in 0.5 % of all pixels at quality
-100, in 3.5 % at quality 90 and in 5 % at quality 75. If only areas are used in which a square of 7×7 px has one id, it is 0.000 %,
-0.007 % and 0.06 %. At quality 50, whole areas have the id of another class. Ids that differ by 50 or more are not mixed up.
+Measured on drawn masks whose ids differ by 1 (docs/experiments.md), 0.5 % of all pixels had a wrong id at JPEG quality 100, 3.5 %
+at quality 90 and 5 % at quality 75. Among pixels around which a square of 7×7 px has only one id, it was 0.000 %, 0.007 % and
+0.06 %. At quality 50, whole areas have the id of another class. Ids that differ by 50 or more were not confused.
 """
 
 import io
@@ -16,8 +16,8 @@ from proposals.image_codec import DAMAGE_ERRORS
 
 NEAR = 32
 """Values of two classes that differ by less in each channel can be mixed up."""
-_EDGE = 3  # px from an edge, in which values may have been mixed up
-_COARSEST = 8  # step by which JPEG rounds eight times the mean of a block; from here on 1 may become 0 in whole areas
+_EDGE = 3  # values up to this many px from an edge may be wrong
+_COARSEST = 8  # JPEG's quantisation step of a block's mean, in eighths of a level; from this on, id 1 may become 0 in whole areas
 
 
 def is_lossy(data: bytes) -> bool:
@@ -46,7 +46,7 @@ def has_near_values(channels: np.ndarray, classes: np.ndarray) -> bool:
 
 
 def find_certain(data: bytes, values: np.ndarray) -> np.ndarray:
-    """Find the pixels of a mask whose values compression has not changed, although those of two classes are near.
+    """Find the pixels of a lossy mask whose values can be trusted, even if the values of two classes are close to each other.
 
     Args:
         data: encoded bytes of the mask.
@@ -61,8 +61,8 @@ def find_certain(data: bytes, values: np.ndarray) -> np.ndarray:
     steps = getattr(Image.open(io.BytesIO(data)), "quantization", {})
     if any(table[0] >= _COARSEST for table in steps.values()):
         raise BadInput(
-            "the mask was saved as JPEG of such a low quality that its ids may be those of other classes: export PNG, or ids that "
-            f"differ by {NEAR} or more"
+            "the mask was saved as JPEG of such a low quality that its ids may be those of other classes: export PNG, or ids "
+            f"that differ by {NEAR} or more"
         )
     square = np.ones((2 * _EDGE + 1, 2 * _EDGE + 1), np.uint8)
     exact = values.astype(np.float64)  # OpenCV has no dilation of int32

@@ -11,7 +11,7 @@ from deconvnet.datasets.validation.duplicates import find_identical, find_near_d
 from deconvnet.datasets.validation.image_statistics import (
     MUCH_VOID,
     ONE_CLASS,
-    SPECKLE_AREA,
+    SPECKLE_PIXELS,
     ImageStatistics,
     count_overlapping,
 )
@@ -20,9 +20,9 @@ from proposals.masks import VOID_ID
 
 SPLITS = ("train", "val")
 SMALL, LARGE = 0.01, 0.1  # share of the image that an object covers: below SMALL it is small, above LARGE it is large
-MOST = 0.5  # share of all pixels; an object class that holds more may be the background
+MAX_CLASS_SHARE = 0.5  # share of all pixels; an object class that holds more may be the background
 FEW_IMAGES = 5  # a class in fewer train images than this has too few to be learned
-_MOST_EXAMPLES = 5
+_MAX_EXAMPLES = 5
 _NEAR_DUPLICATE = "near duplicate"
 KINDS = {
     "unusable": "training would leave these out",
@@ -31,7 +31,7 @@ KINDS = {
     "one class": f"one class covers over {ONE_CLASS:.0%}: is it annotated, or filled in?",
     "empty": "nothing is annotated: fine if there is nothing to annotate",
     "void": f"over {MUCH_VOID:.0%} is void: little to learn from",
-    "speckles": f"objects under {SPECKLE_AREA} px: slips of the brush, or remains of objects under others",
+    "speckles": f"objects under {SPECKLE_PIXELS} px: slips of the brush, or remains of objects under others",
 }
 """The kinds of suspicion about an image, the most serious first, each with an explanation for the user."""
 
@@ -90,7 +90,7 @@ def make_report(
         "## Suspicious\n\n" + _list_suspicions(images, usable, classes, by_kind),
     ]
     if imported and imported.get("losses"):
-        sections.insert(3, "## Annotations that are not objects\n\n" + _loss_table(imported))
+        sections.insert(3, "## Annotations that are not objects\n\n" + _lost_table(imported))
     if imported and imported.get("notes"):
         sections.insert(2, "When the folder was imported:\n\n" + "\n".join(f"* {note}" for note in imported["notes"]))
     return CheckReport("\n\n".join(sections) + "\n", suspicious)
@@ -145,9 +145,9 @@ def _class_table(usable: Sequence[ImageStatistics], classes: Sequence[str], prop
     rows.append(["all objects", *counts, *_count_by_split(objects), "", *_size_shares(objects)])
     heads = ["class", "images train", "val", "objects train", "val", "pixels", "small", "medium", "large", "unfindable"]
     return (
-        f"{markdown_table(heads, rows)}\n\nSmall, medium, large: objects that cover under {SMALL:.0%}, up to {LARGE:.0%} and over "
-        f"{LARGE:.0%} of their image. Unfindable: their box is smaller than {proposals.min_box_area:,.0f} px², the smallest that EdgeBox "
-        "proposes (proposals.min_box_area); larger boxes may still cover them."
+        f"{markdown_table(heads, rows)}\n\nSmall, medium, large: objects that cover under {SMALL:.0%}, up to {LARGE:.0%} and "
+        f"over {LARGE:.0%} of their image. Unfindable: their box is smaller than {proposals.min_box_area:,.0f} px², the smallest "
+        "that EdgeBox proposes (proposals.min_box_area); larger boxes may still cover them."
     )
 
 
@@ -163,7 +163,9 @@ def _object_rows(image: ImageStatistics, proposals: EdgeBoxOptions) -> np.ndarra
         is too small for EdgeBox, else 0; and 0 if the image is in train, 1 if it is in val.
     """
     split = np.full(len(image.objects), SPLITS.index(image.split))
-    return np.stack([image.objects[:, 0], image.object_shares, image.unfindable(proposals), split], axis=1).astype(np.float64)
+    return np.stack([image.objects[:, 0], image.object_shares, image.too_small_for_proposals(proposals), split], axis=1).astype(
+        np.float64
+    )
 
 
 def _count_by_split(objects: np.ndarray | None) -> list[str]:
@@ -219,18 +221,18 @@ def _describe_overlaps(usable: Sequence[ImageStatistics], imported: Mapping[str,
     return " ".join(sentences)
 
 
-def _loss_table(imported: Mapping[str, Any]) -> str:
+def _lost_table(imported: Mapping[str, Any]) -> str:
     """Make the Markdown table of the annotations that the import turned into void or left out.
 
     Args:
-        imported: content of import.json, in which the import recorded these losses.
+        imported: content of import.json, in which the import recorded them.
 
     Returns:
         Markdown text: a sentence with the number of lost annotations, and a table with a row for each class and reason.
     """
-    losses = imported["losses"]
-    count, total = sum(each["annotations"] for each in losses), max(imported["annotations"], 1)
-    rows = [[each["class"], f"{each['annotations']:,}", each["reason"]] for each in losses]
+    lost = imported["losses"]
+    count, total = sum(each["annotations"] for each in lost), max(imported["annotations"], 1)
+    rows = [[each["class"], f"{each['annotations']:,}", each["reason"]] for each in lost]
     heading = (
         f"When the folder was imported, {count:,} of {total:,} annotations ({_percent(count / total)}) did not become objects."
     )
@@ -258,13 +260,13 @@ def _list_suspicions(
         The list, or a sentence that nothing was found.
     """
     lines = _check_classes(usable, classes)
-    for same in find_identical(images)[:_MOST_EXAMPLES]:
-        ids = ", ".join(image.image_id for image in same[:_MOST_EXAMPLES])
+    for same in find_identical(images)[:_MAX_EXAMPLES]:
+        ids = ", ".join(image.image_id for image in same[:_MAX_EXAMPLES])
         lines.append(f"* the same file {len(same)} times in {same[0].split}: {ids}")
     for kind, found in by_kind.items():
         if found:
-            examples = "; ".join(f"{image_id}: {sentence}" for image_id, sentence in list(found.items())[:_MOST_EXAMPLES])
-            more = "; …" if len(found) > _MOST_EXAMPLES else ""
+            examples = "; ".join(f"{image_id}: {sentence}" for image_id, sentence in list(found.items())[:_MAX_EXAMPLES])
+            more = "; …" if len(found) > _MAX_EXAMPLES else ""
             lines.append(f"* **{kind}**, {_count_images(len(found))} ({KINDS[kind]}): {examples}{more}")
     return "\n".join(lines) or "Nothing suspicious was found."
 
@@ -284,11 +286,11 @@ def _check_classes(usable: Sequence[ImageStatistics], classes: Sequence[str]) ->
         pixels.update({class_id: count for class_id, count in image.pixels.items() if class_id != VOID_ID})
     lines = []
     if usable and not pixels[0]:
-        lines.append(f"* the background, **{classes[0]}**, holds no pixel: is one of the classes the background (--background)?")
+        lines.append(f"* the background, **{classes[0]}**, has no pixels: is one of the classes the background (--background)?")
     for class_id, name in enumerate(classes[1:], start=1):
-        if pixels[class_id] > MOST * pixels.total():
+        if pixels[class_id] > MAX_CLASS_SHARE * pixels.total():
             share = _percent(pixels[class_id] / pixels.total())
-            lines.append(f"* class **{name}** holds {share} of the pixels: is it the background (--background)?")
+            lines.append(f"* class **{name}** covers {share} of the pixels: is it the background (--background)?")
         train, val = (sum(class_id in image.pixels for image in usable if image.split == split) for split in SPLITS)
         if not train and not val:
             lines.append(f"* class **{name}** is in no image: is it in the list by mistake?")

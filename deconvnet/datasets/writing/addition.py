@@ -1,8 +1,8 @@
-"""Adding annotated images to a folder in VOC's layout: new images with masks, and new masks for images that the folder already has.
+"""Adding annotated images to a folder in VOC's layout: new images with masks, or new masks for images that the folder has.
 
-First, all images are compared with those of the folder, and files that differ are written to a temporary folder. Then the data set is
-changed: masks, then images, then lists, each file in one step. So after an interruption the data set can still be used, and
-adding the same images again completes the addition.
+First, all images are compared with those of the folder, and files that differ are written to a temporary folder. Then the data
+set is changed: masks, then images, then lists, each file in one step. So after an interruption the data set can still be used,
+and adding the same images again completes the addition.
 """
 
 import csv
@@ -34,8 +34,8 @@ class Addition:
 
     Attributes:
         splits: name of the list (split) that contains each image of the data set, by image id.
-        outcomes: the outcome for each compared image, by image id: `ADDED` (the data set did not list it), `REPLACED` (its masks in
-            the data set differ), `UNCHANGED`, or `REFUSED` (the data set has a different image of this name).
+        outcomes: the outcome for each compared image, by image id: `ADDED` (the data set did not list it), `REPLACED` (its masks
+            in the data set differ), `UNCHANGED`, or `REFUSED` (the data set has a different image of this name).
     """
 
     def __init__(self, root: Path, train: str = "train", val: str = "val") -> None:
@@ -125,8 +125,8 @@ class Addition:
         """Raise UserError if the data set has other images of the same names. The message names all of them."""
         if self.refused:
             raise UserError(
-                f"{len(self.refused):,} new images have the names of different images in {self._root}: {', '.join(self.refused)}. Rename "
-                "the new images, and predict or annotate them again. Nothing was written"
+                f"{len(self.refused):,} new images have the names of different images in {self._root}: "
+                f"{', '.join(self.refused)}. Rename the new images, and predict or annotate them again. Nothing was written"
             )
 
     def describe(self, splits: Mapping[str, str]) -> str:
@@ -218,7 +218,7 @@ def _read_rejects(path: Path) -> list[tuple[str, ...]]:
 
 
 def check_same_classes(found: Collection[str], known: Collection[str], root: Path) -> None:
-    """Raise UserError if classes are not those of a data set, in the same order.
+    """Raise UserError unless the classes of new images are those of the data set, in the same order.
 
     Args:
         found: names of the classes of the images to add, background first.
@@ -228,8 +228,8 @@ def check_same_classes(found: Collection[str], known: Collection[str], root: Pat
     first, *others = known
     if tuple(found) != (BACKGROUND if first.lower() in BACKGROUND_NAMES else first, *others):
         raise UserError(
-            f"the annotations have the classes {', '.join(found)}, and {root} has {', '.join(known)}: only annotations of the same "
-            "classes in the same order can be added (--classes names them, for masks also --table)"
+            f"the annotations have the classes {', '.join(found)}, and {root} has {', '.join(known)}: only annotations of the "
+            "same classes in the same order can be added (--classes names them, for masks also --table)"
         )
 
 

@@ -25,7 +25,7 @@ from proposals.image_codec import encode_mask
 
 CLASSES_FILE, REJECTS_FILE, IMPORT_FILE = "classes.txt", "rejects.csv", "import.json"
 REJECTS_HEADING = ("what", "id", "file", "reason")
-_LEAST_IMAGES = {"train": 2, "val": 1}
+_MIN_IMAGES = {"train": 2, "val": 1}
 
 
 class _Written(NamedTuple):
@@ -49,7 +49,8 @@ class ImportSummary:
     Attributes:
         splits: sorted ids of the imported images by split, "train" and "val".
         rejects: a Reject (an input that can't be used, with the reason) for each image that could not be imported.
-        losses: annotations that became void or were left out: the id of the image, the file that names it, and the reason.
+        losses: annotations that became void or were left out: the id of the image, the file that names it, and the
+            reason.
         remarks: number of images by remark, a phrase about an image such as "is tiny".
         counts: numbers over all imported images: "pixels", "overlap_pixels" (that more than one object covers),
             "overlapping_images" (in which objects overlap), "hidden_objects" (that lie wholly under others) and "annotations" (of
@@ -74,7 +75,7 @@ class ImportSummary:
             self.rejects.append(result)
             return
         self.splits[split].append(entry.image_id)
-        self.losses += [(entry.image_id, entry.uri, loss) for loss in result.losses]
+        self.losses += [(entry.image_id, entry.uri, lost) for lost in result.losses]
         self.remarks.update([result.remark] if result.remark else [])
         self.counts.update(result.counts)
 
@@ -82,7 +83,7 @@ class ImportSummary:
         """Return the rows of rejects.csv (the columns are `REJECTS_HEADING`): first the images, then the annotations."""
         return [
             *(("image", reject.image_id, reject.path, reject.reason) for reject in self.rejects),
-            *(("annotation", image_id, uri, str(loss)) for image_id, uri, loss in self.losses),
+            *(("annotation", image_id, uri, str(lost)) for image_id, uri, lost in self.losses),
         ]
 
     def count_losses(self) -> list[tuple[str, str, int]]:
@@ -91,7 +92,7 @@ class ImportSummary:
         Returns:
             Tuples of the class name in the annotations, the reason, and the number of such annotations, the largest number first.
         """
-        counts = Counter((loss.label, loss.reason) for *_, loss in self.losses)
+        counts = Counter((lost.label, lost.reason) for *_, lost in self.losses)
         return [(*key, count) for key, count in counts.most_common()]
 
 
@@ -129,7 +130,7 @@ def write_voc_layout(
             (folder / name).mkdir()
     store = partial(_write_image, folder=folder) if folder else None
     summary = load_images(
-        dataset, splits, store, max_rejects=max_rejects, max_void=max_void, threads=threads, least=_LEAST_IMAGES
+        dataset, splits, store, max_rejects=max_rejects, max_void=max_void, threads=threads, min_images=_MIN_IMAGES
     )
     if folder:
         _write_lists(dataset, summary, folder, origin)
@@ -144,7 +145,7 @@ def load_images(
     max_rejects: float,
     max_void: float,
     threads: int,
-    least: Mapping[str, int] = {},
+    min_images: Mapping[str, int] = {},
 ) -> ImportSummary:
     """Load the images of a data set and make their masks. Progress is shown on stderr.
 
@@ -155,7 +156,7 @@ def load_images(
         max_rejects: share of the images that may be unusable, in [0, 1].
         max_void: share of the annotations that may become void or be left out, in [0, 1].
         threads: number of threads that load and store images.
-        least: least number of usable images by split.
+        min_images: least number of usable images by split.
 
     Returns:
         A summary of what was imported and what was not.
@@ -179,7 +180,7 @@ def load_images(
 
     for entry, result in zip(entries, thread_map(import_one, entries, threads, "importing", "images"), strict=True):
         summary.add(entry, splits[entry.image_id], result)
-    _check_summary(summary, len(entries) + len(dataset.rejects), max_rejects, least)
+    _check_summary(summary, len(entries) + len(dataset.rejects), max_rejects, min_images)
     _check_losses(summary, max_void)
     dataset.notes += [f"{count:,}× an image {remark}" for remark, count in summary.remarks.items()]
     return summary
@@ -213,14 +214,14 @@ def _write_image(image_id: str, image: AnnotatedImage, folder: Path) -> None:
         (folder / voc.OBJECT_MASKS_DIR / f"{image_id}.png").write_bytes(encode_mask(image.object_mask, palette))
 
 
-def _check_summary(summary: ImportSummary, inputs: int, max_rejects: float, least_images: Mapping[str, int]) -> None:
+def _check_summary(summary: ImportSummary, inputs: int, max_rejects: float, min_images: Mapping[str, int]) -> None:
     """Check that not too many images were rejected, and that each split has enough images.
 
     Args:
         summary: result of the import.
         inputs: number of images that the import tried to use.
         max_rejects: share of these images that may be unusable, in [0, 1].
-        least_images: least number of images by split.
+        min_images: least number of images by split.
 
     Raises:
         UserError: if a larger share was rejected, or a split has too few images.
@@ -232,7 +233,7 @@ def _check_summary(summary: ImportSummary, inputs: int, max_rejects: float, leas
             f"{len(summary.rejects):,} of {inputs:,} images can't be used ({why}{first}), and max_rejects allows "
             f"{max_rejects:.0%}: correct them, or raise --max_rejects. Nothing was written"
         )
-    for split, least in least_images.items():
+    for split, least in min_images.items():
         if len(summary.splits[split]) < least:
             raise UserError(
                 f"{split} has {len(summary.splits[split])} images, and at least {least} are needed"
@@ -254,20 +255,20 @@ def _check_losses(summary: ImportSummary, max_void: float) -> None:
     if count > max_void * max(total, count):
         found = summary.count_losses()
         reasons = "; ".join(f"{number:,}× {label} {reason}" for label, reason, number in found[:5]) + ("; …" if found[5:] else "")
-        remedies = dict.fromkeys(loss.remedy for *_, loss in summary.losses if loss.remedy)
+        remedies = dict.fromkeys(lost.remedy for *_, lost in summary.losses if lost.remedy)
         raise UserError(
-            f"{count:,} of {total:,} annotations don't become objects ({reasons}), and max_void allows {max_void:.0%}: correct them, "
-            f"{''.join(f'give {remedy}, ' for remedy in remedies)}leave their classes out by --classes, or raise --max_void. "
-            "Nothing was written"
+            f"{count:,} of {total:,} annotations don't become objects ({reasons}), and max_void allows {max_void:.0%}: correct "
+            f"them, {''.join(f'give {remedy}, ' for remedy in remedies)}leave their classes out by --classes, or raise "
+            "--max_void. Nothing was written"
         )
 
 
-def most_common_reasons(reasons: Sequence[str], most: int = 3) -> str:
+def most_common_reasons(reasons: Sequence[str], count: int = 3) -> str:
     """Summarise in one line why many inputs can't be used.
 
     Args:
         reasons: the reason for each such input. Reasons that differ only in numbers are counted as the same.
-        most: number of different reasons to show.
+        count: number of different reasons to show.
 
     Returns:
         The most common reasons with their counts, such as "12× the file is empty; 1× not an image".
@@ -275,8 +276,8 @@ def most_common_reasons(reasons: Sequence[str], most: int = 3) -> str:
     kinds: dict[str, list[str]] = {}
     for reason in reasons:
         kinds.setdefault(re.sub(r"\d[\d,.]*", "…", reason), []).append(reason)
-    ranked = sorted(kinds.values(), key=len, reverse=True)[:most]
-    return "; ".join(f"{len(same):,}× {same[0]}" for same in ranked)
+    ranked = sorted(kinds.values(), key=len, reverse=True)[:count]
+    return "; ".join(f"{len(group):,}× {group[0]}" for group in ranked)
 
 
 def _write_lists(dataset: AnnotatedDataset, summary: ImportSummary, folder: Path, origin: Mapping[str, Any]) -> None:

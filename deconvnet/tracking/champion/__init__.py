@@ -1,1 +1,1 @@
-"""Which versions of a registered model are a workspace's own, and how the alias of the one in use, the champion, is moved."""
+"""The alias `champion`: which versions of a registered model may get it, moving it, and the record of its moves."""

@@ -1,4 +1,4 @@
-"""Move the alias `champion` of a registered model as a user wishes, and read the record of its moves.
+"""Move the alias `champion` of a registered model at a user's request, and read the record of its moves.
 
 Every move is recorded in a tag of the registered model.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _MOVE = re.compile(r"champion\.\d{4}-\d\d-\d\dT")
-"""Beginning of the name of a model's tag `champion.TIME`, which records a `Move` as JSON. A user's own tag may begin with "champion."."""
+"""Prefix of the tags `champion.TIME`, each of which records a `Move` as JSON. A user may have other tags "champion.…"."""
 _MAX_REASON = 2000  # characters; a tag of MLflow has room for 5,000
 
 
@@ -46,14 +46,14 @@ class Move:
 
 
 def move_champion(store: str, name: str, to: str | None, why: str) -> Move:
-    """Move the alias `champion` as a user wishes: to a version, or back to the version that had it before.
+    """Move the alias `champion` at a user's request: to a version, or back to the version that had it before.
 
-    The versions are not compared. The workspace is not locked, so a bad model can be taken back at once, even during a retraining.
+    The versions are not compared. The workspace is not locked, so a bad model can be replaced at once, even during a retraining.
 
     Args:
         store: URI of the MLflow store.
         name: name of the registered model.
-        to: version number or alias, such as "7" or "challenger". None to undo the latest move that is not undone yet.
+        to: version number or alias, such as "7" or "challenger". None to undo the latest move that has not been undone.
         why: the reason, for the record.
 
     Returns:
@@ -72,7 +72,7 @@ def move_champion(store: str, name: str, to: str | None, why: str) -> Move:
             raise UserError(f"{name} version {version} is the champion already")
         client.set_registered_model_alias(name, CHAMPION, str(version))
         if (now := aliases(store, name).get(CHAMPION)) != version:
-            raise UserError(f"another process has moved {name}'s champion to version {now} at the same time, and it stays there")
+            raise UserError(f"another process moved {name}'s champion to version {now} at the same time, and this move was kept")
         move = record_move(client, name, current, version, why, back=to is None)
         update_model_description(client, name)
     return move

@@ -1,4 +1,4 @@
-"""Tell the versions of a registered model that a workspace has registered from those of other workspaces."""
+"""Distinguish the versions of a registered model that belong to a workspace from those of other workspaces."""
 
 import hashlib
 from collections.abc import Sequence

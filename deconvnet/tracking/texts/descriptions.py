@@ -232,6 +232,12 @@ def version_description(results: Mapping[str, Any], card: str = "") -> str:
     return truncated("\n".join(lines), _MAX_VERSION_LENGTH)
 
 
+_PURPOSE = (
+    "EDeconvNet+CRF: an ensemble of DeconvNet and FCN-8s, refined by a dense CRF. Input: an encoded image (`image`). "
+    "Output: a PNG of class ids (`mask`), or why there is none (`error`)."
+)
+
+
 def model_description(model: "RegisteredModel", store: str, versions: Sequence["ModelVersion"], length: int = MAX_LENGTH) -> str:
     """Return the description of a registered model: its purpose, its results, its usage and a list of its versions.
 
@@ -257,7 +263,7 @@ def model_description(model: "RegisteredModel", store: str, versions: Sequence["
     uri = f"models:/{model.name}@{alias}" if alias else f"models:/{model.name}/{shown.version}"
     results = "\n".join(_version_table(shown.tags))
     text = f"""{MODEL_HEADING}
-EDeconvNet+CRF: an ensemble of DeconvNet and FCN-8s, refined by a dense CRF. Input: an encoded image (`image`). Output: a PNG of class ids (`mask`), or why there is none (`error`).
+{_PURPOSE}
 
 ### Results
 {(alias or "newest").capitalize()}: version {shown.version}, on the val images of its run.

@@ -36,11 +36,11 @@ def model_card(name: str, run: RunSummary, sizes: Mapping[str, Any] | None = Non
             *_head(name, run.results),
             f"# {escaped(name)}",
             "",
-            "An ensemble of DeconvNet (Noh, Hong, Han, ICCV 2015) and FCN-8s (Long, Shelhamer, Darrell, CVPR 2015), refined by a dense "
-            f"CRF (EDeconvNet+CRF). It predicts one of {len(run.results['classes'])} classes for each pixel of an image.",
+            "An ensemble of DeconvNet (Noh, Hong, Han, ICCV 2015) and FCN-8s (Long, Shelhamer, Darrell, CVPR 2015), refined by a "
+            f"dense CRF (EDeconvNet+CRF). It predicts one of {len(run.results['classes'])} classes for each pixel of an image.",
             "",
-            f"Trained by the run *{escaped(run.title)}* with the code {escaped(run.code)}; this card is of {run.when:%Y-%m-%d}. It states "
-            "only what that run has recorded.",
+            f"Trained by the run *{escaped(run.title)}* with the code {escaped(run.code)}; this card is of {run.when:%Y-%m-%d}. "
+            "It states only what that run has recorded.",
             *_section("Intended use", _use(run)),
             *_section("Data", _data(run)),
             *_section("Training", _training(run.settings)),
@@ -80,11 +80,12 @@ def _use(run: RunSummary) -> Iterator[str]:
     yield f"For images like those of {dataset}, on which it was measured, and these classes, by id from 0: "
     yield f"{escaped(', '.join(run.results['classes']))}."
     yield ""
-    yield "Every pixel gets one of these classes, even where an image shows something else. The model was not tested on other kinds of "
-    yield "images, or for uses in which a wrong mask does harm."
+    yield "Every pixel gets one of these classes, even where an image shows something else. The model was not tested on other "
+    yield "kinds of images, or for uses in which a wrong mask does harm."
     yield ""
-    yield "Input: an encoded image (column `image`). Output: a PNG of class ids (`mask`), or an error message (`error`). The model loads with "
-    yield "`mlflow.pyfunc.load_model`; its files include the project's code, and `requirements.txt` with the packages that the code needs."
+    yield "Input: an encoded image (column `image`). Output: a PNG of class ids (`mask`), or an error message (`error`). The "
+    yield "model loads with `mlflow.pyfunc.load_model`; its files include the project's code, and `requirements.txt` with the "
+    yield "packages that the code needs."
 
 
 def _data(run: RunSummary) -> Iterator[str]:
@@ -115,13 +116,14 @@ def _training(settings: Mapping[str, Any]) -> Iterator[str]:
     if init.get("from"):
         start = f"Both networks start from `{init['from']}`."
     elif model.get("vgg16"):
-        start = f"Both networks start from VGG-16's weights in the file `{_file_name(model['vgg16'])}`, pretrained by others on ImageNet."
+        file = _file_name(model["vgg16"])
+        start = f"Both networks start from VGG-16's weights in the file `{file}`, pretrained by others on ImageNet."
     else:
         start = "Both networks start from random weights."
     yield start
     if "input_size" in model:
-        crops = f"DeconvNet learns from crops of {model['input_size']} px"
-        yield f"{crops}, FCN-8s from whole images of up to {model.get('fcn_input_size', '?')} px. Seed: {settings.get('seed', '?')}."
+        whole = f"FCN-8s from whole images of up to {model.get('fcn_input_size', '?')} px"
+        yield f"DeconvNet learns from crops of {model['input_size']} px, {whole}. Seed: {settings.get('seed', '?')}."
     yield "All settings are in the run's report (`report/index.html`)."
 
 
@@ -129,8 +131,8 @@ def _results(results: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines with the results."""
     yield from results_table(results)
     yield ""
-    yield "The paper's column is for the test set of VOC 2012. Boundary F: contours within 0.0075 of the diagonal; Boundary IoU: bands of "
-    yield "0.02 of the diagonal. Void pixels are left out. EDeconvNet+CRF by class, in per cent:"
+    yield "The paper's column is for the test set of VOC 2012. Boundary F: contours within 0.0075 of the diagonal; Boundary "
+    yield "IoU: bands of 0.02 of the diagonal. Void pixels are left out. EDeconvNet+CRF by class, in per cent:"
     yield ""
     row = results["rows"].get(_FINAL, {})
     by_class = ("iou", "boundary_f_by_class", "boundary_iou_by_class")
@@ -142,11 +144,12 @@ def _results(results: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _limits(run: RunSummary, sizes: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines about the limits, which the results show and the settings set."""
+    """Yield the lines about limits: those that the results show, and those that the settings impose."""
     iou = run.results["rows"].get(_FINAL, {}).get("iou", {})
     known = sorted((value, name) for name, value in iou.items() if value is not None)
     if known:
-        yield f"* Least accurate classes (IoU): {', '.join(f'{escaped(name)} {percent(value)} %' for value, name in known[:_WORST])}."
+        worst = ", ".join(f"{escaped(name)} {percent(value)} %" for value, name in known[:_WORST])
+        yield f"* Least accurate classes (IoU): {worst}."
     if unmeasured := [escaped(name) for name in run.results["classes"] if iou.get(name) is None]:
         yield f"* Not measured, because no evaluated image shows them: {', '.join(unmeasured)}."
     found = sizes.get("mean_iou", {}).get(_FINAL, [])
@@ -183,9 +186,9 @@ def _licences(run: RunSummary) -> Iterator[str]:
         if proposals.get("edge_model"):
             yield f"* The edge detector `{_file_name(proposals['edge_model'])}` is among the model's files."
         else:
-            yield "* The edge detector among the model's files was learned from PASCAL VOC 2012's images, SBD's masks and BSDS500, whose "
-            yield "  terms are non-commercial research and educational purposes."
-    yield "* This program does not know the terms of these data and weights. Whether they allow a use is for its user to find out."
+            yield "* The edge detector among the model's files was learned from PASCAL VOC 2012's images, SBD's masks and "
+            yield "  BSDS500, whose terms are non-commercial research and educational purposes."
+    yield "* This program does not know the terms of these data and weights. Check them before you use the model."
 
 
 def _file_name(uri: str) -> str:

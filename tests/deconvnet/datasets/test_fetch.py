@@ -149,7 +149,7 @@ def test_two_runs_do_not_write_to_one_file(server, tmp_path):
 
 
 def test_a_file_with_a_wrong_checksum_is_deleted(server, tmp_path):
-    with pytest.raises(UserError, match="not the file expected"):
+    with pytest.raises(UserError, match="does not have the checksum"):
         fetch(server.url, tmp_path / "f", "md5:" + "0" * 32)
     assert not list(tmp_path.iterdir())
 

@@ -51,7 +51,7 @@ def test_links_to_nothing_are_refused_and_a_link_to_a_folder_above_lists_nothing
         (tmp_path / link).symlink_to(target)
     found = list_folder(str(tmp_path), leave_out=str(tmp_path / "out"))
     assert {p.name: p.refused for p in found.images} == {
-        "a.jpg": "it is a link to nothing: was the file fetched (dvc pull, git annex get)?",
+        "a.jpg": "it is a broken link: was the file fetched (dvc pull, git annex get)?",
         "a.png": "",
         "b/c.jpg": "",
         "b/d.png": "",

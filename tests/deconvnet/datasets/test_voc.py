@@ -157,7 +157,7 @@ def test_an_image_of_which_a_file_is_a_link_to_nothing_is_rejected(layout, folde
     (layout.root / folder / name).symlink_to(layout.root / "not fetched")
     files = VocDataset(str(layout.root)).find("a")
     reject = read_row(str(layout.root), files, "train", 3, 10**6)
-    assert reject.path.endswith(f"{folder}/{name}") and "a link to nothing" in reject.reason
+    assert reject.path.endswith(f"{folder}/{name}") and "a broken link" in reject.reason
     assert "a" not in list_files(str(layout.root), folder)
 
 

@@ -235,7 +235,9 @@ def test_only_the_answer_that_there_is_no_such_version_ends_a_trial(
     wanted = find_wanted("models:/net@champion", "models:/net@challenger", store)
     assert wanted.champion.number == "1" and wanted.challenger is None and "can't be reached" in wanted.problem
     check_challenger(wanted.champion, "models:/net@champion", "models:/net/2", store)
-    assert "whether there is a challenger is not known: challenger models:/net/2 is not in http://127.0.0.1:9" in caplog.text
+    assert (
+        "the registry could not be asked for the challenger: challenger models:/net/2 is not in http://127.0.0.1:9" in caplog.text
+    )
 
 
 @pytest.mark.parametrize(("champion", "announced"), [(1, ("1", "2")), (3, ("3", "2")), (2, ("2", None))])

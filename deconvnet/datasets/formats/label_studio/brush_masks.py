@@ -30,15 +30,15 @@ _MASK_NAME = re.compile(r"task-(?P<task>\d+)-annotation-(?P<annotation>\d+)-by-(
 _OPAQUE = 128  # lowest value of a pixel that belongs to a region; brush strokes may have soft edges
 
 
-def read_brush_masks(sources: Sequence[AnnotationSource], rules: ImportRules) -> AnnotatedDataset:
+def read_brush_masks(sources: Sequence[AnnotationSource], options: ImportRules) -> AnnotatedDataset:
     """Read one or two folders of Label Studio's masks as one data set.
 
     Args:
         sources: folders of masks, each with its folder of images.
-        rules: rules that the user chose. Those about boxes, crowds, Kaggle's tables and folders of masks have no effect.
+        options: options of the import. Those about boxes, crowds, Kaggle's tables and folders of masks have no effect.
 
     Returns:
-        The data set. If `rules.classes` is empty, its classes are all labels, in alphabetical order.
+        The data set. If `options.classes` is empty, its classes are all labels, in alphabetical order.
 
     Raises:
         UserError: if a folder has no masks, or the images of the tasks can't be found.
@@ -48,7 +48,7 @@ def read_brush_masks(sources: Sequence[AnnotationSource], rules: ImportRules) ->
     masks: list[dict[str, dict[str, list[str]]]] = []  # for each source: paths of the masks by task and annotation
     tasks: list[list[dict[str, Any]]] = []
     for source in sources:
-        tasks.append(_read_tasks(source.annotations, rules.encoding))
+        tasks.append(_read_tasks(source.annotations, options.encoding))
         controls = {str(result.get("from_name")) for task in tasks[-1] for result in _results(task)}
         masks.append(defaultdict(lambda: defaultdict(list)))
         for name in storage.list_files(source.annotations):
@@ -57,27 +57,29 @@ def read_brush_masks(sources: Sequence[AnnotationSource], rules: ImportRules) ->
                 masks[-1][match["task"]][match["annotation"]].append(uri)
                 label_of[uri] = _cut_label(match["rest"], controls)
             elif name.lower().endswith(".png"):
-                dataset.reject(name, uri, "its name is none that Label Studio gives, as task-1-annotation-2-by-3-tag-Cat-0.png")
+                dataset.reject(name, uri, "its name does not have Label Studio's form: task-1-annotation-2-by-3-tag-Cat-0.png")
         if not masks[-1]:
             raise UserError(
-                f"--annotations {source.annotations} has no masks as task-1-annotation-2-by-3-tag-Cat-0.png: export the project from "
-                "Label Studio as `Brush labels to PNG`"
+                f"--annotations {source.annotations} has no masks such as task-1-annotation-2-by-3-tag-Cat-0.png: export the "
+                "project from Label Studio as `Brush labels to PNG`"
             )
     unpainted = [{str(task["id"]): _shapes(task, "brush") for task in listed} for listed in tasks]
     others = {label for by_task in unpainted for shapes_of_task in by_task.values() for _, label in shapes_of_task}
-    ids = dataset.choose_classes(sorted({*label_of.values(), *others}), rules, must_exist=False)
+    ids = dataset.choose_classes(sorted({*label_of.values(), *others}), options, must_exist=False)
     for source, by_task, listed, left_out in zip(sources, masks, tasks, unpainted, strict=True):
-        index, painter = ImageIndex(source.images), ImagePainter(rules)
+        index, painter = ImageIndex(source.images), ImagePainter(options)
         images = find_images(index, by_task, listed)
         dataset.losses += _lost_shapes(listed, by_task, ids, source)
         if not listed:
-            dataset.notes.append("there is no JSON export of the project, so the image of task 1 is taken to be 1, and so on")
+            dataset.notes.append(
+                "there is no JSON export of the project, so the image of task 1 is assumed to be named 1, and so on"
+            )
         files = {task: [uri for uris in annotations.values() for uri in uris] for task, annotations in by_task.items()}
         counts, uris = {task: len(each) for task, each in by_task.items()}, {task: each[0] for task, each in files.items()}
         for task, image in choose_images(dataset, index, images, counts, uris, listed).items():
-            convert = partial(_convert, files[task], label_of, left_out.get(task, []), ids, rules.max_pixels)
+            convert = partial(_convert, files[task], label_of, left_out.get(task, []), ids, options.max_pixels)
             dataset.add(image, uris[task], source.split, painter.plan(partial(index.read_named, image), convert))
-        if without := len(index.names) - len({file for same in images.values() for file in same}):
+        if without := len(index.names) - len({file for files in images.values() for file in files}):
             dataset.notes.append(f"{without:,} images below {source.images} have no mask and are left out")
     return dataset
 
@@ -114,10 +116,10 @@ def _read_tasks(folder: str, encoding: str | None) -> list[dict[str, Any]]:
         UserError: if there are several exports, or one can't be read.
     """
     found: list[tuple[str, list[dict[str, Any]]]] = []
-    for place in (folder.rstrip("/"), folder.rstrip("/").rpartition("/")[0]):
-        fs, path = storage.filesystem(place)
+    for parent in (folder.rstrip("/"), folder.rstrip("/").rpartition("/")[0]):
+        fs, path = storage.filesystem(parent)
         infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-        for file in (storage.join(place, info.base_name) for info in infos if info.base_name.endswith(".json")):
+        for file in (storage.join(parent, info.base_name) for info in infos if info.base_name.endswith(".json")):
             try:
                 document = read_json(file, encoding)
             except BadInput as error:
@@ -135,7 +137,7 @@ def _results(task: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the labelling results of a task, such as brush strokes and polygons, collected from all of its annotations."""
     annotations = task.get("annotations") or task.get("completions")
     results = [each.get("result") for each in annotations if isinstance(each, dict)] if isinstance(annotations, list) else []
-    return [result for same in results if isinstance(same, list) for result in same if isinstance(result, dict)]
+    return [result for each in results if isinstance(each, list) for result in each if isinstance(result, dict)]
 
 
 def _shapes(task: Mapping[str, Any], but: str = "") -> list[tuple[str, str]]:
@@ -161,7 +163,7 @@ def _lost_shapes(
         source: the source of the export.
     """
     return [
-        (f"task-{task['id']}", source.annotations, Loss(f"a {kind}", label, "is of a task that has no mask"))
+        (f"task-{task['id']}", source.annotations, Loss(f"a {kind}", label, "belongs to a task without masks"))
         for task in tasks
         if str(task["id"]) not in masked
         for kind, label in _shapes(task)
@@ -180,10 +182,10 @@ def _convert(
 
     Args:
         files: paths or URIs of the masks.
-        label_of: label of each mask, by its path or address.
+        label_of: label of each mask, by its path or URI.
         unpainted: kind and label of the shapes that have no mask, because they were not painted with the brush.
         ids: class id by label; 255 (void) or 0 (background) for classes that are not imported.
-        max_pixels: most pixels that a mask may have.
+        max_pixels: largest number of pixels that a mask may have.
 
     Returns:
         The shapes of the image with their class ids.
@@ -194,13 +196,13 @@ def _convert(
     converted = []
     for uri in files:
         name = uri.rpartition("/")[2]
-        with shapes.faults_named(name):
+        with shapes.prefix_errors(name):
             mask = decode_mask(read_input(uri), max_pixels)
         opaque = mask >= min(_OPAQUE, max(1, int(mask.max())))
         converted.append(shapes.Annotation(name, label_of[uri], ids[label_of[uri]] or None, shapes.whole_mask(opaque)))
     for kind, label in unpainted:
-        loss = "is in the JSON export, and brush masks alone are read"
+        reason = "is in the JSON export, but only brush masks are read"
         converted.append(
-            shapes.Annotation(f"a {kind}", label, ids[label] or None, None, loss, "--annotations with the JSON file")
+            shapes.Annotation(f"a {kind}", label, ids[label] or None, None, reason, "--annotations with the JSON file")
         )
     return shapes.ImageAnnotations((None, None), converted)

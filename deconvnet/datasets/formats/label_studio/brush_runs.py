@@ -1,10 +1,10 @@
-"""The run lengths in which Label Studio's JSON has masks of brush labels.
+"""The run lengths in which Label Studio's JSON stores the masks of brush labels.
 
 They are a list of bytes, whose bits are read from the highest on:
 
 * 32 bits: the number of words; 5 bits: the size of a word less 1; 4 × 4 bits: four sizes of numbers, each less 1.
-* Then packets, until all words are there. 1 bit: whether one word is repeated; 2 bits: which of the four sizes the next number has;
-  the number of words less 1; then the word that is repeated, or all words.
+* Then packets, until all words have been read. 1 bit: whether one word is repeated; 2 bits: which of the four sizes the next
+  number has; the number of words less 1; then the word that is repeated, or all words.
 
 The words are bytes: red, green, blue and alpha of each pixel, row by row. A pixel belongs to the mask if it is opaque.
 """
@@ -15,7 +15,7 @@ import numpy as np
 
 from infra.errors import BadInput
 
-_SIZES = (3, 4, 8, 16)  # of numbers, in bits
+_SIZES = (3, 4, 8, 16)  # sizes of numbers, in bits
 _OPAQUE = 128  # lowest alpha of a pixel that belongs to the mask; brush strokes may have soft edges
 
 
@@ -61,7 +61,7 @@ class _Bits:
             int64 array (count,) of their values.
 
         Raises:
-            BadInput: if so many bits are not left.
+            BadInput: if fewer bits are left.
         """
         end = self._position + count * size
         if end > len(self._bits):
@@ -71,7 +71,7 @@ class _Bits:
         return bits @ (1 << np.arange(size - 1, -1, -1, dtype=np.int64))
 
     def number(self, size: int) -> int:
-        """Read a number of `size` bits. Raise BadInput if so many are not left."""
+        """Read a number of `size` bits. Raise BadInput if fewer are left."""
         return int(self.words(1, size)[0])
 
 
@@ -87,7 +87,7 @@ def decode_brush(values: Any, height: int, width: int) -> np.ndarray:
         bool array (H, W), True where the mask is opaque.
 
     Raises:
-        BadInput: if the run lengths are damaged, or of another number of pixels.
+        BadInput: if the run lengths are damaged, or for another number of pixels.
     """
     try:
         bits = _Bits(bytes(values))

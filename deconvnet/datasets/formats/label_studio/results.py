@@ -23,30 +23,30 @@ from infra.errors import BadInput, UserError
 Task = Mapping[str, Any]
 
 
-def read_results(sources: Sequence[AnnotationSource], rules: ImportRules) -> AnnotatedDataset:
+def read_results(sources: Sequence[AnnotationSource], options: ImportRules) -> AnnotatedDataset:
     """Read one or two JSON exports of Label Studio as one data set.
 
     Args:
         sources: the JSON files, each with its folder of images.
-        rules: rules that the user chose. Those about crowds, Kaggle's tables and folders of masks have no effect.
+        options: options of the import. Those about crowds, Kaggle's tables and folders of masks have no effect.
 
     Returns:
-        The data set. If `rules.classes` is empty, its classes are all labels, in alphabetical order.
+        The data set. If `options.classes` is empty, its classes are all labels, in alphabetical order.
 
     Raises:
         UserError: if a file is not a JSON export of Label Studio, or no task has an annotation.
     """
-    exports = [_read_export(source.annotations, rules.encoding) for source in sources]
+    exports = [_read_export(source.annotations, options.encoding) for source in sources]
     dataset = AnnotatedDataset()
     labels = {label for tasks in exports for task in tasks for found in _annotations(task) for label in _labels(found)}
     if not labels:
         raise UserError(
-            f"--annotations {' and '.join(source.annotations for source in sources)}: no task has an annotation with a label; predictions "
-            "are not read before someone has accepted them (in Label Studio: Submit)"
+            f"--annotations {' and '.join(source.annotations for source in sources)}: no task has an annotation with a label; "
+            "predictions are not read before someone has accepted them (in Label Studio: Submit)"
         )
-    ids = dataset.choose_classes(sorted(labels), rules, must_exist=False)
+    ids = dataset.choose_classes(sorted(labels), options, must_exist=False)
     for source, tasks in zip(sources, exports, strict=True):
-        _add_tasks(dataset, source, tasks, ids, rules)
+        _add_tasks(dataset, source, tasks, ids, options)
     return dataset
 
 
@@ -58,7 +58,7 @@ def _read_export(uri: str, encoding: str | None) -> list[Task]:
         encoding: name of the encoding if the file is not in UTF-8, as for `read_text`.
 
     Returns:
-        The tasks. Those that were not exported by Label Studio but are to be imported there have no id and no annotations.
+        The tasks. Tasks in a file that was made for import into Label Studio have no id and no annotations.
 
     Raises:
         UserError: if the file can't be read or is not such an export.
@@ -69,8 +69,8 @@ def _read_export(uri: str, encoding: str | None) -> list[Task]:
         raise UserError(f"--annotations {uri} can't be read: {error}") from None
     if not isinstance(tasks, list) or not all(map(_is_task, tasks)):
         raise UserError(
-            f"--annotations {uri} is not a JSON export of Label Studio (a list of tasks with id and data): export `JSON`, not `JSON-MIN`; "
-            "for `Brush labels to PNG`, name the folder of the PNG files"
+            f"--annotations {uri} is not a JSON export of Label Studio (a list of tasks with id and data): export `JSON`, not "
+            "`JSON-MIN`; for `Brush labels to PNG`, name the folder of the PNG files"
         )
     return tasks
 
@@ -103,7 +103,7 @@ def _labels(results: Sequence[Mapping[str, Any]]) -> set[str]:
 
 
 def _add_tasks(
-    dataset: AnnotatedDataset, source: AnnotationSource, tasks: Sequence[Task], ids: Mapping[str, int], rules: ImportRules
+    dataset: AnnotatedDataset, source: AnnotationSource, tasks: Sequence[Task], ids: Mapping[str, int], options: ImportRules
 ) -> None:
     """Add the images of an export to a data set, without loading them.
 
@@ -114,15 +114,15 @@ def _add_tasks(
         source: the export and its folder of images.
         tasks: the tasks of the export.
         ids: class id by label; 255 (void) or 0 (background) for classes that are not imported.
-        rules: rules that the user chose, for painting the masks.
+        options: options of the import, for painting the masks.
     """
-    index, painter = ImageIndex(source.images), ImagePainter(rules)
+    index, painter = ImageIndex(source.images), ImagePainter(options)
     annotated = {str(task["id"]): found for task in tasks if (found := _annotations(task))}
     exported = [task for task in tasks if "id" in task]
     counts, uris = {task: len(found) for task, found in annotated.items()}, dict.fromkeys(annotated, source.annotations)
     images = find_images(index, annotated, exported)
     for task, image in choose_images(dataset, index, images, counts, uris, exported).items():
-        convert = partial(_convert, annotated[task][0], ids, rules)
+        convert = partial(_convert, annotated[task][0], ids, options)
         dataset.add(image, source.annotations, source.split, painter.plan(partial(index.read_named, image), convert))
     if without := sum(not _annotations(task) for task in tasks):
         dataset.notes.append(
@@ -130,13 +130,13 @@ def _add_tasks(
         )
 
 
-def _convert(results: Sequence[Mapping[str, Any]], ids: Mapping[str, int], rules: ImportRules) -> shapes.ImageAnnotations:
+def _convert(results: Sequence[Mapping[str, Any]], ids: Mapping[str, int], options: ImportRules) -> shapes.ImageAnnotations:
     """Convert the results of an annotation to shapes.
 
     Args:
         results: the results. One without labels is not a region, or adds to the region of another result with the same id.
         ids: class id by label; 255 (void) or 0 (background) for classes that are not imported.
-        rules: rules that the user chose; `boxes_void` and `max_pixels` apply.
+        options: options of the import; `boxes_void` and `max_pixels` apply.
 
     Returns:
         The shapes of the image with their class ids.
@@ -156,24 +156,24 @@ def _convert(results: Sequence[Mapping[str, Any]], ids: Mapping[str, int], rules
             continue
         if len(labels) > 1:
             raise BadInput(f"{name} has the labels {' and '.join(labels)}: keep one")
-        with shapes.faults_named(f"{name} ({labels[0]})"):
+        with shapes.prefix_errors(f"{name} ({labels[0]})"):
             width, height = (as_int(result.get(f"original_{side}"), f"its original_{side}") for side in ("width", "height"))
-            if min(width, height) < 1 or width * height > rules.max_pixels:
+            if min(width, height) < 1 or width * height > options.max_pixels:
                 raise BadInput(
-                    f"it is of an image of {width}×{height} px; 1 to {rules.max_pixels:,} px are allowed (--max_pixels)"
+                    f"it is of an image of {width}×{height} px; 1 to {options.max_pixels:,} px are allowed (--max_pixels)"
                 )
             if result.get("image_rotation"):
                 raise BadInput(f"the image was turned by {result['image_rotation']}° in Label Studio: turn it back there")
             sizes.add((width, height))
-            outline, loss, remedy = _outline(value, width, height, rules.boxes_void)
-        converted.append(shapes.Annotation(name, labels[0], ids[labels[0]] or None, outline, loss, remedy))
+            shape, reason, remedy = _make_shape(value, width, height, options.boxes_void)
+        converted.append(shapes.Annotation(name, labels[0], ids[labels[0]] or None, shape, reason, remedy))
     if len(sizes) > 1:
         raise BadInput(f"its results are of images of different sizes: {', '.join(f'{w}×{h}' for w, h in sorted(sizes))}")
     return shapes.ImageAnnotations(sizes.pop() if sizes else (None, None), converted)
 
 
-def _outline(value: Mapping[str, Any], width: int, height: int, boxes_void: bool) -> tuple[shapes.Outline | None, str, str]:
-    """Make the outline of a result.
+def _make_shape(value: Mapping[str, Any], width: int, height: int, boxes_void: bool) -> tuple[shapes.Shape | None, str, str]:
+    """Make the shape of a result.
 
     Args:
         value: value of the result, whose keys tell its kind.
@@ -182,8 +182,8 @@ def _outline(value: Mapping[str, Any], width: int, height: int, boxes_void: bool
         boxes_void: True if rectangles become void.
 
     Returns:
-        outline: the outline; None if the kind is not read.
-        loss: why the result does not become an object; "" if it does.
+        shape: the shape; None if the kind is not read.
+        reason: why the result does not become an object; "" if it does.
         remedy: option of import_data.py that makes it an object; "" if there is none.
 
     Raises:
@@ -201,6 +201,6 @@ def _outline(value: Mapping[str, Any], width: int, height: int, boxes_void: bool
         )  # clockwise, about the first corner
         sides = np.array([[0, 0], [w, 0], [w, h], [0, h]]) * scale
         corners = sides @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]) + np.array([x, y]) * scale
-        loss, remedy = ("is a rectangle without an outline, which becomes void", "--boxes object") if boxes_void else ("", "")
-        return shapes.polygons([corners]), loss, remedy
-    return None, "is neither polygon, brush label nor rectangle, which are read", ""
+        reason, remedy = ("is a rectangle without an outline, which becomes void", "--boxes object") if boxes_void else ("", "")
+        return shapes.polygons([corners]), reason, remedy
+    return None, "is not a polygon, brush label or rectangle, the only kinds that are read", ""

@@ -1,4 +1,4 @@
-"""Finding the image of each task of a Label Studio project, by its JSON export or by the number of the task."""
+"""Finding the image of each task of a Label Studio project, from the JSON export or from the number of the task."""
 
 import re
 import urllib.parse
@@ -12,7 +12,7 @@ from deconvnet.datasets.importing.dataset import AnnotatedDataset
 from deconvnet.datasets.importing.image_index import ImageIndex
 from infra.errors import UserError
 
-_UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")  # what Label Studio puts before the name of an uploaded file
+_UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")  # prefix that Label Studio gives the name of an uploaded file
 
 
 def find_images(index: ImageIndex, tasks: Collection[str], exported: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
@@ -24,7 +24,7 @@ def find_images(index: ImageIndex, tasks: Collection[str], exported: Sequence[Ma
         exported: the tasks of the JSON export; empty if there is none.
 
     Returns:
-        For each id, the paths of the images that may be its image. It is clear which one is if there is exactly one.
+        The candidate images (their paths) by id of the task. If there is exactly one candidate, it is the image of the task.
 
     Raises:
         UserError: if there is no JSON export, and the images are not named by the tasks.
@@ -32,7 +32,7 @@ def find_images(index: ImageIndex, tasks: Collection[str], exported: Sequence[Ma
     files: dict[str, set[str]] = {task: set() for task in tasks}
     if exported:
         named = [(str(task["id"]), each) for task in exported for each in _image_names(task)]
-        found, _ = index.find_each(name for _, names in named for name in names)
+        found, _ = index.find_many(name for _, names in named for name in names)
         for task, names in named:
             if task in files:
                 files[task].update([found[name] for name in names if name in found][:1])
@@ -41,10 +41,10 @@ def find_images(index: ImageIndex, tasks: Collection[str], exported: Sequence[Ma
         number = PurePosixPath(name).stem.removeprefix("task-").lstrip("0") or "0"
         if number in files:
             files[number].add(name)
-    if unnamed := [task for task, same in files.items() if not same]:
+    if unnamed := [task for task, candidates in files.items() if not candidates]:
         raise UserError(
             f"the masks don't say which image belongs to task {unnamed[0]}: put the JSON export of the project beside them "
-            "(or name the images by their tasks, as 1.jpg)"
+            "(or name the images by their tasks, such as 1.jpg)"
         )
     return files
 
@@ -79,7 +79,7 @@ def choose_images(
     Args:
         dataset: data set to whose `rejects` the other tasks are added.
         index: images of the source.
-        files: the images that may be that of a task, by its id, as `find_images` returns them.
+        files: candidate images by id of the task, as `find_images` returns them.
         annotations: number of annotations of each of these tasks, by its id.
         uris: path or URI of a file of each task, by which messages identify it.
         exported: the tasks of the JSON export; empty if there is none.
@@ -88,17 +88,18 @@ def choose_images(
         The path of the image by the id of its task.
     """
     ids = Counter(str(task["id"]) for task in exported)
-    uses = Counter(file for same in files.values() for file in same)
+    uses = Counter(file for candidates in files.values() for file in candidates)
     chosen: dict[str, str] = {}
-    for task, same in files.items():
-        name, image = f"task-{task}", min(same, default="")
+    for task, candidates in files.items():
+        name, image = f"task-{task}", min(candidates, default="")
         if ids[task] > 1:
             reason = f"{ids[task]} tasks of the export have the id {task}: give each an id of its own"
-        elif len(same) > 1:
-            reason = f"task {task} has {len(same)} images, {' and '.join(sorted(same))}: leave one of them below {index.folder}"
-        elif not same:
+        elif len(candidates) > 1:
+            names = " and ".join(sorted(candidates))
+            reason = f"task {task} has {len(candidates)} images, {names}: leave one of them below {index.folder}"
+        elif not candidates:
             reason = f"below {index.folder}, no image or more than one has the name that task {task} states"
-        elif uses[image] > 1:  # of two tasks that fit the same image, one must be wrong
+        elif uses[image] > 1:  # if two tasks fit the same image, one must be wrong
             reason = f"{image}, the image of task {task}, is also that of another task"
         elif annotations[task] > 1:
             name, reason = image, f"task {task} has {annotations[task]} annotations: keep one"

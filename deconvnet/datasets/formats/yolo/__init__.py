@@ -27,13 +27,13 @@ from infra.errors import BadInput, UserError
 _TOLERANCE = 0.01  # how far outside the image a corner may lie, as a share of the image's side
 
 
-def read_yolo(sources: Sequence[AnnotationSource], rules: ImportRules) -> AnnotatedDataset:
+def read_yolo(sources: Sequence[AnnotationSource], options: ImportRules) -> AnnotatedDataset:
     """Read one or two data sets in the YOLO format as one.
 
     Args:
         sources: each a data.yaml or a folder with text files, and a folder of images. By default, data.yaml names that folder.
-        rules: rules that the user chose. If there is no file of class names, `classes` are the names of the classes 0, 1, ….
-            Rules about crowds, Kaggle's tables and folders of masks have no effect.
+        options: options of the import. If there is no file of class names, `classes` are the names of the classes 0, 1, ….
+            Options about crowds, Kaggle's tables and folders of masks have no effect.
 
     Returns:
         The data set. Its images have the splits train and val that data.yaml gives them, if data.yaml names both splits.
@@ -41,11 +41,11 @@ def read_yolo(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annota
     Raises:
         UserError: if the class names or the images can't be found, or no image has a text file.
     """
-    layouts = [find_layout(storage.absolute(source.annotations), rules) for source in sources]
+    layouts = [find_layout(storage.absolute(source.annotations), options) for source in sources]
     dataset = AnnotatedDataset()
-    ids = dataset.choose_classes([name for layout in layouts for _, name in sorted(layout.names.items())], rules)
+    ids = dataset.choose_classes([name for layout in layouts for _, name in sorted(layout.names.items())], options)
     for source, layout in zip(sources, layouts, strict=True):
-        _add_images(dataset, source, layout, ids, rules)
+        _add_images(dataset, source, layout, ids, options)
     return dataset
 
 
@@ -53,7 +53,7 @@ FORMAT = DatasetFormat("data.yaml, or the folder of YOLO's text files", read_yol
 
 
 def _add_images(
-    dataset: AnnotatedDataset, source: AnnotationSource, layout: Layout, ids: Mapping[str, int], rules: ImportRules
+    dataset: AnnotatedDataset, source: AnnotationSource, layout: Layout, ids: Mapping[str, int], options: ImportRules
 ) -> None:
     """Add the images of a data set in the YOLO format, without loading them.
 
@@ -64,7 +64,7 @@ def _add_images(
         source: the source, as the user named it.
         layout: the layout of the source.
         ids: class id by class name; 255 (void) or 0 (background) for classes that are not imported.
-        rules: rules that the user chose, for painting the masks.
+        options: options of the import, for painting the masks.
 
     Raises:
         UserError: if no image has a text file, or the splits that data.yaml names can't be found.
@@ -73,14 +73,14 @@ def _add_images(
     annotations = storage.absolute(source.annotations)
     images = storage.absolute(source.images) if given else layout.root
     texts = layout.root if annotations in (layout.file, posixpath.dirname(layout.file)) else annotations
-    index, painter = ImageIndex(images), ImagePainter(rules)
+    index, painter = ImageIndex(images), ImagePainter(options)
     files = [storage.join(texts, name) for name in storage.list_files(texts) if name.lower().endswith(".txt")]
     labels = _match_files(index.names, images, files, texts)
     if not labels:
         raise UserError(
             f"no text file below {texts} has the name of an image below {images}: labels/a.txt is that of images/a.jpg"
         )
-    split_of = {} if source.split else find_splits(dataset, layout, index, rules.encoding)
+    split_of = {} if source.split else find_splits(dataset, layout, index, options.encoding)
     splits = set(split_of.values()) - {"test"}
     used = [name for name in index.names if (split_of.get(name) in splits if splits else name not in split_of)]
     for name in used:
@@ -89,14 +89,14 @@ def _add_images(
             dataset.reject(name, labels[name][0], f"{' and '.join(labels[name])} are both of this image: keep one")
             continue
         split = source.split or (split_of.get(name) if len(splits) == 2 else None)
-        load = painter.plan(partial(index.read_named, name), partial(_convert, label, layout.names, ids, rules))
+        load = painter.plan(partial(index.read_named, name), partial(_convert, label, layout.names, ids, options))
         short = "/".join(part for part in name.split("/") if part != "images")
         dataset.add(short, label or storage.join(images, name), split, load)
     if left_out := len(index.names) - len(used):
         dataset.notes.append(f"{left_out:,} images below {images} are in neither train nor val of {layout.file} and are left out")
     if without := sum(name not in labels for name in used):
         dataset.notes.append(f"{without:,} images have no text file, so they are all background")
-    for file in sorted(set(files) - {file for same in labels.values() for file in same}):
+    for file in sorted(set(files) - {file for texts_of_image in labels.values() for file in texts_of_image}):
         of_images = "/labels/" in file and "/images/".join(file.rsplit("/labels/", 1)).startswith(f"{images}/")
         if (of_images or texts != layout.root or not layout.file) and PurePosixPath(file).name not in NAMES_FILES:
             dataset.reject(PurePosixPath(file).name, file, f"no image of this name below {images}")
@@ -126,14 +126,16 @@ def _match_files(names: Sequence[str], images: str, files: Sequence[str], texts:
     return found
 
 
-def _convert(label: str | None, names: Mapping[int, str], ids: Mapping[str, int], rules: ImportRules) -> shapes.ImageAnnotations:
+def _convert(
+    label: str | None, names: Mapping[int, str], ids: Mapping[str, int], options: ImportRules
+) -> shapes.ImageAnnotations:
     """Read the text file of one image and convert its lines to shapes.
 
     Args:
         label: path or URI of the text file; None if the image has none.
         names: class names by number.
         ids: class id by class name; 255 (void) or 0 (background) for classes that are not imported.
-        rules: rules that the user chose; `boxes_void` and `encoding` apply.
+        options: options of the import; `boxes_void` and `encoding` apply.
 
     Returns:
         An annotation for each line that is not empty.
@@ -143,7 +145,7 @@ def _convert(label: str | None, names: Mapping[int, str], ids: Mapping[str, int]
     """
     converted = []
     seen: set[str] = set()
-    for number, line in enumerate(read_text(label, rules.encoding).splitlines() if label else (), start=1):
+    for number, line in enumerate(read_text(label, options.encoding).splitlines() if label else (), start=1):
         if not (words := line.split()):
             continue
         name = f"line {number}"
@@ -154,20 +156,20 @@ def _convert(label: str | None, names: Mapping[int, str], ids: Mapping[str, int]
         if values[0] not in names:
             raise BadInput(f"{name} has the class {words[0]}, but only the classes 0–{max(names)} have names")
         label_name = names[int(values[0])]
-        outline: shapes.Outline | None = _outline(values[1:], name)
+        shape: shapes.Shape | None = _make_shape(values[1:], name)
         if line in seen:
-            loss, remedy, outline = "repeats an earlier line", "", None
-        elif len(values) == 5 and rules.boxes_void:
-            loss, remedy = "is a box without an outline, which becomes void", "--boxes object"
+            reason, remedy, shape = "repeats an earlier line", "", None
+        elif len(values) == 5 and options.boxes_void:
+            reason, remedy = "is a box without an outline, which becomes void", "--boxes object"
         else:
-            loss = remedy = ""
+            reason = remedy = ""
         seen.add(line)
-        converted.append(shapes.Annotation(name, label_name, ids[label_name] or None, outline, loss, remedy))
+        converted.append(shapes.Annotation(name, label_name, ids[label_name] or None, shape, reason, remedy))
     return shapes.ImageAnnotations((None, None), converted)
 
 
-def _outline(values: Sequence[float], name: str) -> shapes.Outline:
-    """Make the outline of an object from the numbers of its line.
+def _make_shape(values: Sequence[float], name: str) -> shapes.Shape:
+    """Make the shape of an object from the numbers of its line.
 
     Args:
         values: x, y, x, y, … of the corners of a polygon, or x, y of the centre of a box and its width and height. They are
@@ -175,7 +177,7 @@ def _outline(values: Sequence[float], name: str) -> shapes.Outline:
         name: name of the line for error messages.
 
     Returns:
-        The outline.
+        The shape.
 
     Raises:
         BadInput: if the numbers are neither a polygon nor a box.
@@ -192,4 +194,4 @@ def _outline(values: Sequence[float], name: str) -> shapes.Outline:
     def fill(class_id: int, height: int, width: int) -> Region:
         return polygon_region(class_id, points * (width, height), height, width)
 
-    return shapes.Outline(fill, np.zeros((0, 2)))
+    return shapes.Shape(fill, np.zeros((0, 2)))

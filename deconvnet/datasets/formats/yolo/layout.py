@@ -34,13 +34,13 @@ class Layout:
     splits: dict[str, list[str]] = field(default_factory=dict)
 
 
-def find_layout(annotations: str, rules: ImportRules) -> Layout:
+def find_layout(annotations: str, options: ImportRules) -> Layout:
     """Find the class names of a data set and the splits that it names.
 
     Args:
         annotations: path or URI of data.yaml or classes.txt, or of a folder. In the latter case, the file with the
             class names is searched for in the folder, in its subfolder `labels`, and in the two folders above it.
-        rules: rules that the user chose; `classes` are the names if there is no file of names.
+        options: options of the import; `classes` are the names if there is no file of names.
 
     Returns:
         The class names, and the splits if data.yaml names any.
@@ -49,27 +49,27 @@ def find_layout(annotations: str, rules: ImportRules) -> Layout:
         UserError: if there are no class names, or the file of names can't be read.
     """
     if annotations.lower().endswith((*_YAML, ".txt", ".names")):
-        return _read_names(annotations, rules)
+        return _read_names(annotations, options)
     own = [name for name in storage.list_files(annotations) if "/" not in name and name.lower().endswith(_YAML)]
     for name in dict.fromkeys((*NAMES_FILES, *own)):
         if storage.exists(file := storage.join(annotations, name)):
-            return _read_names(file, rules)
+            return _read_names(file, options)
     for name in NAMES_FILES:
         if storage.exists(file := storage.join(annotations, "labels", name)):
-            return replace(_read_names(file, rules), root=annotations)
+            return replace(_read_names(file, options), root=annotations)
     for file in (_resolve(annotations, f"{up}/{name}") for up in ("..", "../..") for name in NAMES_FILES):
         if storage.exists(file):
-            return _read_names(file, rules)
-    if not rules.classes:
+            return _read_names(file, options)
+    if not options.classes:
         raise UserError(
-            f"--annotations {annotations}: there is no data.yaml or classes.txt with the class names: name it by --annotations, or "
-            "give the names of the classes 0, 1, … by --classes"
+            f"--annotations {annotations}: there is no data.yaml or classes.txt with the class names: name it by --annotations, "
+            "or give the names of the classes 0, 1, … by --classes"
         )
-    if any(name.lower() in BACKGROUND_NAMES for name in rules.classes):
+    if any(name.lower() in BACKGROUND_NAMES for name in options.classes):
         raise UserError(
-            f"--classes {','.join(rules.classes)}: YOLO counts the classes of objects from 0, so leave background out"
+            f"--classes {','.join(options.classes)}: YOLO counts the classes of objects from 0, so leave background out"
         )
-    return Layout(dict(enumerate(rules.classes)), annotations)
+    return Layout(dict(enumerate(options.classes)), annotations)
 
 
 def _resolve(folder: str, path: str) -> str:
@@ -78,12 +78,12 @@ def _resolve(folder: str, path: str) -> str:
     return scheme + separator + posixpath.normpath(rest)
 
 
-def _read_names(file: str, rules: ImportRules) -> Layout:
+def _read_names(file: str, options: ImportRules) -> Layout:
     """Read the class names, and from data.yaml also the splits.
 
     Args:
         file: path or URI of data.yaml, classes.txt or obj.names.
-        rules: rules that the user chose; `encoding` applies.
+        options: options of the import; `encoding` applies.
 
     Returns:
         The class names, and the splits if the file is a data.yaml.
@@ -93,7 +93,7 @@ def _read_names(file: str, rules: ImportRules) -> Layout:
     """
     root = file.rpartition("/")[0]
     try:
-        text = read_text(file, rules.encoding)
+        text = read_text(file, options.encoding)
         if not file.lower().endswith(_YAML):
             return Layout(dict(enumerate(parse_class_names(text))), root, file)
         document = yaml.load(text, Loader=yaml.BaseLoader)  # all values are text: the class `no` is not False
@@ -111,7 +111,7 @@ def _read_names(file: str, rules: ImportRules) -> Layout:
         raise UserError(f"--annotations {file} can't be used: {' '.join(str(error).split())}") from None
     inside = _resolve(root, str(document.get("path") or "."))
     entries = {"train": document.get("train"), "val": document.get("val") or document.get("valid"), "test": document.get("test")}
-    if entries["val"] == entries["train"]:  # as in examples; then val is drawn
+    if entries["val"] == entries["train"]:  # some examples do this; val is then drawn
         entries["val"] = None
     splits = {split: value if isinstance(value, list) else [value] for split, value in entries.items() if value}
     return Layout(by_number, storage.absolute(inside) if storage.exists(inside) else root, file, splits)
@@ -121,8 +121,8 @@ def find_splits(dataset: AnnotatedDataset, layout: Layout, index: ImageIndex, en
     """Find the split of each image in data.yaml.
 
     Args:
-        dataset: data set to whose `rejects` the images are added that a list names and that do not exist. Notes on splits without
-            images, and on folders that were found by the end of their path, are added to it, too.
+        dataset: data set that gets a reject for each listed image that does not exist. It also gets notes about splits without
+            images, and about folders that were found only by the end of their path.
         layout: the layout of the data set.
         index: the images.
         encoding: name of the encoding of lists that are not in UTF-8, as for `read_text`.
@@ -139,25 +139,25 @@ def find_splits(dataset: AnnotatedDataset, layout: Layout, index: ImageIndex, en
     missing: list[str] = []
     names = {storage.join(index.folder, name): name for name in index.names}
     for split, entry in ((split, str(entry)) for split, entries in layout.splits.items() for entry in entries):
-        place, by_end = _find_entry(entry, layout.root, index.folder, names)
-        if place is None:
+        location, by_end = _find_entry(entry, layout.root, index.folder, names)
+        if location is None:
             if split == "test":  # Roboflow names it always
                 dataset.notes.append(f"{layout.file}: there is no {entry}, which it names for test")
             else:
                 missing.append(f"{split}: {entry}")
             continue
         if by_end:
-            dataset.notes.append(f"{layout.file}: there is no {entry}, so {place} is taken for {split}")
-        if place.endswith(".txt"):
+            dataset.notes.append(f"{layout.file}: there is no {entry}, so {location} is taken for {split}")
+        if location.endswith(".txt"):
             found: list[str] = []
-            for line in _read_list(place, encoding):
-                paths = [_resolve(base, line) for base in (layout.root, posixpath.dirname(place))]
+            for line in _read_list(location, encoding):
+                paths = [_resolve(base, line) for base in (layout.root, posixpath.dirname(location))]
                 if there := {names[path] for path in paths if path in names} or {*filter(None, [index.find(line)])}:
                     found += there
-                elif split != "test":  # which is not imported
-                    dataset.reject(line, place, f"listed, but there is no such image below {index.folder}")
+                elif split != "test":  # test is not imported
+                    dataset.reject(line, location, f"listed, but there is no such image below {index.folder}")
         else:
-            found = [name for path, name in names.items() if path.startswith(f"{place}/")]
+            found = [name for path, name in names.items() if path.startswith(f"{location}/")]
         if not found:
             dataset.notes.append(f"{layout.file}: no image below {index.folder} is in {split}: {entry}")
         for name in found:
@@ -166,14 +166,14 @@ def find_splits(dataset: AnnotatedDataset, layout: Layout, index: ImageIndex, en
     if missing or (layout.splits and not split_of):
         entries = missing or [f"{split}: {entry}" for split, entries in layout.splits.items() for entry in entries]
         raise UserError(
-            f"{layout.file} names {', '.join(entries)}, and no image below {index.folder} is there: correct these paths, name the folder "
-            "that has them by --images, or delete them from the file to import all images"
+            f"{layout.file} names {', '.join(entries)}, and no image below {index.folder} is there: correct these paths, name "
+            "the folder that has them by --images, or delete them from the file to import all images"
         )
     return split_of
 
 
 def _read_list(file: str, encoding: str | None) -> list[str]:
-    """Read the lines of a list of images that are not empty. Raise UserError if the file can't be read or is in another encoding."""
+    """Read a list of images, without its empty lines. Raise UserError if the file can't be read or is in another encoding."""
     try:
         return [line.strip() for line in read_text(file, encoding).splitlines() if line.strip()]
     except BadInput as error:
@@ -190,16 +190,17 @@ def _find_entry(entry: str, root: str, images: str, names: Collection[str]) -> t
         names: paths or URIs of all images.
 
     Returns:
-        The path or URI, and False. If there is no such folder or list, the one below `root` or `images` with the longest part of
-        the end of the path, such as images/train, and True. None and False if there is none, either.
+        path: path or URI of the folder or list. If the path does not exist, the folder or list below `root` or `images` that
+            matches the longest end of the path, such as images/train. None if there is neither.
+        by_end: True if only the end of the path matched.
     """
     # Roboflow writes ../train/images for train/images.
     direct = [_resolve(root, path) for path in (entry, entry.removeprefix("../"))]
     parts = [part for part in entry.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-    tails = [parts[start:] for start in range(len(parts)) if parts[start:] != ["images"]]  # which does not say the split
+    tails = [parts[start:] for start in range(len(parts)) if parts[start:] != ["images"]]  # tells no split
     ends = [storage.join(base, *tail) for tail in tails for base in (root, images)]
     for tries in ([*direct, *map(storage.absolute, direct)], ends):  # images are listed without symbolic links
-        if there := [place for place in dict.fromkeys(tries) if storage.exists(place)]:
-            used = (place for place in there if place.endswith(".txt") or any(name.startswith(f"{place}/") for name in names))
+        if there := [path for path in dict.fromkeys(tries) if storage.exists(path)]:
+            used = (path for path in there if path.endswith(".txt") or any(name.startswith(f"{path}/") for name in names))
             return next(used, there[0]), tries is ends
     return None, False

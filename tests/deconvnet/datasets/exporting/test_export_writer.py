@@ -34,7 +34,7 @@ def test_images_that_cannot_be_exported_are_listed_with_the_reason(tmp_path):
     assert summary.images == 1 and set(reasons) == {"earlier.jpg", "gone.jpg", "other.jpg", "strange.jpg"}
     assert reasons["gone.jpg"] == f"there is no file {gone.mask}"
     assert (
-        "its mask has the classes background, and the table predictions says background, ring, crate, ball"
+        "its mask has the classes background, but the table predictions lists background, ring, crate, ball"
         in reasons["other.jpg"]
     )
     assert "ring, crate, ball, id 9" in reasons["strange.jpg"]

@@ -188,7 +188,7 @@ ROBOFLOW = [
 def test_a_category_that_only_groups_others_is_no_class(tmp_path):
     dataset = read(tmp_path, [{"segmentation": [SQUARE], "category_id": 2}], categories=ROBOFLOW)
     assert dataset.classes == ("background", "cat", "dog", "person") and dataset.notes[0].endswith(
-        "as supercategory: objects (--classes can name them)"
+        "(supercategory): objects (--classes can include them)"
     )
     assert (dataset.entries[0].load().class_mask == 2).sum() == 400
     annotations = [{"segmentation": [SQUARE], "category_id": 0}, {"segmentation": [SMALL], "category_id": "1"}]

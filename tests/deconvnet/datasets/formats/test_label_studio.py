@@ -108,7 +108,7 @@ def test_shapes_that_were_not_painted_are_counted(tmp_path):
     write_text(tmp_path / "export.json", json.dumps([made]))
     dataset = read(tmp_path)
     losses = [str(loss) for loss in dataset.entries[0].load().losses]
-    reason = "is in the JSON export, and brush masks alone are read"
+    reason = "is in the JSON export, but only brush masks are read"
     assert losses == [f"a polygon (crate) {reason}", f"a rectangle (cone) {reason}"] and "cone" in dataset.classes
 
 
@@ -124,7 +124,7 @@ def test_shapes_of_tasks_without_a_mask_are_lost(tmp_path, kind):
     write_text(tmp_path / "export.json", json.dumps([task(1, "a.jpg"), other]))
     dataset = read(tmp_path, classes=("crate",))
     ((image, _, loss),) = dataset.losses
-    assert image == "task-2" and str(loss) == f"a {kind} (crate) is of a task that has no mask"
+    assert image == "task-2" and str(loss) == f"a {kind} (crate) belongs to a task without masks"
 
 
 @pytest.mark.parametrize("images", [("1.jpg", "1.png"), ("1.jpg", "task-1.jpg"), ("01.jpg", "1.jpg")])
@@ -149,7 +149,7 @@ def test_two_annotations_of_a_task_and_other_files_are_rejected(tmp_path):
     write_scene(tmp_path / "masks", 1, annotation=6)
     write_mask(tmp_path / "masks/mine.png", SCENE)
     reasons = [reject.reason for reject in read(tmp_path).rejects]
-    assert "task 1 has 2 annotations: keep one" in reasons and any("none that Label Studio gives" in r for r in reasons)
+    assert "task 1 has 2 annotations: keep one" in reasons and any("Label Studio's form" in r for r in reasons)
 
 
 def test_two_tasks_of_one_image_are_rejected(tmp_path):

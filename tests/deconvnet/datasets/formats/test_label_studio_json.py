@@ -160,7 +160,7 @@ def test_rectangles_are_void_unless_they_are_to_be_objects_and_turn_about_their_
 def test_other_shapes_are_counted(tmp_path):
     ellipse = result("ball", {"x": 5, "y": 5, "radiusX": 3, "radiusY": 2}, "ellipselabels")
     image = load(tmp_path, [*SCENE, ellipse])
-    assert [loss.label for loss in image.losses] == ["ball"] and "neither polygon, brush label nor rectangle" in image.losses[
+    assert [loss.label for loss in image.losses] == ["ball"] and "not a polygon, brush label or rectangle" in image.losses[
         0
     ].reason
     np.testing.assert_array_equal(image.class_mask, scene_mask(2, 1))

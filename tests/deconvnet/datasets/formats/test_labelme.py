@@ -215,7 +215,7 @@ def test_a_folder_without_any_area_is_refused(tmp_path, kinds):
 @pytest.mark.parametrize(
     ("malformed", "words"),
     [
-        (shape("cat", "spline", [[1, 2]]), "shapes of the type spline are not known"),
+        (shape("cat", "spline", [[1, 2]]), "the shape type spline is not supported"),
         (shape("", "polygon", [[1, 2]]), "shape 2 has no label"),
         (shape("cat", "circle", [[1, 2]]), "a circle has 2 points, this one 1"),
         (shape("cat", "polygon", "here"), "not numbers"),
@@ -270,7 +270,7 @@ def test_an_image_of_the_files_own_name_beside_that_of_image_path_is_ambiguous(t
     data = base64.b64encode((tmp_path / "old.jpg").read_bytes()).decode() if embedded else None
     entry = read(tmp_path, TRIANGLE, imagePath="old.jpg", imageData=data).entries[0]
     if used is None:
-        with pytest.raises(BadInput, match=rf"its imagePath is old.jpg, and {images[0]} has its name: correct imagePath"):
+        with pytest.raises(BadInput, match=rf"its imagePath is old.jpg, but its name fits {images[0]}: correct imagePath"):
             entry.load()
     else:
         np.testing.assert_array_equal(decode_image(entry.load().image), decode_image((tmp_path / used).read_bytes()))

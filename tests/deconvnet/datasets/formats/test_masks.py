@@ -133,7 +133,7 @@ def test_images_and_masks_with_endings_of_their_own_belong_together(tmp_path, st
     dataset = read_masks(sources, ImportRules(image_suffix=image_suffix, mask_suffix=mask_suffix))
     assert [entry.uri for entry in dataset.entries] == [str(tmp_path / f"{names[2]}{kind}")] and not dataset.rejects
     assert (class_mask(dataset)[IDS == 11] == 2).all() and any(f"don't end in {image_suffix}" in note for note in dataset.notes)
-    with pytest.raises(UserError, match="in place of what --image_suffix gives"):
+    with pytest.raises(UserError, match="with --mask_suffix in place of --image_suffix"):
         read_masks(sources, ImportRules(image_suffix="_x", mask_suffix=mask_suffix))
 
 

@@ -123,7 +123,7 @@ def test_antialiased_masks_are_refused_and_void_on_demand(tmp_path, kind):
     void = image.class_mask == 255
     expected = np.minimum(TRUTH, 1) if kind == "0 and 255" else TRUTH
     assert np.array_equal(image.class_mask[~void], expected[~void])
-    assert void.any() and "values of no class, which became void" in image.remark
+    assert void.any() and "values that are not in the class table and became void" in image.remark
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def test_what_is_no_project_is_refused_and_files_that_fit_no_image_are_rejected(
     with pytest.raises(UserError, match=r"no annotation file can be used; .*b\.json: not an annotation file of Supervisely"):
         read(tmp_path)
     write(tmp_path, SCENE, "img/a.jpg", "ann/gone.jpg.json")
-    assert {reject.reason[:11] for reject in read(tmp_path).rejects} == {"no image of", "not an anno"}
+    assert {reject.reason[:11] for reject in read(tmp_path).rejects} == {"its image i", "not an anno"}
     write_text(tmp_path / "meta.json", "{}")
     with pytest.raises(UserError, match=r"is not a meta\.json of Supervisely"):
         read(tmp_path)
@@ -183,7 +183,7 @@ def test_an_image_of_another_data_set_is_not_taken_for_a_missing_one(tmp_path, i
     write_image(tmp_path / "images" / image)
     dataset = read(tmp_path / "project", tmp_path / "images")
     assert [entry.image_id for entry in dataset.entries] == (["ds1_a"] if "ds1" in image else [])
-    words = "no image of it" if "ds1" in image else f"{image}, its image below {tmp_path}/images, is also that of another"
+    words = "its image is not below" if "ds1" in image else f"{image}, its image below {tmp_path}/images, is also that of another"
     assert dataset.rejects and all(words in reject.reason for reject in dataset.rejects)
 
 
@@ -195,4 +195,4 @@ def test_the_images_of_one_data_set_are_not_those_of_another(tmp_path, folder):
         write_image(tmp_path / f"ds1/img/{'a' if name == 'ds1' else 'b'}.jpg")
     dataset = read(tmp_path, tmp_path / "ds1" / folder)
     assert [entry.image_id for entry in dataset.entries] == ["a"]
-    assert [reject.reason for reject in dataset.rejects] == [f"no image of it below {tmp_path / 'ds1' / folder}"]
+    assert [reject.reason for reject in dataset.rejects] == [f"its image is not below {tmp_path / 'ds1' / folder}"]

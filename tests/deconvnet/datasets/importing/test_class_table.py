@@ -96,7 +96,7 @@ def test_a_little_void_at_id_0_stays_void():
 
 def test_names_in_a_table_that_differ_by_case_alone_are_told_and_can_be_joined():
     table = read_table("Car, 1\ncar, 2\nroad, 3", "t")
-    assert table.classes == ("background", "Car", "car", "road") and "Car, car differ by case alone" in table.notes[0]
+    assert table.classes == ("background", "Car", "car", "road") and "Car, car differ only in case" in table.notes[0]
     table = read_table("Car, 1\ncar, 2\nroad, 3", "t", ImportRules(fold_case=True))
     assert table.classes == ("background", "Car", "road") and table.id_of_value[2] == 1
 

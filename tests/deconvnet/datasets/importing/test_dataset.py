@@ -24,12 +24,12 @@ def choose(annotated, must_exist=True, **rules):
 def test_names_that_differ_by_case_alone_are_told_and_can_be_joined(names, groups):
     dataset, ids = choose(names)
     assert dataset.classes == ("background", *names) and len(set(ids.values())) == len(names)
-    assert [note.split(" differ by case")[0] for note in dataset.notes] == groups and "--fold_case" in dataset.notes[0]
+    assert [note.split(" differ only in case")[0] for note in dataset.notes] == groups and "--fold_case" in dataset.notes[0]
     dataset, ids = choose(names, fold_case=True)
     joined = [group.split(", ") for group in groups]
     assert all(len({ids[name] for name in group}) == 1 for group in joined)
     assert len(dataset.classes) == 1 + len(names) - sum(len(group) - 1 for group in joined)
-    assert [note.split(" were made one class")[0] for note in dataset.notes] == groups
+    assert [note.split(" were merged")[0] for note in dataset.notes] == groups
 
 
 def test_a_class_that_is_asked_for_in_another_case_is_found_if_cases_are_joined():
@@ -68,7 +68,7 @@ def test_names_that_differ_in_blanks_or_unicode_form_are_told_and_joined():
     names = ["K\u00e4se", "Ka\u0308se", "a crate", "a  crate"]
     dataset = AnnotatedDataset()
     assert len(set(dataset.choose_classes(names, ImportRules()).values())) == 4
-    assert [" differ by case, blanks or Unicode form alone" in note for note in dataset.notes] == [True, True]
+    assert [" differ only in case, blanks or Unicode form" in note for note in dataset.notes] == [True, True]
     assert list(AnnotatedDataset().choose_classes(names, ImportRules(fold_case=True)).values()) == [1, 1, 2, 2]
 
 

@@ -117,7 +117,7 @@ def test_a_list_that_names_existing_folders_finds_no_image_of_a_folder_that_is_m
     found, missing, notes = index_of(*names).find_all(listed)
     assert set(found) == {name for name in listed if name.rpartition("/")[0] in ("", "images", "/data/images", "a")} - {"a/3.jpg"}
     assert not notes and missing["site_b/7.jpg"].endswith(
-        "in the folder site_b; images of the same name in other folders are not taken"
+        "in the folder site_b; images of the same name in other folders are not used"
     )
 
 

@@ -150,8 +150,8 @@ def test_an_image_whose_mask_changes_during_the_check_is_not_drawn(layout, monke
 @pytest.mark.parametrize(
     ("pixels", "words"),
     [
-        ({1: 900, 2: 100}, ["the background, **background**, holds no pixel", "class **cat** holds 90.0 % of the pixels"]),
-        ({0: 300, 2: 700}, ["class **dog** holds 70.0 % of the pixels: is it the background (--background)?"]),
+        ({1: 900, 2: 100}, ["the background, **background**, has no pixels", "class **cat** covers 90.0 % of the pixels"]),
+        ({0: 300, 2: 700}, ["class **dog** covers 70.0 % of the pixels: is it the background (--background)?"]),
         ({0: 600, 1: 400, 255: 9000}, []),
         ({0: 200, 1: 400, 2: 400, 3: 300}, []),
     ],

@@ -129,6 +129,6 @@ def test_a_move_that_another_process_overrides_at_once_is_reported_and_not_recor
         real(self, name, alias, "1")
 
     monkeypatch.setattr(MlflowClient, "set_registered_model_alias", overridden)
-    with pytest.raises(UserError, match="another process has moved net's champion to version 1"):
+    with pytest.raises(UserError, match="another process moved net's champion to version 1"):
         move_champion(shop.model.store, "net", "2", "")
     assert recorded_moves(shop.client, "net") == []
