@@ -182,7 +182,7 @@ def test_replicas_get_the_number_the_size_and_the_nodes_of_the_settings(shared: 
     assert ended == ["deconvnet", "shutdown"][: 1 + shared]
     assert options["kind"] is Replica and options["num_replicas"] == 3
     assert options["ray_actor_options"] == {"num_cpus": 2, "num_gpus": 0.5, "label_selector": {"pool": "gpu"}}
-    with pytest.raises(UserError, match="serves something already"):
+    with pytest.raises(UserError, match="already runs Ray Serve"):
         monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(proxies={}, applications={"another": None}))
         serving(model).__enter__()
 
