@@ -44,7 +44,7 @@ PURE = (
     "deconvnet.inference.ensemble",
     "deconvnet.inference.uncertainty",
     "deconvnet.inference.pixels",
-    "deconvnet.inference.fingerprint",
+    "deconvnet.inference.perceptual_hash",
     "deconvnet.ranking.selection",
     "proposals.boxes",
     "proposals.soft_nms",

@@ -21,11 +21,11 @@ from infra import storage
 
 STATISTICS_FILE = "prediction_statistics.json"
 """Name of the file with the statistics of the predictions on val, in the folders of a report and of a registered ensemble."""
-ENOUGH_ANSWERS = 300
+MIN_ANSWERS = 300
 """Number of answers from which on drift is measured."""
 _WINDOW = 1000  # the newest answers, which are compared
 _MAX_BINS, _IMAGES_PER_BIN = 10, 15
-_LEAST_SHARE = 1e-4  # replaces lower shares, because the logarithm of 0 is infinite
+_MIN_SHARE = 1e-4  # replaces lower shares, because the logarithm of 0 is infinite
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def population_stability_index(expected: Sequence[float] | np.ndarray, actual: S
     Returns:
         The index, 0 or more. Shares below 0.0001 count as 0.0001.
     """
-    e, a = (np.maximum(np.asarray(shares, np.float64), _LEAST_SHARE) for shares in (expected, actual))
+    e, a = (np.maximum(np.asarray(shares, np.float64), _MIN_SHARE) for shares in (expected, actual))
     return float(((a - e) * np.log(a / e)).sum())
 
 
@@ -109,7 +109,7 @@ class Drift:
 
     def indices(self) -> dict[str, float]:
         """Return the population stability indices by name ("classes", "confidence"), without those that can't be measured yet."""
-        if len(self._answers) < ENOUGH_ANSWERS:
+        if len(self._answers) < MIN_ANSWERS:
             return {}
         known = self._statistics
         mean = np.mean([shares for _, shares in self._answers], axis=0)

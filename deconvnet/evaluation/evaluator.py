@@ -24,7 +24,7 @@ from deconvnet.evaluation.comparison import DECISIVE_RESULT
 from deconvnet.evaluation.drift import PredictionStatistics
 from deconvnet.evaluation.image_measures import MASKS, SIDE_BY_SIDE
 from deconvnet.evaluation.metrics import ConfusionMatrix, mean_of_defined, none_if_nan
-from deconvnet.inference.pixels import measure, scan_pixels
+from deconvnet.inference.pixels import average_measures, scan_pixels
 from deconvnet.inference.predictor import RESULTS, Predictor, PredictorOptions
 from deconvnet.inference.scaling import resize_nearest
 from infra import storage
@@ -195,7 +195,7 @@ def _measure(predictor: Predictor, inputs: EvaluationInputs, unit: _Unit) -> dic
     found: dict[str, list[Any]] = {name: [] for name in _PER_IMAGE}
     final = RESULTS.index(DECISIVE_RESULT)
     for image_id, image, class_mask, object_mask in _read_images(inputs, unit):
-        masks, by_count, probabilities = predictor.masks_by_box_count(image, boxes.get(image_id, no_boxes), inputs.counts)
+        masks, by_count, probabilities = predictor.predict_with_box_counts(image, boxes.get(image_id, no_boxes), inputs.counts)
         mask = masks[DECISIVE_RESULT]
         pixels = scan_pixels(*(probabilities[name] for name in (DECISIVE_RESULT, "edeconvnet", "deconvnet", "fcn8s")))
         found["image_ids"].append(image_id)
@@ -206,7 +206,7 @@ def _measure(predictor: Predictor, inputs: EvaluationInputs, unit: _Unit) -> dic
         boundaries += own
         found["boundaries"].append((mean_of_defined(own.f_measure[final]), mean_of_defined(own.iou[final])))
         calibration += calibration_counts(class_mask, mask, resize_nearest(pixels.confidence, mask.shape))
-        found["uncertainty"].append(asdict(measure(pixels).image))
+        found["uncertainty"].append(asdict(average_measures(pixels).image))
         found["in_int8"].append(predictor.in_int8)
         found["shares"].append(np.bincount(mask.ravel(), minlength=len(inputs.classes)) / mask.size)
         if inputs.report_uri:

@@ -34,7 +34,7 @@ class HoldOut:
         """Return whether fewer than half of the champion's val images are left, so that the comparison says little."""
         return not self.images or len(self.images) < self.gone
 
-    def of(self, confusions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def select(self, confusions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the confusion matrices of these images, out of `confusions`: those of all val images of a model by image_id."""
         return {image_id: confusions[image_id] for image_id in self.images if image_id in confusions}
 

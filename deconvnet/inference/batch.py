@@ -16,7 +16,7 @@ import numpy as np
 
 from deconvnet.datasets.overlay import overlay
 from deconvnet.datasets.palette import class_palette
-from deconvnet.inference.fingerprint import fingerprint
+from deconvnet.inference.perceptual_hash import perceptual_hash
 from deconvnet.inference.predictions_table import PREDICTIONS, TABLE, UNREADABLE, OutputState, Plan, Task
 from deconvnet.inference.saved_ensemble import SavedEnsemble, read_options
 from deconvnet.inference.scaling import fit_in_jpeg
@@ -214,7 +214,7 @@ class _PartWriter:
             "shares": (counts[present] / mask.size).tolist(),
             **prediction.uncertainty.columns(),
             "boxes": prediction.boxes,
-            "fingerprint": fingerprint(prediction.image),
+            "fingerprint": perceptual_hash(prediction.image),
             "mask": task.mask_path,
             "confidence_map": task.map_path if task.has_map else None,
             "overlay": task.overlay_path if task.has_overlay else None,

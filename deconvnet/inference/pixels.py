@@ -65,7 +65,7 @@ def scan_pixels(refined: Floats, ensemble: Floats, deconvnet: Floats, fcn8s: Flo
     return found
 
 
-def measure(pixels: PixelMeasures) -> Uncertainty:
+def average_measures(pixels: PixelMeasures) -> Uncertainty:
     """Average the measures of pixels over an image and over the pixels of each predicted class.
 
     Args:

@@ -59,7 +59,7 @@ PREDICTIONS = pa.schema(
         pa.field("class_disagreement", pa.list_(pa.float32()), nullable=False),
         pa.field("class_boundary_doubt", pa.list_(pa.float32()), nullable=False),  # null for a class without a boundary
         pa.field("boxes", pa.int32(), nullable=False),  # number of boxes, windows included, that DeconvNet segmented
-        pa.field("fingerprint", pa.string(), nullable=False),  # similar images have similar ones, see `fingerprint`
+        pa.field("fingerprint", pa.string(), nullable=False),  # the image's perceptual hash
         pa.field("mask", pa.string(), nullable=False),  # path relative to the output
         pa.field("confidence_map", pa.string()),  # path relative to the output; null without confidence map
         pa.field("overlay", pa.string()),  # path relative to the output; null without overlay

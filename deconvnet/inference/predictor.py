@@ -25,7 +25,7 @@ from deconvnet.inference.ensemble import Ensemble, combine, softmax
 from deconvnet.inference.instances import OnBox, choose_boxes, device_of, segment_instances, whole_image_scores
 from deconvnet.inference.int8.conversion import computes_int8, to_int8
 from deconvnet.inference.int8.ranges import Ranges, required_ranges
-from deconvnet.inference.pixels import measure, scan_pixels
+from deconvnet.inference.pixels import average_measures, scan_pixels
 from deconvnet.inference.scaling import resize_nearest, scale_down
 from deconvnet.inference.score_maps import Aggregation
 from deconvnet.inference.uncertainty import Segmentation
@@ -264,9 +264,9 @@ class Predictor:
         Raises:
             ValueError: if a name is not in `RESULTS`, the image has another dtype or shape, or `boxes` does not hold valid boxes.
         """
-        return self.masks_by_box_count(image, boxes, (), results)[0]
+        return self.predict_with_box_counts(image, boxes, (), results)[0]
 
-    def masks_by_box_count(
+    def predict_with_box_counts(
         self, image: Image, boxes: Floats, counts: Collection[int], results: Collection[str] = RESULTS
     ) -> tuple[dict[str, Mask], dict[int, Mask], dict[str, Floats]]:
         """Predict the class of every pixel, and also the masks that DeconvNet alone predicts from fewer boxes.
@@ -325,7 +325,9 @@ class Predictor:
         refined = dense_crf(image, ensemble, **o.crf, device=device_of(self.deconvnet))
         pixels = scan_pixels(refined, ensemble, deconvnet, fcn)
         confidence_map = np.rint(pixels.before_crf * 255).astype(np.uint8)
-        return Segmentation(resize_nearest(pixels.mask, size), resize_nearest(confidence_map, size), measure(pixels), numbers[-1])
+        return Segmentation(
+            resize_nearest(pixels.mask, size), resize_nearest(confidence_map, size), average_measures(pixels), numbers[-1]
+        )
 
     def best_boxes(self, boxes: Floats) -> Floats:
         """Select the boxes that DeconvNet is run on.

@@ -22,7 +22,7 @@ class Architecture:
         class_path: module and class of the network as "module:Class". The module needs torch, so it is imported only on use.
         arguments: the constructor arguments that come from the settings. The keys are argument names of the network's
             constructor, and the values are names of fields of `ModelSettings`.
-        vgg16_width: name of the field of `ModelSettings` that holds the width of the network's five VGG-16 blocks. If the value
+        vgg16_width_field: name of the field of `ModelSettings` that holds the width of the network's five VGG-16 blocks. If the value
             of that field is None, the value of the field `width` is used.
         whole_images: True if the network is trained on whole images. They are in an `images` table, whose column `split` says
             "train" or "dev". False if the network is trained on crops. Then there is an `examples` table of crops for each
@@ -35,7 +35,7 @@ class Architecture:
     name: str
     class_path: str
     arguments: Mapping[str, str]
-    vgg16_width: str
+    vgg16_width_field: str
     whole_images: bool
     trained_by: tuple[str, ...]
     needs_two_examples: bool
@@ -57,7 +57,7 @@ class Architecture:
         Returns:
             FCN-8s's width or the width of DeconvNet's encoder. If the settings don't have it, the width of DeconvNet.
         """
-        own = getattr(settings, self.vgg16_width)
+        own = getattr(settings, self.vgg16_width_field)
         return float(settings.width if own is None else own)
 
     def input_size(self, settings: "ModelSettings") -> int:
@@ -78,7 +78,7 @@ class Architecture:
             All keyword arguments of the constructor except `num_classes`, which depends on the data.
         """
         return {
-            argument: self.width(settings) if field == self.vgg16_width else getattr(settings, field)
+            argument: self.width(settings) if field == self.vgg16_width_field else getattr(settings, field)
             for argument, field in self.arguments.items()
         }
 
@@ -130,7 +130,7 @@ DECONVNET = Architecture(
     name="deconvnet",
     class_path="deconvnet.models.deconvnet:DeconvNet",
     arguments={name: name for name in ("width", "input_size", "convention", "encoder_width", "decoder_width", "fc_channels")},
-    vgg16_width="encoder_width",
+    vgg16_width_field="encoder_width",
     whole_images=False,
     trained_by=("stage1", "stage2"),
     needs_two_examples=True,
@@ -144,7 +144,7 @@ FCN8S = Architecture(
         "convention": "convention",
         "input_size": "fcn_input_size",
     },
-    vgg16_width="fcn_width",
+    vgg16_width_field="fcn_width",
     whole_images=True,
     trained_by=("fcn8s",),
     needs_two_examples=False,

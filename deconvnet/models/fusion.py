@@ -39,7 +39,7 @@ def for_inference(network: N, *, bf16: bool = True) -> N:
         layer = _deconv_as_conv(fold_batch_norm(unit))
         if hasattr(unit, "norm"):
             del unit.norm
-        unit.conv = _as_product(layer) if as_products else layer
+        unit.conv = _fast_convolution(layer) if as_products else layer
         if isinstance(unit.conv, WinogradConv2d) and unit.conv is not layer:
             del unit.relu
     fused.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -78,7 +78,7 @@ def _deconv_as_conv(layer: nn.Module) -> nn.Module:
     return conv
 
 
-def _as_product(layer: nn.Module) -> nn.Module:
+def _fast_convolution(layer: nn.Module) -> nn.Module:
     """Convert a convolution that can be computed faster, in float32 on a CPU.
 
     Args:
@@ -87,6 +87,6 @@ def _as_product(layer: nn.Module) -> nn.Module:
     Returns:
         A `WinogradConv2d`, which includes the ReLU; or a `NeighbourhoodConv2d`; or the given layer, if neither fits.
     """
-    if WinogradConv2d.suits(layer) and use_fused(torch.device("cpu")):
+    if WinogradConv2d.supports(layer) and use_fused(torch.device("cpu")):
         return WinogradConv2d(cast(nn.Conv2d, layer), relu=True)
-    return NeighbourhoodConv2d.of(cast(nn.Conv2d, layer)) if NeighbourhoodConv2d.suits(layer) else layer
+    return NeighbourhoodConv2d.of(cast(nn.Conv2d, layer)) if NeighbourhoodConv2d.supports(layer) else layer

@@ -51,7 +51,7 @@ def uncertainty_scores(measures: NDArray[np.floating[Any]]) -> NDArray[np.float6
     return total / max(2 * measures.size, 1)
 
 
-def doubtful_class(row: Mapping[str, Any], background: str | None) -> str:
+def most_uncertain_class(row: Mapping[str, Any], background: str | None) -> str:
     """Return the class to which the most uncertainty in an image belongs, for which the image counts in the quotas of classes.
 
     Args:
@@ -99,18 +99,18 @@ def select(
 ) -> Selection:
     """Choose images, one after the other: each time the one with the highest score among those that are allowed.
 
-    An image is allowed if its fingerprint differs in at least `min_distance` bits from that of every labelled image and every
+    An image is allowed if its perceptual hash differs in at least `min_distance` bits from that of every labelled image and every
     image chosen before, and if fewer than `quota` images of its class were chosen. When no image is allowed, the quota is lifted.
     Of images with equal scores, the first one is chosen.
 
     Args:
         scores: the images' scores, float64 (N,); higher scores are chosen first.
         classes: the class of each image.
-        bits: the images' fingerprints, uint8 (N, B), each 0 or 1.
+        bits: the images' perceptual hashes, uint8 (N, B), each 0 or 1.
         number: number of images to choose. Fewer are chosen if no others are allowed.
         quota: number of images of one class.
         min_distance: smallest number of bits in which two images must differ; 0 to choose near-duplicates, too.
-        labelled: fingerprints of the images that are labelled already, uint8 (M, B).
+        labelled: perceptual hashes of the images that are labelled already, uint8 (M, B).
 
     Returns:
         The chosen images.
@@ -135,7 +135,7 @@ def select(
 
 
 class _NearDuplicates:
-    """The fingerprints of labelled and chosen images, with which further images are compared.
+    """The perceptual hashes of labelled and chosen images, with which further images are compared.
 
     Attributes:
         refused: number of images that were refused.
@@ -145,9 +145,9 @@ class _NearDuplicates:
         """Create the collection.
 
         Args:
-            labelled: fingerprints to begin with, uint8 (M, B).
-            room: number of fingerprints that will be added.
-            min_distance: smallest number of bits in which an added fingerprint must differ from all others.
+            labelled: perceptual hashes to begin with, uint8 (M, B).
+            room: number of perceptual hashes that will be added.
+            min_distance: smallest number of bits in which an added hash must differ from all others.
         """
         self._bits = np.concatenate([labelled, np.zeros((room, labelled.shape[1]), np.uint8)])
         self._used = len(labelled)
@@ -155,7 +155,7 @@ class _NearDuplicates:
         self.refused = 0
 
     def add(self, bits: Bits) -> bool:
-        """Add an image by its fingerprint, (B,), unless it is a near-duplicate. Return whether it was added."""
+        """Add an image by its perceptual hash, (B,), unless it is a near-duplicate. Return whether it was added."""
         distances = np.count_nonzero(self._bits[: self._used] != bits, axis=1)
         if distances.min(initial=self._min_distance) < self._min_distance:
             self.refused += 1

@@ -24,7 +24,7 @@ class RankSettings(Section):
         11,
         ge=0,
         le=64,
-        description="images are near-duplicates if their fingerprints (64 bits) differ in fewer bits than this; near-duplicates "
+        description="images are near-duplicates if their perceptual hashes (64 bits) differ in fewer bits than this; near-duplicates "
         "of chosen or labelled images are not chosen; 0: near-duplicates are chosen, too",
     )
 

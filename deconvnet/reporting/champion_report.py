@@ -116,7 +116,7 @@ def _measure_changes(report_uri: str, hold_out: HoldOut, classes: Sequence[str])
         The content of `against_champion.json`, and the rows of `against_champion.parquet`, see `compare_with_champion`.
     """
     folders = {"champion": storage.join(report_uri, "champion"), "challenger": report_uri}
-    found = {name: hold_out.of(read_image_confusions(storage.join(uri, IMAGE_CONFUSIONS))) for name, uri in folders.items()}
+    found = {name: hold_out.select(read_image_confusions(storage.join(uri, IMAGE_CONFUSIONS))) for name, uri in folders.items()}
     old, new = found["champion"], found["challenger"]
     interval = mean_iou_rise(old, new)
     rows = {name: results_of(each, classes)["rows"][DECISIVE_RESULT] for name, each in found.items()}

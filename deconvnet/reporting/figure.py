@@ -95,7 +95,7 @@ def image_grid(
     cells: Sequence[Sequence[np.ndarray | None]],
     titles: Sequence[Sequence[str]],
     classes: Sequence[str],
-    heads: Sequence[str] = (),
+    headers: Sequence[str] = (),
     palette: np.ndarray = VOC_PALETTE,
 ) -> bytes:
     """Draw images and masks in rows and columns. A legend below them shows the classes that occur in the masks.
@@ -106,7 +106,7 @@ def image_grid(
         titles: for each row, the texts above it. The texts of a row are spread evenly over its width. A row may have more or
             fewer texts than columns.
         classes: class names, ordered by id.
-        heads: headings of the columns; empty for none.
+        headers: headings of the columns; empty for none.
         palette: uint8 (256, 3), RGB colour of each class id, see `class_palette`.
 
     Returns:
@@ -124,12 +124,12 @@ def image_grid(
     heights = [width * min(ratio, _MAX_ASPECT) + title for ratio, title in zip(tallest, title_rows, strict=True)]
     present = sorted({int(i) for row in cells for c in row if c is not None and c.ndim == 2 for i in np.unique(c)})
     below = _LEGEND_ROW * -(-len(present) // _LEGEND_COLUMNS) + 0.15
-    above = 0.3 if heads else 0.06
+    above = 0.3 if headers else 0.06
     figure = new_figure(sum(heights) + above + below, constrained=False)
     total = figure.get_figheight()
     top = total - above
-    for column, head in enumerate(heads):
-        figure.text((column + 0.5) / columns, 1 - 0.16 / total, head, ha="center", va="center", fontsize=11)
+    for column, header in enumerate(headers):
+        figure.text((column + 0.5) / columns, 1 - 0.16 / total, header, ha="center", va="center", fontsize=11)
     for row, texts, height, title_row in zip(cells, titles, heights, title_rows, strict=True):
         for i, title in enumerate(texts):
             figure.text(i / len(texts) + 0.004, (top - 0.13) / total, title, ha="left", va="center", fontsize=9, color="0.25")

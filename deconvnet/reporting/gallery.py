@@ -284,7 +284,7 @@ def draw_instances(predictor: "Predictor", sample: Sample, classes: Sequence[str
     chosen = chosen[np.argsort(-np.prod(chosen[:, 2:] - chosen[:, :2], axis=1), kind="stable")]
     shown = np.concatenate([predictor.windows(*image.shape[:2]), chosen])
     counts = sorted({k for k in STEPS if k < len(shown)} | {len(shown)})
-    _, steps, _ = predictor.masks_by_box_count(image, chosen, counts, ("deconvnet",))
+    _, steps, _ = predictor.predict_with_box_counts(image, chosen, counts, ("deconvnet",))
     return panels.instances(image, sample.truth, shown, steps, classes, sample.image_id, predictor.options.background)
 
 

@@ -125,20 +125,20 @@ class ImageTable:
     """A table of images for the page.
 
     Attributes:
-        heads: headings of the columns.
+        headers: headings of the columns.
         rows: the cells of each row; the first cell has the image.
         left_out: number of images that would have made the page too large.
     """
 
-    heads: Sequence[str]
+    headers: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     left_out: int
 
     @classmethod
-    def of(cls, heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Self:
+    def of(cls, headers: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Self:
         """Make a table of as many of the rows as the page has room for, from the first on."""
-        most = max(1, _MAX_CELLS // len(heads))
-        return cls(heads, rows[:most], max(0, len(rows) - most))
+        most = max(1, _MAX_CELLS // len(headers))
+        return cls(headers, rows[:most], max(0, len(rows) - most))
 
 
 def image_table(images: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> ImageTable:
@@ -179,7 +179,7 @@ def champion_image_table(images: Sequence[Mapping[str, Any]]) -> ImageTable:
         images: a dict of measures for each image, a row of `report/against_champion.parquet`.
     """
     mean_iou, boundary_f = ((f"{name}: champion", "new model", "change") for name in ("mean IoU", "boundary F"))
-    heads = ("image", *mean_iou, *boundary_f, "pictures", "")
+    headers = ("image", *mean_iou, *boundary_f, "pictures", "")
     rows = []
     for row in sorted(images, key=lambda row: _with_none_last(row["change"])):
         before, after = row["boundary_f.champion"], row["boundary_f.challenger"]
@@ -196,7 +196,7 @@ def champion_image_table(images: Sequence[Mapping[str, Any]]) -> ImageTable:
                 _linked("new model", row["picture.challenger"]),
             )
         )
-    return ImageTable.of(heads, rows)
+    return ImageTable.of(headers, rows)
 
 
 def _with_none_last(value: float | None) -> tuple[bool, float]:

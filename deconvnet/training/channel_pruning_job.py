@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MAX_INPUTS = 1000
 """Largest number of images or crops that are used for pruning."""
-MOST_BYTES = 2**28
+MAX_BYTES = 2**28
 """Largest size in bytes of the outputs of the pruned network's first layer, over all inputs. Two inputs are always used.
 
 The job takes about six times as much memory, and at least 1 GB.
@@ -141,7 +141,7 @@ def _sample_inputs(job: PruningJob, first_channels: int) -> torch.Tensor:
     architecture = ARCHITECTURES[job.architecture]
     size = architecture.input_size(job.model)
     examples = open_examples(job.examples_uri, size, architecture.split_filter("train"))
-    count = min(MAX_INPUTS, max(2, MOST_BYTES // (4 * size * size * first_channels)), examples.total)
+    count = min(MAX_INPUTS, max(2, MAX_BYTES // (4 * size * size * first_channels)), examples.total)
     if count < 2:
         raise UserError(
             f"{job.examples_uri} has too few examples to prune VGG-16: add images (at least 2), or leave model.vgg16 empty"

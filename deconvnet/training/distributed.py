@@ -92,16 +92,16 @@ def data_parallel(
     return network
 
 
-def gradient_sync(network: nn.Module, last: bool) -> AbstractContextManager[None]:
+def gradient_sync(network: nn.Module, sync: bool) -> AbstractContextManager[None]:
     """Return a context manager for the forward and backward pass of a micro-batch (a piece of this rank's batch).
 
     With DDP, the gradients are averaged over the ranks (training processes) only in the last micro-batch of a step.
 
     Args:
         network: the network, which `data_parallel` has wrapped if there are several ranks.
-        last: whether this is the last micro-batch of the step.
+        sync: whether to average: True in the last micro-batch of the step.
     """
-    return network.no_sync() if isinstance(network, DistributedDataParallel) and not last else nullcontext()
+    return network.no_sync() if isinstance(network, DistributedDataParallel) and not sync else nullcontext()
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -27,7 +27,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingResult:
     """The result of a finished training run.
 
     Attributes:
@@ -46,6 +46,6 @@ class Outcome:
     step_seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 
-Report = Callable[[dict[str, float], State | None], None]
+ReportFunction = Callable[[dict[str, float], State | None], None]
 """A function that every rank calls with metrics by name, and with the training state if a checkpoint must be saved (else None).
 """

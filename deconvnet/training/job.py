@@ -20,7 +20,7 @@ from deconvnet.training.data.dataloader import BatchLoader, BatchPlan
 from deconvnet.training.data.dev_set import DevSet, dev_counts
 from deconvnet.training.data.examples import Examples, NoExamples, open_examples
 from deconvnet.training.distributed import rank_and_world_size
-from deconvnet.training.interfaces import Outcome, Report, State
+from deconvnet.training.interfaces import ReportFunction, State, TrainingResult
 from deconvnet.training.trainer import Diverged, Trainer
 from infra import storage
 from infra.device import convolutions_of_fixed_sizes, fast_bf16
@@ -162,10 +162,10 @@ def run_job(
     device: torch.device,
     *,
     state: State | None,
-    report: Report,
+    report: ReportFunction,
     should_stop: Callable[[], bool],
     should_save: Callable[[], bool] = lambda: False,
-) -> Outcome:
+) -> TrainingResult:
     """Train the network of a job, from the start or from a checkpoint. Rank 0 saves the trained network at `job.out_uri`.
 
     Each training process (rank) calls this.
@@ -244,7 +244,7 @@ def log_step_seconds(step_seconds: Mapping[str, float]) -> None:
     The longest phases come first. Phases below 1 % of a step are left out. If there were no steps, nothing is logged.
 
     Args:
-        step_seconds: seconds a step by phase (`Outcome.step_seconds`).
+        step_seconds: seconds a step by phase (`TrainingResult.step_seconds`).
     """
     total = sum(step_seconds.values())
     if not total:

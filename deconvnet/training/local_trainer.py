@@ -57,7 +57,7 @@ def train_locally(
         should_stop: called before each step. If it returns True, a checkpoint is saved and training stops.
 
     Returns:
-        The results by name: the attributes of `interfaces.Outcome`, such as "steps" and "dev_mean_iou".
+        The results by name: the attributes of `interfaces.TrainingResult`, such as "steps" and "dev_mean_iou".
 
     Raises:
         UserError: if the settings or the data are not suitable, or the loss diverges.
@@ -80,7 +80,7 @@ def train_locally(
         """Log the metrics, pass them to `on_report`, and save a checkpoint if the training state is given."""
         logger.info(f"  {progress_line(metrics, job.settings.total_steps(plan.steps_per_epoch))}")
         on_report(metrics)
-        if state is not None and (stop.is_set or checkpoints.pays()):
+        if state is not None and (stop.is_set or checkpoints.may_save()):
             checkpoints.save(state)
 
     with freed_memory_is_kept(), caught_signals() as caught:
@@ -93,7 +93,7 @@ def train_locally(
             state=state,
             report=report,
             should_stop=stop,
-            should_save=lambda: checkpoints.seconds_since_save() >= CHECKPOINT_SECONDS and checkpoints.pays(),
+            should_save=lambda: checkpoints.seconds_since_save() >= CHECKPOINT_SECONDS and checkpoints.may_save(),
         )
     log_step_seconds(outcome.step_seconds)
     return asdict(outcome)
@@ -150,7 +150,7 @@ class LocalCheckpoints:
         """Return the number of seconds since the last call of `save`, or since this object was made."""
         return time.monotonic() - self._saved_at
 
-    def pays(self) -> bool:
+    def may_save(self) -> bool:
         """Return whether the last checkpoint was cheap, or took at most `CHECKPOINT_SHARE` of the time since then."""
         return self._saving_seconds <= max(CHEAP_SECONDS, CHECKPOINT_SHARE * self.seconds_since_save())
 

@@ -71,7 +71,7 @@ def train_on_ray(
             stop.
 
     Returns:
-        The results by name: the attributes of `interfaces.Outcome`, such as "steps" and "dev_mean_iou".
+        The results by name: the attributes of `interfaces.TrainingResult`, such as "steps" and "dev_mean_iou".
 
     Raises:
         UserError: if the settings, the cluster or the data are not suitable, or the loss diverges.

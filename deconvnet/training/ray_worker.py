@@ -64,7 +64,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     )
 
     saved = checkpoint.newest_state(job.run_uri) if rank == 0 else None
-    preemption = Preemption(preemption_deadline, lambda seconds: config["queue"].put.remote({"leaving": seconds}))
+    preemption = PreemptionPolicy(preemption_deadline, lambda seconds: config["queue"].put.remote({"leaving": seconds}))
     checkpoints = RayCheckpoints(job.run_uri, preemption)
     try:
         with freed_memory_is_kept():
@@ -85,7 +85,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     return asdict(outcome)
 
 
-class Preemption:
+class PreemptionPolicy:
     """Decides when to save checkpoints after Ray's notice that a node of the training will be preempted.
 
     The first checkpoint is saved right after the notice, and training continues. The last one is started early enough to be
@@ -131,7 +131,7 @@ class Preemption:
         left = self.seconds_left()
         return left is not None and (not self._saved or 0 < left <= self._reserve())
 
-    def saved(self, seconds: float) -> None:
+    def on_saved(self, seconds: float) -> None:
         """Record that a checkpoint was saved. If it was the last one before the deadline, wait until Ray ends this process.
 
         Args:
@@ -160,7 +160,7 @@ class RayCheckpoints:
     until the previous one was written.
     """
 
-    def __init__(self, run_uri: str, preemption: Preemption) -> None:
+    def __init__(self, run_uri: str, preemption: PreemptionPolicy) -> None:
         """Prepare to report. Nothing is written yet.
 
         Args:
@@ -195,7 +195,7 @@ class RayCheckpoints:
             delete_local_checkpoint_after_upload=True,
         )
         if waits:
-            self._preemption.saved(time.monotonic() - started)
+            self._preemption.on_saved(time.monotonic() - started)
 
     def _copied(self, state: State) -> State:
         """Copy a state's tensors to the memory of the previous copy, on the CPU."""

@@ -2,7 +2,7 @@
 
 The loop runs in one process, or in several processes (ranks) of torch.distributed. In both cases the network learns nearly the
 same, because the global batch does not depend on the number of ranks, and the loss is the mean over all non-void pixels of the
-global batch. Only batch norm's statistics are those of a rank's own examples, unless these are few (`SYNC_BELOW`).
+global batch. Only batch norm's statistics are those of a rank's own examples, unless these are few (`SYNC_BATCH_NORM_BELOW`).
 
 Before each step, the random generator for dropout is seeded with the seed, the step and the rank. So a checkpoint with the seed
 and the step is enough to restore the random state.
@@ -28,7 +28,7 @@ from deconvnet.training.data.dev_set import DevSet
 from deconvnet.training.data.device_batches import TensorBatch, host_batch, host_batches, to_device
 from deconvnet.training.data.sampler import ORDER_VERSION
 from deconvnet.training.distributed import data_parallel, gradient_sync, rank_and_world_size, step_seed, sum_over_ranks
-from deconvnet.training.interfaces import Outcome, Report, State
+from deconvnet.training.interfaces import ReportFunction, State, TrainingResult
 from deconvnet.training.meter import Meter, StepTimes
 from deconvnet.training.optimizer import NORMS, Schedule, make_sgd, named_parameters, set_rate
 from infra.errors import Interrupted, UserError
@@ -37,7 +37,7 @@ from proposals.masks import VOID_ID
 if TYPE_CHECKING:
     from deconvnet.settings import StageSettings
 
-SYNC_BELOW = 32
+SYNC_BATCH_NORM_BELOW = 32
 """Smallest number of examples per rank and forward pass with which batch norm works well on its own.
 
 If a rank would have fewer, batch norm is synchronised over all ranks.
@@ -87,7 +87,7 @@ class Trainer:
         self.micro_batches = micro_batch_count(settings.batch, self.world_size, settings.micro_batch)
         # Convolutions on CPUs (oneDNN) and on tensor cores are faster in this memory format. It does not change the results.
         model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if self.world_size > 1 and settings.batch // (self.world_size * self.micro_batches) < SYNC_BELOW:
+        if self.world_size > 1 and settings.batch // (self.world_size * self.micro_batches) < SYNC_BATCH_NORM_BELOW:
             convert_sync(model)
         # On all ranks or none: fused and plain synchronised batch norm exchange different numbers, and weights would drift apart.
         if fused := int(sum_over_ranks(torch.tensor(int(use_fused(self.device))))) == self.world_size:
@@ -108,10 +108,10 @@ class Trainer:
     def fit(
         self,
         *,
-        report: Report = lambda metrics, state: None,
+        report: ReportFunction = lambda metrics, state: None,
         should_stop: Callable[[], bool] = lambda: False,
         should_save: Callable[[], bool] = lambda: False,
-    ) -> Outcome:
+    ) -> TrainingResult:
         """Train from the current step to the end.
 
         Training ends after `total_steps` steps, or earlier if the schedule is finished. Then, if the settings ask for it, batch
@@ -163,7 +163,7 @@ class Trainer:
             report({**self._position(), "final_dev_mean_iou": self._dev_mean_iou}, None)
         times.read()
         epochs = self.step / self.loader.steps_per_epoch
-        return Outcome(self.step, epochs, self._dev_mean_iou, self.schedule.best, times.means())
+        return TrainingResult(self.step, epochs, self._dev_mean_iou, self.schedule.best, times.means())
 
     def train_step(self, images: Tensor, masks: Tensor, valid_pixels: int, count_correct: bool) -> float:
         """Do one optimiser step on a global batch (the examples of all ranks together).

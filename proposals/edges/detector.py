@@ -21,7 +21,7 @@ PRETRAINED_FOREST = Path(__file__).parent / "pretrained" / "edges.yml.gz"
 
 _SMOOTHING = 2.0  # px, σ of the blur before the gradient
 _STRONG_PERCENTILE = 99.0  # this percentile of the gradients is scaled to strength 1
-_LEAST_STRONG = 4.0  # smallest gradient (Lab units per pixel) that is scaled to 1, so that noise in a flat image stays faint
+_MIN_STRONG = 4.0  # smallest gradient (Lab units per pixel) that is scaled to 1, so that noise in a flat image stays faint
 _ORIENTATION_RADIUS = 4  # px, radius of the triangle filter before orientations are computed, as in Dollár's edgesDetect
 _MARGIN = 16  # px, padding on each side
 
@@ -121,7 +121,7 @@ def gradient_edges(image: np.ndarray) -> np.ndarray:
     dx = cv2.Sobel(smooth, cv2.CV_32F, 1, 0, scale=1 / 8)
     dy = cv2.Sobel(smooth, cv2.CV_32F, 0, 1, scale=1 / 8)
     magnitude = np.sqrt(dx * dx + dy * dy).max(axis=2)
-    return np.minimum(magnitude / max(float(np.percentile(magnitude, _STRONG_PERCENTILE)), _LEAST_STRONG), 1)
+    return np.minimum(magnitude / max(float(np.percentile(magnitude, _STRONG_PERCENTILE)), _MIN_STRONG), 1)
 
 
 def forest_edges(image: np.ndarray, edge_model: str) -> np.ndarray:

@@ -218,7 +218,7 @@ def inputs() -> list[Row]:
 
             def work(stored: list[tuple[bytes, bytes]] = stored, examples: Examples = examples) -> None:
                 for number, (image, mask) in enumerate(stored):
-                    examples.view(image, mask, np.random.default_rng([0, number]))
+                    examples.transform(image, mask, np.random.default_rng([0, number]))
 
             work()
             rows.append(

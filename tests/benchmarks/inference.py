@@ -89,8 +89,8 @@ def uncertainty() -> list[Row]:
     """What it costs to say how sure a prediction is, above finding the mask and the mean confidence alone as numpy does, one thread."""
     import torch
 
-    from deconvnet.inference.fingerprint import fingerprint
-    from deconvnet.inference.pixels import measure, scan_pixels
+    from deconvnet.inference.perceptual_hash import perceptual_hash
+    from deconvnet.inference.pixels import average_measures, scan_pixels
     from proposals.image_codec import encode_mask
 
     torch.set_num_threads(1)
@@ -101,7 +101,7 @@ def uncertainty() -> list[Row]:
     confidence_map = np.rint(255 * scan_pixels(refined, ensemble, one, other).before_crf).astype(np.uint8)
     works = (
         lambda: (refined.argmax(axis=0).astype(np.uint8), float(refined.max(axis=0).mean(dtype=np.float64))),
-        lambda: (measure(scan_pixels(refined, ensemble, one, other)), fingerprint(image)),
+        lambda: (average_measures(scan_pixels(refined, ensemble, one, other)), perceptual_hash(image)),
         lambda: encode_mask(confidence_map, level=1),
     )
     before, after, encoding = (1000 * each for each in median_seconds(works, times=25))

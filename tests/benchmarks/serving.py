@@ -28,7 +28,7 @@ def serving() -> list[Row]:
     import torch
 
     from deconvnet.inference.int8.conversion import computes_int8
-    from deconvnet.inference.int8.ranges import recorded
+    from deconvnet.inference.int8.ranges import recording
     from deconvnet.inference.predictor import Predictor, PredictorOptions
     from deconvnet.models import fusion
     from deconvnet.models.architectures import DECONVNET, FCN8S
@@ -44,11 +44,11 @@ def serving() -> list[Row]:
     networks = [randomised(build_network(kind, model, CLASSES), seed) for seed, kind in enumerate((DECONVNET, FCN8S))]
     options = PredictorOptions(**SegmentSettings(**config["segment"]).model_dump(mode="json"))
     now = Predictor(*networks, options)
-    with patch.object(fusion, "_as_product", lambda layer: layer):
+    with patch.object(fusion, "_fast_convolution", lambda layer: layer):
         before = Predictor(*networks, options)
     early = Predictor(*networks, replace(options, early_exit=1.0))
     first, *images = sample_images(IMAGES + 1)
-    with recorded(now.deconvnet) as deconvnet, recorded(now.fcn8s) as fcn8s:
+    with recording(now.deconvnet) as deconvnet, recording(now.fcn8s) as fcn8s:
         _predict(now, encode_jpeg(first, 90))
     predictors = [now, before, early, *([Predictor(*networks, options, (deconvnet, fcn8s))] if computes_int8("cpu") else [])]
     for predictor in predictors:

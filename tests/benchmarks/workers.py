@@ -9,7 +9,7 @@ times the gradients through each worker's slowest link. With several GPUs a node
 
 from dataclasses import dataclass
 
-from deconvnet.training.trainer import SYNC_BELOW
+from deconvnet.training.trainer import SYNC_BATCH_NORM_BELOW
 
 WEIGHTS = 251_805_653
 """Parameters of DeconvNet at full width with 21 classes."""
@@ -76,7 +76,7 @@ def step_seconds(cluster: Cluster, workers: int, batch: int, gradient_bytes: int
     optimiser = 5 * 4 * WEIGHTS / cluster.memory  # weight, gradient and momentum are read, weight and momentum written
     if workers == 1:
         return compute + optimiser
-    norms = 2 * BATCH_NORMS * LATENCY if batch / workers < SYNC_BELOW else 0.0
+    norms = 2 * BATCH_NORMS * LATENCY if batch / workers < SYNC_BATCH_NORM_BELOW else 0.0
     link = LINK_SHARE * (cluster.inside if workers <= cluster.gpus else min(cluster.between, cluster.inside or cluster.between))
     exchange = 2 * (workers - 1) / workers * WEIGHTS * gradient_bytes / link
     return compute + optimiser + norms + max(0.0, exchange - HIDDEN * compute)

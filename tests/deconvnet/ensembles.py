@@ -8,7 +8,7 @@ import torch
 
 from deconvnet import DeconvNet, FCN8s
 from deconvnet.evaluation.drift import PredictionStatistics
-from deconvnet.inference.pixels import PixelMeasures, measure
+from deconvnet.inference.pixels import PixelMeasures, average_measures
 from deconvnet.inference.saved_ensemble import Prediction
 from deconvnet.models.checkpoint import save_model
 from deconvnet.tracking.mlflow_runs import MlflowTracker
@@ -60,7 +60,7 @@ def prediction(image: np.ndarray, mask: np.ndarray, confidence: float) -> Predic
     level = np.full(mask.shape, confidence, np.float32)
     confidence_map = np.rint(255 * level).astype(np.uint8)
     pixels = PixelMeasures(mask, level, level - np.float32(0.125), 1 - level, np.zeros(mask.shape, bool))
-    return Prediction(mask, confidence_map, measure(pixels), boxes=50, image=image)
+    return Prediction(mask, confidence_map, average_measures(pixels), boxes=50, image=image)
 
 
 def save_networks(

@@ -16,10 +16,10 @@ from deconvnet.datasets.image_folder import list_folder
 from deconvnet.datasets.importing.images import read_input
 from deconvnet.datasets.thread_map import thread_map
 from deconvnet.datasets.validation.contact_sheet import SheetCell, draw_contact_sheet
-from deconvnet.inference.fingerprint import fingerprint, unpack
+from deconvnet.inference.perceptual_hash import perceptual_hash, unpack
 from deconvnet.inference.predictions_table import PREDICTIONS, RANKING, TABLE
 from deconvnet.inference.uncertainty import DOUBT
-from deconvnet.ranking.selection import MEASURES, Selection, class_quota, doubtful_class, select, uncertainty_scores
+from deconvnet.ranking.selection import MEASURES, Selection, class_quota, most_uncertain_class, select, uncertainty_scores
 from infra import storage
 from infra.errors import BadInput, UserError
 from infra.runtime.local_executor import available_cpus
@@ -89,7 +89,7 @@ def write_ranking(
         number: number of images to choose.
         labelled: folder of images that are labelled already, see `_labelled_fingerprints`. None if there are none.
         class_share: largest share of the chosen images that are of one class, see `selection.class_quota`.
-        min_distance: smallest Hamming distance, in bits, between the fingerprints of two chosen images.
+        min_distance: smallest Hamming distance, in bits, between the perceptual hashes of two chosen images.
 
     Returns:
         The chosen images.
@@ -123,9 +123,9 @@ def rank(output: str, number: int, labelled: Sequence[str], class_share: float |
     Args:
         output: folder or bucket prefix of the output of predict.py.
         number: number of images to choose.
-        labelled: fingerprints of the images that are labelled already.
+        labelled: perceptual hashes of the images that are labelled already.
         class_share: largest share of the chosen images that are of one class, see `selection.class_quota`.
-        min_distance: smallest Hamming distance, in bits, between the fingerprints of two chosen images.
+        min_distance: smallest Hamming distance, in bits, between the perceptual hashes of two chosen images.
 
     Returns:
         The chosen images.
@@ -140,7 +140,7 @@ def rank(output: str, number: int, labelled: Sequence[str], class_share: float |
     # Only the values that the choice needs are kept in memory, because there may be millions of images.
     columns = ["image_id", *MEASURES, "classes", "shares", "class_confidence_before_crf", "fingerprint"]
     found = sorted(
-        (row["image_id"], doubtful_class(row, background), row["fingerprint"], [row[name] or 0.0 for name in MEASURES])
+        (row["image_id"], most_uncertain_class(row, background), row["fingerprint"], [row[name] or 0.0 for name in MEASURES])
         for row in tables.iter_rows(table, columns)
     )
     classes = [name for _, name, _, _ in found]
@@ -163,13 +163,13 @@ def rank(output: str, number: int, labelled: Sequence[str], class_share: float |
 
 
 def _labelled_fingerprints(folder: str) -> list[str]:
-    """Compute the perceptual fingerprints of labelled images, to find near-duplicates. A warning names unreadable files.
+    """Compute the perceptual perceptual hashes of labelled images, to find near-duplicates. A warning names unreadable files.
 
     Args:
         folder: data set in VOC's layout, or folder of images; local or in a bucket.
 
     Returns:
-        The fingerprints of the images that can be read.
+        The perceptual hashes of the images that can be read.
 
     Raises:
         UserError: if there is no such folder, or no image in it.
@@ -179,7 +179,7 @@ def _labelled_fingerprints(folder: str) -> list[str]:
 
     def read(name: str) -> str:
         try:
-            return fingerprint(decode_image(storage.read_bytes(storage.join(folder, name))))
+            return perceptual_hash(decode_image(storage.read_bytes(storage.join(folder, name))))
         except (BadInput, OSError):
             return ""
 

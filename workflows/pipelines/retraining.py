@@ -225,7 +225,7 @@ class Retraining(Pipeline):
             )
             return promotion.Decision(False, reason), counts
         folders, limits = (CHAMPION_RESULTS[:1], ()), self.settings.retrain
-        old, new = (hold_out.of(read_image_confusions(self.report(*folder, IMAGE_CONFUSIONS))) for folder in folders)
+        old, new = (hold_out.select(read_image_confusions(self.report(*folder, IMAGE_CONFUSIONS))) for folder in folders)
         interval = mean_iou_rise(old, new)
         before, after = results_of(old, classes), results_of(new, classes)
         decision = promotion.compare(before, after, interval, limits.margin, limits.max_class_drop)

@@ -99,7 +99,7 @@ class Settings(PipelineSettings):
         for architecture in ARCHITECTURES.values():
             width = architecture.width(self.model)
             if self.model.vgg16 and width > 1:
-                name = "width" if getattr(self.model, architecture.vgg16_width) is None else architecture.vgg16_width
+                name = "width" if getattr(self.model, architecture.vgg16_width_field) is None else architecture.vgg16_width_field
                 raise ValueError(
                     f"model.{name} {width:g} can't start from VGG-16 weights, which have the paper's width: "
                     f"set model.{name} to 1 or less, or leave model.vgg16 empty"

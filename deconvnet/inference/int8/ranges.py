@@ -19,7 +19,7 @@ _PREFIX = "activation_ranges-"
 
 
 @contextmanager
-def recorded(network: nn.Module) -> Iterator[Ranges]:
+def recording(network: nn.Module) -> Iterator[Ranges]:
     """Record the largest activations while a `with` block runs.
 
     Args:
@@ -44,35 +44,35 @@ def recorded(network: nn.Module) -> Iterator[Ranges]:
             hook.remove()
 
 
-def largest(first: Ranges, second: Ranges) -> Ranges:
+def merged(first: Ranges, second: Ranges) -> Ranges:
     """Return the larger ones of two ranges of the same network, of which either may be empty."""
     return {name: max(first.get(name, 0.0), second.get(name, 0.0)) for name in {**first, **second}}
 
 
-def save_ranges(folder: str, ranges: Ranges, made_from: str) -> None:
+def save_ranges(folder: str, ranges: Ranges, inputs_digest: str) -> None:
     """Save ranges in the folder of their network. Other ranges there are deleted.
 
     Args:
         folder: the model folder (see `models.checkpoint`), local or in a bucket.
         ranges: the ranges.
-        made_from: digest of the images and options with which they were recorded, at least 16 hexadecimal digits.
+        inputs_digest: digest of the images and options with which they were recorded, at least 16 hexadecimal digits.
     """
-    name = f"{_prefix(folder)}{made_from[:16]}.json"
+    name = f"{_prefix(folder)}{inputs_digest[:16]}.json"
     storage.write_json(storage.join(folder, name), ranges)
     storage.remove_files(folder, [each for each in _files(folder) if each != name])
 
 
-def has_ranges(folder: str, made_from: str) -> bool:
+def has_ranges(folder: str, inputs_digest: str) -> bool:
     """Return whether a network has ranges for its present weights that were recorded with these images and options.
 
     Args:
         folder: the model folder, local or in a bucket.
-        made_from: digest of the images and options, as given to `save_ranges`.
+        inputs_digest: digest of the images and options, as given to `save_ranges`.
 
     Raises:
         UserError: if the folder holds no model.
     """
-    return _files(folder) == [f"{_prefix(folder)}{made_from[:16]}.json"]
+    return _files(folder) == [f"{_prefix(folder)}{inputs_digest[:16]}.json"]
 
 
 def load_ranges(folder: str) -> Ranges | None:

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from deconvnet.inference.int8.ranges import Ranges, has_ranges, largest, load_ranges, recorded, save_ranges
+from deconvnet.inference.int8.ranges import Ranges, has_ranges, load_ranges, merged, recording, save_ranges
 from deconvnet.inference.predictor import Predictor, PredictorOptions
 from infra.errors import UserError
 from infra.runtime.executor import Actors, Executor, Work
@@ -78,22 +78,22 @@ def record_missing_ranges(inputs: RangeInputs, executor: Executor, registered: b
     """
     folders = inputs.deconvnet_uri, inputs.fcn8s_uri
     units = dict(enumerate(_units(inputs)))
-    made_from = _digest(inputs.options, units.values())
-    if all(has_ranges(folder, made_from) or (registered and load_ranges(folder) is not None) for folder in folders):
+    inputs_digest = _digest(inputs.options, units.values())
+    if all(has_ranges(folder, inputs_digest) or (registered and load_ranges(folder) is not None) for folder in folders):
         return
     make = partial(_make_worker, inputs)
     title = "recording the largest activations (segment.int8)"
     deconvnet: Ranges = {}
     fcn8s: Ranges = {}
     for _, found in executor.map_actors(units, make, Actors(), title=title, unit="training images"):
-        deconvnet, fcn8s = largest(deconvnet, found[0]), largest(fcn8s, found[1])
+        deconvnet, fcn8s = merged(deconvnet, found[0]), merged(fcn8s, found[1])
     if not deconvnet:
         raise UserError(
             f"segment.int8 needs training images with boxes, and {len(units)} were tried: set it to false, or lower "
             "segment.min_side"
         )
     for folder, ranges in zip(folders, (deconvnet, fcn8s), strict=True):
-        save_ranges(folder, ranges, made_from)
+        save_ranges(folder, ranges, inputs_digest)
     logger.info(f"  largest activations recorded on {len(units)} training images, for prediction in 8-bit integers")
 
 
@@ -140,6 +140,6 @@ def _record(predictor: Predictor, inputs: RangeInputs, unit: _Unit) -> tuple[Ran
     row = [row for row in rows if row["split"] == "train"][unit.position]
     boxes = {name: found for name, found, _ in iter_proposals(inputs.proposals_uri, unit.proposals)}
     no_boxes = np.zeros((0, 4), np.float32)
-    with recorded(predictor.deconvnet) as deconvnet, recorded(predictor.fcn8s) as fcn8s:
+    with recording(predictor.deconvnet) as deconvnet, recording(predictor.fcn8s) as fcn8s:
         predictor.probabilities(decode_image(row["image"]), boxes.get(row["image_id"], no_boxes), ("edeconvnet",))
     return deconvnet, fcn8s

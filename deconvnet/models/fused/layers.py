@@ -17,7 +17,7 @@ from deconvnet.models.fused.operations import (
     max_pool,
     max_unpool,
     norm_relu,
-    supports,
+    supports_convolution,
     supports_dtype,
     supports_norm,
 )
@@ -43,7 +43,7 @@ class FusedUnit(nn.Sequential):
                 return _frozen_unit(conv, norm, input)
             return cast(Tensor, super().forward(input))
         norm, relu = (self.get_submodule(name) for name in ("norm", "relu"))
-        if supports(conv) and supports_norm(norm) and supports_dtype(input):
+        if supports_convolution(conv) and supports_norm(norm) and supports_dtype(input):
             return norm_relu(convolve(conv, input), cast(nn.BatchNorm2d, norm), cast(Tensor | None, conv.bias))
         x = conv(input)
         if supports_norm(norm) and supports_dtype(x):
@@ -66,7 +66,7 @@ def _frozen_unit(conv: nn.Conv2d, norm: nn.BatchNorm2d, input: Tensor) -> Tensor
         mean, var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
         weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, mean, var, norm.eps, norm.weight, norm.bias)
     recorded = torch.is_grad_enabled() and input.requires_grad  # true if a layer before is trained
-    if input.device.type == "cpu" and supports(conv) and not recorded:
+    if input.device.type == "cpu" and supports_convolution(conv) and not recorded:
         from deconvnet.models.fused.cpu.convolution import convolve_relu
 
         return convolve_relu(input, weight, bias, cast(tuple[int, int], conv.padding))

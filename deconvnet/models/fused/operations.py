@@ -19,7 +19,7 @@ def supports_dtype(x: Tensor) -> bool:
     return x.dtype in (torch.bfloat16, torch.float32) or (x.dtype == torch.float64 and not _on_gpu(x))
 
 
-def supports(layer: nn.Module) -> bool:
+def supports_convolution(layer: nn.Module) -> bool:
     """Return whether `convolve` can compute a layer: a convolution with stride 1, or a `Deconv3x3`.
 
     Args:
@@ -37,7 +37,7 @@ def convolve(layer: nn.Module, x: Tensor) -> Tensor:
     """Compute a layer without its bias, in bfloat16 within autocast.
 
     Args:
-        layer: a layer that `supports` accepts.
+        layer: a layer that `supports_convolution` accepts.
         x: tensor of shape (N, C, H, W).
 
     Returns:

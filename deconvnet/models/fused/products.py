@@ -25,7 +25,7 @@ class WinogradConv2d(nn.Module):
     epilogue: Tensor
 
     def __init__(self, conv: nn.Conv2d, relu: bool = False) -> None:
-        """Take the weights of a convolution for which `WinogradConv2d.suits` is true.
+        """Take the weights of a convolution for which `WinogradConv2d.supports` is true.
 
         Args:
             conv: the convolution.
@@ -39,7 +39,7 @@ class WinogradConv2d(nn.Module):
         self.register_buffer("epilogue", torch.stack([bias, torch.full_like(bias, 0.0 if relu else -torch.inf)]))
 
     @staticmethod
-    def suits(layer: nn.Module) -> bool:
+    def supports(layer: nn.Module) -> bool:
         """Return whether a layer is a convolution that keeps its input's size, with numbers of channels that fit the vectors."""
         return (
             isinstance(layer, nn.Conv2d)
@@ -72,7 +72,7 @@ class NeighbourhoodConv2d(nn.Conv2d):
     """
 
     @staticmethod
-    def suits(layer: nn.Module) -> bool:
+    def supports(layer: nn.Module) -> bool:
         """Return whether a layer is a convolution with a huge kernel of 7×7, with all channels together and no strides."""
         return (
             isinstance(layer, nn.Conv2d)
@@ -82,7 +82,7 @@ class NeighbourhoodConv2d(nn.Conv2d):
 
     @classmethod
     def of(cls, conv: nn.Conv2d) -> "NeighbourhoodConv2d":
-        """Return a layer with the weights of a convolution for which `NeighbourhoodConv2d.suits` is true."""
+        """Return a layer with the weights of a convolution for which `NeighbourhoodConv2d.supports` is true."""
         made = cls(conv.in_channels, conv.out_channels, 7, padding=cast(tuple[int, int], conv.padding), device="meta")
         made.weight, made.bias = conv.weight, conv.bias
         return made

@@ -19,9 +19,9 @@ import numpy as np
 from deconvnet.training.data import transforms
 from deconvnet.training.data.batching import even_ranges
 from deconvnet.training.data.examples import Examples
-from deconvnet.training.data.loader_process import made_by_process
+from deconvnet.training.data.loader_process import from_process
 from deconvnet.training.data.row_reader import Row, RowReader
-from deconvnet.training.data.sampler import HELD_BYTES, Order
+from deconvnet.training.data.sampler import BUFFER_BYTES, Order
 from deconvnet.training.interfaces import Batch
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ class BatchPlan:
     workers: int = 1
 
     @staticmethod
-    def of(examples: Examples, batch: int, workers: int, seed: int, held_bytes: int = HELD_BYTES) -> "BatchPlan":
+    def of(examples: Examples, batch: int, workers: int, seed: int, buffer_bytes: int = BUFFER_BYTES) -> "BatchPlan":
         """Make a plan.
 
         Args:
@@ -52,10 +52,10 @@ class BatchPlan:
             batch: number of examples in a global batch (over all training processes).
             workers: number of training processes that share a global batch.
             seed: seed of the order of examples and of their augmentation.
-            held_bytes: encoded bytes of examples that a single training process may hold on average.
+            buffer_bytes: encoded bytes of examples that a single training process may hold on average.
         """
         groups = examples.groups
-        return BatchPlan(examples, Order.of(groups.examples, groups.nbytes, batch, seed, held_bytes), workers)
+        return BatchPlan(examples, Order.of(groups.examples, groups.nbytes, batch, seed, buffer_bytes), workers)
 
     def for_workers(self, workers: int) -> "BatchPlan":
         """Return a plan with the same global batches, divided among another number of training processes.
@@ -101,20 +101,20 @@ class BatchPlan:
         Raises:
             UserError: if an example can't be decoded.
         """
-        share, order = reader.places, self.order
+        share, order = reader.batch_indices, self.order
 
-        def view(row: Row, epoch: int, place: int) -> transforms.Pair:
-            """Decode and augment an example, whose place in the epoch is counted over all batches."""
-            return self.examples.view(*row, transforms.example_rng(order.seed, epoch, place))
+        def transform(row: Row, epoch: int, index: int) -> transforms.Pair:
+            """Decode and augment an example, whose index in the epoch is counted over all batches."""
+            return self.examples.transform(*row, transforms.example_rng(order.seed, epoch, index))
 
         with ThreadPoolExecutor(threads) as pool:
             for step, rows in enumerate(reader.steps(first_step, stop_step), first_step):
                 epoch, batch = divmod(step, order.steps_per_epoch)
-                places = range(batch * order.batch + share.start, batch * order.batch + share.stop)
-                yield stacked(list(pool.map(view, rows, [epoch] * len(rows), places)))
+                indices = range(batch * order.batch + share.start, batch * order.batch + share.stop)
+                yield collate(list(pool.map(transform, rows, [epoch] * len(rows), indices)))
 
 
-def stacked(pairs: Sequence[transforms.Pair]) -> Batch:
+def collate(pairs: Sequence[transforms.Pair]) -> Batch:
     """Combine examples into a batch.
 
     Args:
@@ -126,7 +126,7 @@ def stacked(pairs: Sequence[transforms.Pair]) -> Batch:
     return np.stack([image for image, _ in pairs]), np.stack([mask for _, mask in pairs])
 
 
-def made_ahead(batches: Iterator[T]) -> Iterator[T]:
+def prefetched(batches: Iterator[T]) -> Iterator[T]:
     """Iterate over batches, and make the next batch in a thread while the caller uses the present one.
 
     Args:
@@ -181,7 +181,7 @@ class BatchLoader:
             UserError: if an example can't be decoded.
         """
         make = partial(self._made_here, first_step, stop_step)
-        return made_by_process(make) if self.own_process else made_ahead(make())
+        return from_process(make) if self.own_process else prefetched(make())
 
     def _made_here(self, first_step: int, stop_step: int) -> Iterator[Batch]:
         """Make the batches in this process, each when it is asked for."""

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deconvnet.training.data.dataloader import made_ahead, stacked
+from deconvnet.training.data.dataloader import collate, prefetched
 from deconvnet.training.data.examples import Examples
 from deconvnet.training.interfaces import Batch
 
@@ -93,6 +93,6 @@ class DevSet:
             """Decode the examples and combine them into batches, one batch after the other."""
             with ThreadPoolExecutor(self.threads) as pool:
                 for start in range(0, len(self._rows), size):
-                    yield stacked(list(pool.map(lambda row: self.examples.view(*row), self._rows[start : start + size])))
+                    yield collate(list(pool.map(lambda row: self.examples.transform(*row), self._rows[start : start + size])))
 
-        return made_ahead(made())
+        return prefetched(made())

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deconvnet.training.data.dataloader import made_ahead
+from deconvnet.training.data.dataloader import prefetched
 from deconvnet.training.interfaces import Batch
 
 TensorBatch = tuple[Tensor, Tensor]
@@ -28,7 +28,7 @@ def host_batches(batches: Iterator[Batch], device: torch.device) -> Iterator[Ten
     """
     on_gpu = device.type == "cuda"
     tensors = (host_batch(batch, pinned=on_gpu) for batch in batches)
-    return made_ahead(tensors) if on_gpu else tensors
+    return prefetched(tensors) if on_gpu else tensors
 
 
 def host_batch(batch: Batch, pinned: bool = False) -> TensorBatch:

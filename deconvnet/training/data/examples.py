@@ -117,7 +117,7 @@ class Examples:
             raise BadInput(f"a mask of {class_mask.shape} {class_mask.dtype} for an image of {rgb.shape[:2]}")
         return rgb, class_mask
 
-    def view(self, image: bytes, mask: bytes, rng: np.random.Generator | None = None) -> transforms.Pair:
+    def transform(self, image: bytes, mask: bytes, rng: np.random.Generator | None = None) -> transforms.Pair:
         """Decode an example and fit it to the network's square input, with random augmentation if `rng` is given.
 
         If the table holds crops, a square is cut out of the crop. If it holds whole images, the image is placed on a square

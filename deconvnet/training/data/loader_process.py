@@ -35,7 +35,7 @@ class _MadeBatches(IterableDataset[Batch | UserError]):
             yield error
 
 
-def made_by_process(make: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
+def from_process(make: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
     """Iterate over batches that a new process makes, some ahead of their use. They come through shared memory.
 
     Args:

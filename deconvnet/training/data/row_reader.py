@@ -44,23 +44,23 @@ class RowReader:
     Threads read row groups some steps before their rows are needed. A row stays in memory until its last example was used.
 
     Attributes:
-        places: the share, as consecutive indices into each global batch (see `sampler`).
+        batch_indices: the share, as consecutive indices into each global batch (see `sampler`).
         groups_read: number of row groups read so far.
         bytes_read: their size in bytes.
     """
 
-    def __init__(self, examples: Examples, order: Order, places: range) -> None:
+    def __init__(self, examples: Examples, order: Order, batch_indices: range) -> None:
         """Prepare, without reading anything.
 
         Args:
             examples: the examples of the table.
             order: their order in the epochs.
-            places: consecutive places of a global batch, such as the share of a rank.
+            batch_indices: consecutive indices into a global batch, such as the share of a rank.
         """
         self.groups_read = self.bytes_read = 0
-        self.places, self._examples, self._order = places, examples, order
+        self.batch_indices, self._examples, self._order = batch_indices, examples, order
         self._footer = lru_cache(FOOTERS)(examples.footer)
-        self._slots = order.slots_of(places)
+        self._slots = order.slots_of(batch_indices)
         self._groups: dict[tuple[int, int], _Group] = {}  # by epoch and index in the layout
 
     def steps(self, first_step: int, stop_step: int) -> Iterator[list[Row]]:
@@ -71,13 +71,13 @@ class RowReader:
             stop_step: number of the step after the last one.
 
         Yields:
-            For each step, the row for each of the places.
+            For each step, the row for each of the batch indices.
 
         Raises:
             ValueError: if the table does not hold as many examples as its commit record says.
         """
         self._groups.clear()
-        windows = self._order.windows(self.places, first_step, stop_step)
+        windows = self._order.windows(self.batch_indices, first_step, stop_step)
         next_window = next(windows, None)
         requested: deque[Window] = deque()  # whose row groups are being read
         rows_by_slot: dict[int, list[Row]] = {}  # of its window that were not used yet, the next ones last
@@ -92,14 +92,14 @@ class RowReader:
                 while requested and requested[0].steps.start <= step:
                     window = requested.popleft()
                     rows_by_slot[window.slot.index] = self._take(window, step)
-                yield [rows_by_slot[slot.index].pop() for slot in self._slots for _ in self._columns(slot.places)]
+                yield [rows_by_slot[slot.index].pop() for slot in self._slots for _ in self._columns(slot.batch_indices)]
         finally:
             threads.shutdown(cancel_futures=True)
 
-    def _columns(self, places: range) -> range:
-        """Return which of a slot's places belong to this reader, as indices into the slot's places."""
-        first, stop = max(places.start, self.places.start), min(places.stop, self.places.stop)
-        return range(first - places.start, stop - places.start)
+    def _columns(self, batch_indices: range) -> range:
+        """Return which of a slot's batch indices belong to this reader, as indices into the slot's."""
+        first, stop = max(batch_indices.start, self.batch_indices.start), min(batch_indices.stop, self.batch_indices.stop)
+        return range(first - batch_indices.start, stop - batch_indices.start)
 
     def _request(self, window: Window, first_step: int, threads: ThreadPoolExecutor) -> None:
         """Begin to read the row groups of a window that were not read for another window.
@@ -139,11 +139,11 @@ class RowReader:
             step: number of the first step for which rows are needed.
 
         Returns:
-            The rows for this reader's places, in the opposite order of their use.
+            The rows for this reader's batch indices, in the opposite order of their use.
         """
         layout = window.layout
-        columns = self._columns(window.slot.places)
-        positions = self._order.drawn(window)[step - window.steps.start :, columns.start : columns.stop]
+        columns = self._columns(window.slot.batch_indices)
+        positions = self._order.shuffled_positions(window)[step - window.steps.start :, columns.start : columns.stop]
         positions = positions.ravel()[::-1]
         entries = layout.entries(window.positions)
         groups = {entry: self._groups[layout.epoch, entry] for entry in entries}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deconvnet.evaluation.drift import (
-    ENOUGH_ANSWERS,
+    MIN_ANSWERS,
     STATISTICS_FILE,
     Drift,
     PredictionStatistics,
@@ -59,18 +59,18 @@ def test_chance_alone_rarely_exceeds_the_limit_of_the_alert(images: int, rng: np
     for _ in range(500):
         val = rng.beta(8, 2, images)
         statistics = PredictionStatistics.of(val.tolist(), np.tile([0.75, 0.25], (images, 1)), ("a", "b"))
-        found = drifted(statistics, rng.beta(8, 2, ENOUGH_ANSWERS))
+        found = drifted(statistics, rng.beta(8, 2, MIN_ANSWERS))
         exceeded += found["confidence"] > 0.25
         assert found["classes"] == 0
     assert exceeded <= 10
-    assert drifted(statistics, rng.beta(5, 3, ENOUGH_ANSWERS))["confidence"] > 0.25
-    assert drifted(statistics, rng.beta(8, 2, ENOUGH_ANSWERS), share=0.6)["classes"] > 0.25
+    assert drifted(statistics, rng.beta(5, 3, MIN_ANSWERS))["confidence"] > 0.25
+    assert drifted(statistics, rng.beta(8, 2, MIN_ANSWERS), share=0.6)["classes"] > 0.25
 
 
 def test_nothing_is_measured_before_there_are_enough_answers_and_old_ones_are_forgotten() -> None:
     statistics = PredictionStatistics(60, {"a": 0.75, "b": 0.25}, [0.5], [0.5, 0.5])
     drift = Drift(statistics)
-    for _ in range(ENOUGH_ANSWERS - 1):
+    for _ in range(MIN_ANSWERS - 1):
         drift.add(0.75, {"a": 1.0})
     assert drift.indices() == {}
     drift.add(0.75, {"a": 1.0})
@@ -82,7 +82,7 @@ def test_nothing_is_measured_before_there_are_enough_answers_and_old_ones_are_fo
 
 def test_without_bins_only_classes_are_measured() -> None:
     statistics = PredictionStatistics(5, {"a": 0.75, "b": 0.25}, [], [1.0])
-    assert drifted(statistics, np.full(ENOUGH_ANSWERS, 0.5)) == {"classes": 0}
+    assert drifted(statistics, np.full(MIN_ANSWERS, 0.5)) == {"classes": 0}
 
 
 def test_statistics_are_read_if_there_are_some(tmp_path: object) -> None:

@@ -93,7 +93,7 @@ def test_the_job_measures_what_a_loop_measures(models, image_tables, tmp_path):
     for row in (r for r in rows if r["image_id"] in expected_ids):
         truth = cv2.imdecode(np.frombuffer(row["class_mask"], np.uint8), cv2.IMREAD_UNCHANGED)
         image, proposed = decode_image(row["image"]), np.array(boxes.get(row["image_id"], []), np.float32)
-        masks, _, probabilities = predictor.masks_by_box_count(image, proposed, ())
+        masks, _, probabilities = predictor.predict_with_box_counts(image, proposed, ())
         shares.append(np.bincount(masks[DECISIVE_RESULT].ravel(), minlength=4) / truth.size)
         first_box.update(truth, predictor.masks(image, proposed[:1], ("deconvnet",))["deconvnet"])
         given = decode_mask(row["object_mask"]) if row["object_mask"] else make_object_mask(truth)

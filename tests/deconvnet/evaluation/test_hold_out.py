@@ -49,7 +49,7 @@ def test_what_is_left_out_is_said(hold_out: HoldOut, text: str) -> None:
 def test_results_are_those_of_the_given_images_alone() -> None:
     rng = np.random.default_rng(0)
     confusions = {image_id: rng.integers(0, 9, (2, 2)) for image_id in "abc"}
-    found = results_of(HoldOut(["a", "c", "not measured"], 0, 0).of(confusions), ["background", "thing"])
+    found = results_of(HoldOut(["a", "c", "not measured"], 0, 0).select(confusions), ["background", "thing"])
     total = ConfusionMatrix(2, confusions["a"] + confusions["c"])
     row = found["rows"][DECISIVE_RESULT]
     assert row["mean_iou"] == total.mean_iou and list(row["iou"].values()) == total.iou.tolist()

@@ -124,8 +124,8 @@ def test_the_key_changes_with_everything_the_masks_depend_on(root: Path, recipe:
 
 def test_the_key_changes_with_the_ranges_for_8_bit_integers_if_these_are_used(recipe: Recipe) -> None:
     in_int8, keys = replace(recipe, options=replace(recipe.options, int8=True)), []
-    for made_from in ("a" * 16, "b" * 16):
-        save_ranges(recipe.deconvnet, {"conv1.1": 1.0}, made_from)
+    for inputs_digest in ("a" * 16, "b" * 16):
+        save_ranges(recipe.deconvnet, {"conv1.1": 1.0}, inputs_digest)
         keys += [recipe.key([]), in_int8.key([])]
     assert keys[0] == keys[2] and len(set(keys)) == 3
 

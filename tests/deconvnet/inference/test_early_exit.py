@@ -79,7 +79,7 @@ def test_every_result_is_that_of_the_boxes_used():
     np.testing.assert_array_equal(one.mask, expected.mask)
     assert one.uncertainty == expected.uncertainty and (one.mask != whole.mask).any()
     (masks, counted, _), (others, _, _) = (
-        each.masks_by_box_count(image, boxes, counts) for each, counts in ((early, (1, 22)), (fewer, ()))
+        each.predict_with_box_counts(image, boxes, counts) for each, counts in ((early, (1, 22)), (fewer, ()))
     )
     for name, mask in others.items():
         np.testing.assert_array_equal(masks[name], mask, err_msg=name)

@@ -13,7 +13,7 @@ from deconvnet.evaluation.evaluator import EvaluationInputs, evaluate
 from deconvnet.inference.int8 import conversion, ranges_job
 from deconvnet.inference.int8.conversion import computes_int8, to_int8
 from deconvnet.inference.int8.layers import Int8Conv2d, Int8PixelDeconv2d
-from deconvnet.inference.int8.ranges import Ranges, has_ranges, largest, load_ranges, recorded, save_ranges
+from deconvnet.inference.int8.ranges import Ranges, has_ranges, load_ranges, merged, recording, save_ranges
 from deconvnet.inference.int8.ranges_job import RangeInputs, record_missing_ranges
 from deconvnet.inference.predictor import Predictor, PredictorOptions
 from deconvnet.models.checkpoint import load_model, save_model
@@ -94,7 +94,7 @@ def images() -> Tensor:
 
 
 def ranges_of(network: torch.nn.Module, images: Tensor) -> Ranges:
-    with torch.inference_mode(), recorded(converted := for_inference(network, bf16=False)) as ranges:
+    with torch.inference_mode(), recording(converted := for_inference(network, bf16=False)) as ranges:
         converted(converted.prepare(images))
     return ranges
 
@@ -149,7 +149,7 @@ def test_channels_without_weights_or_activations_do_no_harm(images: Tensor) -> N
 def test_ranges_are_the_largest_activations_of_all_predictions(images: Tensor) -> None:
     network = random_networks()[1]
     whole, parts = ranges_of(network, images), [ranges_of(network, images[start : start + 4]) for start in (0, 4, 8)]
-    joint = largest(largest(largest({}, parts[0]), parts[1]), parts[2])
+    joint = merged(merged(merged({}, parts[0]), parts[1]), parts[2])
     assert list(whole) == list(units(network)) and not any(module._forward_hooks for module in network.modules())
     assert joint == pytest.approx(whole, rel=1e-4)
     assert any(parts[0][name] < value * 0.99 for name, value in whole.items())
@@ -165,11 +165,14 @@ def test_ranges_belong_to_the_weights_that_they_were_recorded_with(tmp_path: Pat
     for seed in (1, 2):
         save_model(random_networks(seed=seed)[0], folder, CLASSES)
         assert load_ranges(folder) is None
-        for made_from in ("a" * 64, "b" * 64):
-            save_ranges(folder, {"conv1.1": 1.5, "a": float(seed)}, made_from)
+        for inputs_digest in ("a" * 64, "b" * 64):
+            save_ranges(folder, {"conv1.1": 1.5, "a": float(seed)}, inputs_digest)
             assert load_ranges(folder) == {"conv1.1": 1.5, "a": seed}
             assert len([name for name in storage.list_files(folder) if name.startswith("activation_ranges-")]) == 1
-            assert [has_ranges(folder, each) for each in ("a" * 64, "b" * 64)] == [made_from[0] == "a", made_from[0] == "b"]
+            assert [has_ranges(folder, each) for each in ("a" * 64, "b" * 64)] == [
+                inputs_digest[0] == "a",
+                inputs_digest[0] == "b",
+            ]
     (file,) = tmp_path.glob("model/activation_ranges-*")
     file.write_bytes(file.read_bytes()[:20])
     with pytest.raises(UserError, match="is damaged: delete it"):
@@ -194,7 +197,7 @@ def test_ranges_are_recorded_once_on_training_images_at_even_distances(
     monkeypatch.setattr(ranges_job, "IMAGES", 3 if len(chosen) == 3 else 16)
     folders = inputs.deconvnet_uri, inputs.fcn8s_uri
     predictor = Predictor.load(*folders, options=replace(inputs.options, int8=False))
-    with recorded(predictor.deconvnet) as deconvnet, recorded(predictor.fcn8s) as fcn8s:
+    with recording(predictor.deconvnet) as deconvnet, recording(predictor.fcn8s) as fcn8s:
         for row in iter_rows(inputs.images_uri):
             if int(row["image_id"]) in chosen:
                 i = int(row["image_id"])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deconvnet.inference.pixels import PixelMeasures, measure, scan_pixels
+from deconvnet.inference.pixels import PixelMeasures, average_measures, scan_pixels
 from deconvnet.inference.uncertainty import DOUBT, Measures
 
 
@@ -67,7 +67,7 @@ def test_measures_are_means_over_the_image_and_over_each_class(rng: np.random.Ge
     mask = np.zeros((11, 17), np.uint8)
     mask[1:4, 2:9], mask[6:10, 1:5], mask[5:9, 10:16] = 7, 2, 7
     pixels = random_pixels(rng, mask)
-    found = measure(pixels)
+    found = average_measures(pixels)
     assert found.image == expected_measures(pixels, mask < 255)
     assert list(found.classes) == [0, 2, 7]
     for class_id, measures in found.classes.items():
@@ -84,13 +84,13 @@ def test_measures_of_random_masks_of_any_shape(rng: np.random.Generator, shape: 
     mask = np.kron(rng.integers(0, 3, shape), np.ones((1, 2), int))
     mask[mask == 1] = 255
     pixels = random_pixels(rng, mask)
-    found = measure(pixels)
+    found = average_measures(pixels)
     assert found.image == expected_measures(pixels, mask >= 0)
     assert found.classes == {int(i): expected_measures(pixels, mask == i) for i in np.unique(mask)}
 
 
 def test_an_image_of_one_class_has_no_boundary_to_be_in_doubt() -> None:
     level = np.full((3, 5), 0.25, np.float32)
-    found = measure(PixelMeasures(np.full((3, 5), 4, np.uint8), 2 * level, level, level, np.ones((3, 5), bool)))
+    found = average_measures(PixelMeasures(np.full((3, 5), 4, np.uint8), 2 * level, level, level, np.ones((3, 5), bool)))
     assert found.image == found.classes[4] == Measures(0.5, 0.25, 0.25, 1.0, None)
     assert found.columns()["class_boundary_doubt"] == [None]

@@ -233,7 +233,7 @@ def test_networks_with_different_numbers_of_classes_are_refused(networks):
 def test_the_mask_after_k_boxes_is_the_mask_from_these_boxes_alone(networks, sample, batch):
     image, boxes = sample
     small = Predictor(*networks, PredictorOptions(proposals=3, batch=batch, bf16=False, max_side=48, crf={"iterations": 1}))
-    masks, after, probabilities = small.masks_by_box_count(image, boxes, (5, 1, 2))
+    masks, after, probabilities = small.predict_with_box_counts(image, boxes, (5, 1, 2))
     assert list(after) == [1, 2, 5]
     for name, expected in small.probabilities(image, boxes).items():
         np.testing.assert_array_equal(probabilities[name], expected)
@@ -242,5 +242,5 @@ def test_the_mask_after_k_boxes_is_the_mask_from_these_boxes_alone(networks, sam
     assert (after[1] != after[2]).any() and (after[2] != after[5]).any()
     for name, expected in small.masks(image, boxes).items():
         np.testing.assert_array_equal(masks[name], expected)
-    _, none, _ = small.masks_by_box_count(image, boxes[:0], (1,), ("deconvnet",))
+    _, none, _ = small.predict_with_box_counts(image, boxes[:0], (1,), ("deconvnet",))
     assert not none[1].any()

@@ -255,7 +255,7 @@ def test_large_inputs_are_at_least_two_and_the_arithmetic_is_that_of_the_setting
 
     monkeypatch.setattr(channel_pruning_job, "prune_vgg16", prune_vgg16)
     monkeypatch.setattr(channel_pruning_job, "fast_bf16", lambda device: True)
-    monkeypatch.setattr(channel_pruning_job, "MOST_BYTES", 4 * 32**2 * 8 - 1)
+    monkeypatch.setattr(channel_pruning_job, "MAX_BYTES", 4 * 32**2 * 8 - 1)
     settings = ModelSettings(width=0.125, input_size=32, vgg16=vgg16)
     job = PruningJob("deconvnet", settings, examples_table(str(tmp_path / "t"), 5), str(tmp_path / "start.npz"), 0, bf16=bf16)
     with pytest.raises(InterruptedError):

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from deconvnet.ranking.selection import class_quota, doubtful_class, select, uncertainty_scores
+from deconvnet.ranking.selection import class_quota, most_uncertain_class, select, uncertainty_scores
 
 
 def chosen_by_the_rule(
@@ -73,11 +73,11 @@ def test_a_score_is_the_mean_share_of_images_that_are_surer() -> None:
 
 def test_the_class_of_an_image_is_the_one_with_most_doubt_and_the_background_comes_last() -> None:
     row = {"classes": ["other", "cat", "dog"], "shares": [0.7, 0.1, 0.2], "class_confidence_before_crf": [0.5, 0.4, 0.8]}
-    assert doubtful_class(row, "other") == "cat", "0.1 × 0.6 is more than 0.2 × 0.2"
-    assert doubtful_class({**row, "shares": [0.35, 0.05, 0.6]}, "other") == "dog"
-    assert doubtful_class({"classes": ["sky"], "shares": [1.0], "class_confidence_before_crf": [0.9]}, "sky") == "sky"
+    assert most_uncertain_class(row, "other") == "cat", "0.1 × 0.6 is more than 0.2 × 0.2"
+    assert most_uncertain_class({**row, "shares": [0.35, 0.05, 0.6]}, "other") == "dog"
+    assert most_uncertain_class({"classes": ["sky"], "shares": [1.0], "class_confidence_before_crf": [0.9]}, "sky") == "sky"
     named = {**row, "classes": ["background", "cat", "dog"]}
-    assert doubtful_class(named, None) == "background", "a class like any other, in spite of its name"
+    assert most_uncertain_class(named, None) == "background", "a class like any other, in spite of its name"
 
 
 def test_the_quota_is_twice_an_equal_share_unless_it_is_given() -> None:

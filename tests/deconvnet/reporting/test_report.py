@@ -108,11 +108,11 @@ def test_the_report_runs_no_script_and_fetches_nothing() -> None:
 def test_every_image_is_in_a_table_lowest_mean_iou_first_and_links_to_its_picture() -> None:
     read = Reader(render_report(example_summary(images=example_images())))
     start = next(i for i, row in enumerate(read.rows) if row[0] == "image")
-    heads = ["image", "mean IoU", "pixel accuracy", "boundary F", "Boundary IoU", "confidence", "entropy", "networks disagree"]
-    heads += ["doubt at boundaries", "background", "cat"]
+    headers = ["image", "mean IoU", "pixel accuracy", "boundary F", "Boundary IoU", "confidence", "entropy", "networks disagree"]
+    headers += ["doubt at boundaries", "background", "cat"]
     sure = ["75.0", "12.5", "6.2", "50.0"]
     assert read.rows[start : start + 5] == [
-        heads,
+        headers,
         ["", "25.0", "25.0", "25.0", "25.0", *sure, "25.0", "25.0"],
         ["", "50.0", "50.0", "–", "50.0", *sure, "50.0", ""],
         ["a10", "90.0", "90.0", "90.0", "90.0", *sure, "90.0", ""],

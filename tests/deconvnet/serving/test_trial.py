@@ -31,7 +31,7 @@ def test_a_challenger_of_another_model_is_counted_on_its_own_though_its_number_i
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """`--challenger models:/other@champion`. All answers have a quarter of "cat", as net's predictions on val had."""
-    monkeypatch.setattr(drift, "ENOUGH_ANSWERS", 2)
+    monkeypatch.setattr(drift, "MIN_ANSWERS", 2)
     statistics = [PredictionStatistics(40, {"background": b, "cat": 1 - b}, [0.6], [0.5, 0.5]) for b in (0.75, 0.5)]
     net, other = (replace(loaded(3, name=name), statistics=each) for name, each in zip(("net", "other"), statistics, strict=True))
     gate = Gate(Predictors(), net, Limits(max_bytes=20_000), canary=0.25, shadow=True)

@@ -40,14 +40,14 @@ def test_an_epoch_shows_each_row_as_often_as_its_repeats_say_in_an_order_of_its_
     """Without augmentation, crops tell rows apart. With memory for the whole table or for a quarter of it."""
 
     def order(seed: int, epoch: int) -> list[bytes]:
-        plan = BatchPlan.of(crops, 10, 1, seed, held_bytes=4 * quarter(crops) // share + 4)
+        plan = BatchPlan.of(crops, 10, 1, seed, buffer_bytes=4 * quarter(crops) // share + 4)
         assert (plan.order.window < 9) == (share > 1)
         batches = list(BatchLoader(plan, 0).batches(9 * epoch, 9 * epoch + 9))
         assert [b[0].shape for b in batches] == [(10, 3, SIZE, SIZE)] * 9 and crops.total == 90
         assert batches[0][0].dtype == batches[0][1].dtype == np.uint8
         return [image.tobytes() for images, _ in batches for image in images]
 
-    monkeypatch.setattr(Examples, "view", lambda self, *row: transforms.square_crop(*self.decode(*row[:2]), self.size))
+    monkeypatch.setattr(Examples, "transform", lambda self, *row: transforms.square_crop(*self.decode(*row[:2]), self.size))
     orders = [order(*each) for each in ((0, 0), (0, 1), (1, 0))]
     for one in orders:
         assert Counter(Counter(one).values()) == {1: 30, 2: 30} and Counter(one) == Counter(orders[0])
@@ -216,7 +216,7 @@ def test_a_process_that_dies_while_it_hands_over_a_batch_ends_the_batches_with_a
             return Iterator()
 
     monkeypatch.setattr(loader_process, "DataLoader", Loader)
-    made = loader_process.made_by_process(lambda: iter(()))
+    made = loader_process.from_process(lambda: iter(()))
     assert [each.tolist() for each in next(made)] == [[0], [1]]
     with pytest.raises(RuntimeError, match="the process that makes batches was killed, or lost a connection") as kept:
         next(made)

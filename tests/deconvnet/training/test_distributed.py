@@ -30,7 +30,7 @@ def _gradients(rank: int, bf16: bool) -> list[float]:
     for parts in ([whole], pieces):
         layer.zero_grad()
         for part in parts:
-            with gradient_sync(network, last=part == parts[-1]):
+            with gradient_sync(network, sync=part == parts[-1]):
                 network(torch.tensor([[part]])).sum().backward()
         assert layer.weight.dtype == layer.weight.grad.dtype == torch.float32
         found.append(layer.weight.grad.item())

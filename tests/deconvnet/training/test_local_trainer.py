@@ -124,19 +124,19 @@ def test_checkpoints_take_a_twentieth_of_the_time_at_most(tmp_path: Path, monkey
 
     monkeypatch.setattr(local_trainer.checkpoint, "save_state", save_state)
     checkpoints = LocalCheckpoints(str(tmp_path))
-    assert checkpoints.pays()
+    assert checkpoints.may_save()
     checkpoints.save(State({}, {"step": 1}))
     now[0] += 39
-    assert not checkpoints.pays()
+    assert not checkpoints.may_save()
     now[0] += 1
-    assert checkpoints.pays()
+    assert checkpoints.may_save()
     taken[0] = 0.5
     checkpoints.save(State({}, {"step": 2}))
-    assert checkpoints.pays()
+    assert checkpoints.may_save()
 
 
 def test_the_last_checkpoint_is_saved_even_if_it_does_not_pay(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(LocalCheckpoints, "pays", lambda self: False)
+    monkeypatch.setattr(LocalCheckpoints, "may_save", lambda self: False)
     steps: list[float] = []
     with pytest.raises(Interrupted):
         train_locally(
@@ -172,7 +172,7 @@ def test_a_run_that_lost_its_lock_leaves_the_newer_checkpoints_of_the_one_that_t
 def test_a_checkpoint_that_is_due_but_does_not_pay_yet_causes_no_reports(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """Else every step would be reported until it pays. Epochs have 5 steps."""
     monkeypatch.setattr(local_trainer, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(LocalCheckpoints, "pays", lambda self: False)
+    monkeypatch.setattr(LocalCheckpoints, "may_save", lambda self: False)
     steps: list[float] = []
     slow = job(folder, "slow", settings={"log_every": 100})
     train_locally(slow, device="cpu", on_report=lambda metrics: steps.append(metrics["step"]))
@@ -184,7 +184,7 @@ def test_a_checkpoint_that_is_due_but_does_not_pay_yet_causes_no_reports(folder:
 def test_a_checkpoint_is_due_when_enough_time_has_passed(folder: Path, monkeypatch: pytest.MonkeyPatch, seconds, expected):
     """Each is reported, and so is the end of the training, twice: with the last checkpoint, and with the final mean IoU."""
     monkeypatch.setattr(local_trainer, "CHECKPOINT_SECONDS", seconds)
-    monkeypatch.setattr(LocalCheckpoints, "pays", lambda self: True)
+    monkeypatch.setattr(LocalCheckpoints, "may_save", lambda self: True)
     steps: list[float] = []
     timed = job(folder, f"timed{seconds}", settings={"log_every": 100, "checkpoint_every": 100, "max_steps": 3})
     train_locally(timed, device="cpu", on_report=lambda metrics: steps.append(metrics["step"]))

@@ -17,9 +17,9 @@ from deconvnet.training import ray_worker
 from deconvnet.training.data.dataloader import BatchLoader, BatchPlan
 from deconvnet.training.data.dev_set import DevSet
 from deconvnet.training.data.examples import Examples
-from deconvnet.training.interfaces import Outcome, State
+from deconvnet.training.interfaces import State, TrainingResult
 from deconvnet.training.job import TrainingJob
-from deconvnet.training.ray_worker import Preemption, RayCheckpoints, train_worker
+from deconvnet.training.ray_worker import PreemptionPolicy, RayCheckpoints, train_worker
 from deconvnet.training.trainer import Diverged
 from infra.errors import Interrupted, UserError
 from infra.runtime.ray_compat import PREEMPTION_SECONDS
@@ -39,7 +39,7 @@ class Training:
         self.now, self.ends, self.notice = 0.0, ends, notice
         self.steps = self.saved = self.checkpoints = 0
         self.told: list[float] = []
-        preemption = Preemption(
+        preemption = PreemptionPolicy(
             lambda: deadline if self.now >= notice else None,
             self.told.append,
             lambda: self.now,
@@ -53,7 +53,7 @@ class Training:
                 if save:
                     self.work(saving)
                     self.saved, self.checkpoints = self.steps, self.checkpoints + 1
-                    preemption.saved(saving)
+                    preemption.on_saved(saving)
         except TakenAway:
             pass
 
@@ -156,8 +156,8 @@ def state(step: int) -> State:
     return State({"model.w": torch.full((2, 3), float(step))}, {"step": step})
 
 
-def no_notice() -> Preemption:
-    return Preemption(lambda: None, lambda seconds: None)
+def no_notice() -> PreemptionPolicy:
+    return PreemptionPolicy(lambda: None, lambda seconds: None)
 
 
 def test_training_goes_on_while_a_copy_of_the_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -195,7 +195,7 @@ def test_a_second_checkpoint_waits_until_the_first_is_written(tmp_path: Path, mo
 def test_after_a_notice_training_waits_until_the_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     reports = Reports(monkeypatch, tmp_path)
     told: list[float] = []
-    checkpoints = RayCheckpoints(str(tmp_path), Preemption(lambda: 1060.0, told.append, lambda: 1000.0))
+    checkpoints = RayCheckpoints(str(tmp_path), PreemptionPolicy(lambda: 1060.0, told.append, lambda: 1000.0))
     checkpoints.report({"step": 5}, state(5))
     assert reports.modes == [MODES.SYNC] and told == [60.0]
     assert checkpoint.newest_state(str(tmp_path))[1]["step"] == 5
@@ -209,7 +209,7 @@ class Worker:
         self.threads: list[int] = []
         self.sent: list[Any] = []
         self.reported: list[Any] = []
-        self.ends: Callable[[], Outcome] = lambda: Outcome(7, 1.0, 0.5, 0.5, {})
+        self.ends: Callable[[], TrainingResult] = lambda: TrainingResult(7, 1.0, 0.5, 0.5, {})
         monkeypatch.setattr(ray_worker, "rank_and_world_size", lambda: (rank, 2))
         monkeypatch.setattr(ray_worker, "broadcast_state", self.broadcast)
         monkeypatch.setattr(ray_worker, "run_job", self.run_job)
@@ -224,7 +224,9 @@ class Worker:
         self.sent.append(state)
         return state
 
-    def run_job(self, job: TrainingJob, loader: BatchLoader, dev: DevSet | None, device: torch.device, **options: Any) -> Outcome:
+    def run_job(
+        self, job: TrainingJob, loader: BatchLoader, dev: DevSet | None, device: torch.device, **options: Any
+    ) -> TrainingResult:
         self.given = {"job": job, "loader": loader, "dev": dev, "device": device} | options
         return self.ends()
 
@@ -255,7 +257,7 @@ def test_a_worker_takes_its_share_and_only_the_first_reads_and_writes_checkpoint
     ("error", "expected"), [(Interrupted("at step 7"), {"interrupted": "at step 7"}), (Diverged("nan"), {"diverged": "nan"})]
 )
 def test_a_worker_returns_why_it_stopped_as_an_error_would_restart_it(error, expected, crops, tmp_path: Path, monkeypatch):
-    def fail() -> Outcome:
+    def fail() -> TrainingResult:
         raise error
 
     worker = Worker(monkeypatch, 1)

@@ -15,7 +15,7 @@ from deconvnet.training.data import row_reader
 from deconvnet.training.data.batching import even_ranges
 from deconvnet.training.data.examples import Examples, RowGroups
 from deconvnet.training.data.row_reader import RowReader
-from deconvnet.training.data.sampler import HELD_BYTES, Order
+from deconvnet.training.data.sampler import BUFFER_BYTES, Order
 
 
 class Live(bytes):
@@ -111,13 +111,13 @@ class Case:
         order, steps = self.order, self.order.steps_per_epoch
         found = np.empty((steps, order.batch), object)
         for window in order.windows(range(order.batch), steps, 2 * steps):
-            for step, positions in zip(window.steps, order.drawn(window).tolist(), strict=True):
-                for place, position in zip(window.slot.places, positions, strict=True):
+            for step, positions in zip(window.steps, order.shuffled_positions(window).tolist(), strict=True):
+                for batch_index, position in zip(window.slot.batch_indices, positions, strict=True):
                     (entry,) = window.layout.entries(range(position, position + 1))
                     number = int(window.layout.groups[entry])
                     weights = self.table.weights(number)
                     row = np.repeat(np.arange(len(weights)), weights)[position - window.layout.start(entry)]
-                    found[step - steps, place] = f"{number}:{row}".encode()
+                    found[step - steps, batch_index] = f"{number}:{row}".encode()
         return found.tolist()
 
 
@@ -129,15 +129,17 @@ def test_rows_are_those_of_the_order_and_workers_read_a_row_group_once():
         groups, total = len(order.examples), int(table.groups.nbytes.sum())
         shares = even_ranges(order.batch, case.workers)
         tables = [replace(table) for _ in shares]
-        readers = [RowReader(each, order, places) for each, places in zip(tables, shares, strict=True)]
+        readers = [RowReader(each, order, batch_indices) for each, batch_indices in zip(tables, shares, strict=True)]
         steps = order.steps_per_epoch
         rows = [list(reader.steps(steps, 2 * steps)) for reader in readers]  # the second epoch
         assert [[image for part in parts for image, _ in part] for parts in zip(*rows, strict=True)] == case.expected(), seed
         assert sum(reader.bytes_read for reader in readers) >= total, seed
         if len(order.slots) == order.batch and order.examples.sum() >= order.batch:
             assert sum(reader.groups_read for reader in readers) <= groups + case.workers - 1, seed
-            for each, places in zip(tables, shares, strict=True):  # its share, and the row groups that are cut at its two ends
-                most = len(places) / order.batch * order.examples.sum() + 2 * order.examples.max()
+            for each, batch_indices in zip(
+                tables, shares, strict=True
+            ):  # its share, and the row groups that are cut at its two ends
+                most = len(batch_indices) / order.batch * order.examples.sum() + 2 * order.examples.max()
                 assert order.examples[each.numbers].sum() <= most, seed
             once += 1
         if case.workers == 1 and order.examples.sum() >= order.batch:
@@ -153,7 +155,7 @@ def test_workers_together_read_at_most_a_tenth_more_than_the_table(workers):
         rng = np.random.default_rng(groups)
         table = made(rng.integers(30, 64, groups), rng.integers(900_000, 1_000_000, groups))
         order = Order.of(table.groups.examples, table.groups.nbytes, 64, 0)
-        readers = [RowReader(table, order, places) for places in even_ranges(64, workers)]
+        readers = [RowReader(table, order, batch_indices) for batch_indices in even_ranges(64, workers)]
         for reader in readers:
             for _ in reader.steps(0, order.steps_per_epoch):
                 pass
@@ -176,8 +178,8 @@ def test_what_is_held_is_what_memory_allows_whatever_the_size_of_the_table(group
     for rows in RowReader(table, order, even_ranges(batch, workers)[0]).steps(max(0, steps - 200), steps + 100):
         held.append(Live.count - len({image for image, _ in rows}))
     bytes_held = np.array(held) * size / len(table.weights(0))
-    assert bytes_held.mean() <= 1.13 * HELD_BYTES / workers
-    assert bytes_held.max() <= 1.5 * HELD_BYTES / workers
+    assert bytes_held.mean() <= 1.13 * BUFFER_BYTES / workers
+    assert bytes_held.max() <= 1.5 * BUFFER_BYTES / workers
     del rows
     assert Live.count == 0
 

@@ -40,14 +40,17 @@ def case(seed: int) -> Case:
     return Case(Order.of(examples, nbytes, batch, seed, max(1, held)), nbytes, int(rng.integers(1, batch + 1)))
 
 
-def batches(order: Order, places: range, first: int, stop: int) -> Iterator[list[tuple[int, int]]]:
-    """Yield the examples at some places of the batches of consecutive steps, as pairs of row group and index in it."""
+def batches(order: Order, batch_indices: range, first: int, stop: int) -> Iterator[list[tuple[int, int]]]:
+    """Yield the examples at some batch indices in consecutive steps, as pairs of row group and index in it."""
     found: dict[tuple[int, int], tuple[int, int]] = {}
-    for window in order.windows(places, first, stop):
-        for step, row in zip(window.steps, order.drawn(window).tolist(), strict=True):
-            found |= {(step, place): example(window.layout, p) for place, p in zip(window.slot.places, row, strict=True)}
+    for window in order.windows(batch_indices, first, stop):
+        for step, row in zip(window.steps, order.shuffled_positions(window).tolist(), strict=True):
+            found |= {
+                (step, batch_index): example(window.layout, p)
+                for batch_index, p in zip(window.slot.batch_indices, row, strict=True)
+            }
     for step in range(first, stop):
-        yield [found[step, place] for place in places]
+        yield [found[step, batch_index] for batch_index in batch_indices]
 
 
 def example(layout: Layout, position: int) -> tuple[int, int]:
@@ -81,20 +84,20 @@ def test_batches_are_the_same_for_any_number_of_workers_and_from_any_step(seed):
     stop = min(2 * order.steps_per_epoch + 3, 90)
     whole = list(batches(order, range(order.batch), 0, stop))
     for first in (0, stop // 3, stop - 1):
-        shares = [list(batches(order, places, first, stop)) for places in even_ranges(order.batch, workers)]
+        shares = [list(batches(order, batch_indices, first, stop)) for batch_indices in even_ranges(order.batch, workers)]
         assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == whole[first:]
 
 
 def test_windows_tell_which_row_groups_are_read_and_workers_share_at_most_one_at_each_border():
-    """With a slot for each place. Where slots fill several places, both workers at a border read the slot."""
+    """With a slot for each batch index. Where slots fill several of them, both workers at a border read the slot."""
     counted = 0
     for seed in CASES:
         order, workers = case(seed).order, case(seed).workers
         if len(order.slots) < order.batch or order.examples.sum() < order.batch:
             continue
         read = [
-            {entry for w in order.windows(places, 0, order.steps_per_epoch) for entry in w.layout.entries(w.positions)}
-            for places in even_ranges(order.batch, workers)
+            {entry for w in order.windows(batch_indices, 0, order.steps_per_epoch) for entry in w.layout.entries(w.positions)}
+            for batch_indices in even_ranges(order.batch, workers)
         ]
         assert set().union(*read) == set(range(len(order.examples))), seed
         assert sum(map(len, read)) <= len(order.examples) + workers - 1, seed

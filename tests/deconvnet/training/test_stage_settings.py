@@ -84,7 +84,7 @@ def trained(images: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **change
         patch.setattr(Trainer, "evaluate", lambda _: ConfusionMatrix(3, np.eye(3, dtype=np.int64)))
         patch.setattr(FCN8s, "forward", counted)
         patch.setattr(LocalCheckpoints, "save", saved)
-        patch.setattr(LocalCheckpoints, "pays", lambda _: True)  # however long the machine takes
+        patch.setattr(LocalCheckpoints, "may_save", lambda _: True)  # however long the machine takes
         train_locally(job, device="cpu", on_report=lambda metrics: found["reports"].append(without_times(metrics)))
     state = load_model(job.out_uri)[0].state_dict()
     found["weights"] = {name: value.numpy().tobytes() for name, value in state.items()}

@@ -142,7 +142,7 @@ def _own_statistics(crops: Examples, rank: int, workers: int) -> dict:
     model = Small()
     model.layers[1].momentum = 1.0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer_module, "SYNC_BELOW", 0)
+        patch.setattr(trainer_module, "SYNC_BATCH_NORM_BELOW", 0)
         trainer = Trainer(model, stage(max_steps=6), loader(crops, rank, workers), seed=0)
     trainer.fit()
     own = model.layers[1].running_mean.clone()

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from deconvnet.ranking.selection import MEASURES, doubtful_class, uncertainty_scores
+from deconvnet.ranking.selection import MEASURES, most_uncertain_class, uncertainty_scores
 from infra import storage
 from proposals.image_codec import encode_mask
 from tests.deconvnet.ensembles import CLASSES
@@ -89,7 +89,7 @@ def test_images_to_label_are_listed_with_a_contact_sheet(ranked: Ranked, labelle
     scores = dict(zip(sorted(everything), uncertainty_scores(measures), strict=True))
     for row in chosen.to_dict("records"):
         assert row["score"] == pytest.approx(scores[row["image_id"]]) and row["path"] == str(ranked.images / row["image_id"])
-        assert row["class"] == doubtful_class(everything[row["image_id"]], "background")
+        assert row["class"] == most_uncertain_class(everything[row["image_id"]], "background")
         assert row["confidence_map"] == everything[row["image_id"]]["confidence_map"]
     assert (ranked.out / "ranking/images.txt").read_text().splitlines() == chosen["path"].tolist()
     assert pd.read_csv(ranked.out / "ranking/images.csv")["image_id"].tolist() == chosen["image_id"].tolist()
@@ -133,7 +133,7 @@ def test_in_data_without_a_background_any_class_may_be_doubtful(ranked: Ranked, 
     ranked(2)
     assert drawn[0] == list(CLASSES) and drawn[2] is False
     everything, chosen = rows(ranked.out), ranked.chosen()
-    assert [doubtful_class(everything[each], None) for each in chosen["image_id"]] == chosen["class"].tolist()
+    assert [most_uncertain_class(everything[each], None) for each in chosen["image_id"]] == chosen["class"].tolist()
 
 
 def test_a_folder_or_an_image_that_is_gone_is_a_user_error(ranked: Ranked, tmp_path: Path, monkeypatch) -> None:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from deconvnet.models.fused.cpu import winograd
 from deconvnet.models.layers import Deconv3x3
 
-FEW_PIXELS, FEWER_PIXELS = 1024, 512
+MATMUL_PIXELS_WEIGHT, MATMUL_PIXELS = 1024, 512
 """Largest numbers of pixels, over all examples, for which matrix products are used.
 
 The first is for the gradient of the weights, the second for the forward pass and the gradient of the input.
 """
-LEAST_CHANNELS, LEAST_WORK, LEAST_WEIGHTS = 32, 2**25, 2**14
+WINOGRAD_MIN_CHANNELS, WINOGRAD_MIN_WORK, WINOGRAD_MIN_WEIGHTS = 32, 2**25, 2**14
 """Smallest sizes at which Winograd's method was measured to be faster.
 
 They are: the number of input channels and of output channels; pixels · inputs · outputs; and, for the gradient of the weights,
@@ -31,7 +31,7 @@ def convolve(layer: nn.Module, x: Tensor) -> Tensor:
     """Compute a layer without its bias, in bfloat16 within autocast.
 
     Args:
-        layer: a layer that `supports` accepts.
+        layer: a layer that `supports_convolution` accepts.
         x: tensor of shape (N, C, H, W) on the CPU.
 
     Returns:
@@ -77,9 +77,9 @@ def _winograd_suits(x: Tensor, kernel: Tensor, padding: tuple[int, ...]) -> bool
         and kernel.dtype == x.dtype
         and x.dtype in winograd.DTYPES
         and all(winograd.supports_channels(channels) for channels in kernel.shape[:2])
-        and least >= LEAST_CHANNELS
-        and pixels > FEW_PIXELS
-        and pixels * kernel.shape[0] * kernel.shape[1] >= LEAST_WORK
+        and least >= WINOGRAD_MIN_CHANNELS
+        and pixels > MATMUL_PIXELS_WEIGHT
+        and pixels * kernel.shape[0] * kernel.shape[1] >= WINOGRAD_MIN_WORK
     )
 
 
@@ -130,9 +130,9 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, padding: tuple[int
         weight: the kernel (C', C, height, width), of the same dtype.
         padding: padding of height and width.
     """
-    if _winograd_suits(x, weight, padding) and weight.shape[0] * weight.shape[1] >= LEAST_WEIGHTS:
+    if _winograd_suits(x, weight, padding) and weight.shape[0] * weight.shape[1] >= WINOGRAD_MIN_WEIGHTS:
         return winograd.weight_gradient(grad, x)
-    if grad.numel() // grad.shape[1] > FEW_PIXELS:
+    if grad.numel() // grad.shape[1] > MATMUL_PIXELS_WEIGHT:
         return _gradients(grad, x, weight, padding, [False, True, False])[1]
     outputs, inputs, *kernel = weight.shape
     product = _rows(grad).t() @ _neighbourhoods(x, (kernel[0], kernel[1]), padding)
@@ -152,7 +152,7 @@ class _Convolution(torch.autograd.Function):
         if _winograd_suits(x, kernel, padding):
             return winograd.convolve(x, winograd.transformed_weights(kernel), outputs)
         height, width = (s + 2 * p - k + 1 for s, p, k in zip(x.shape[2:], padding, size, strict=True))
-        if len(x) * height * width > FEWER_PIXELS:
+        if len(x) * height * width > MATMUL_PIXELS:
             return torch.conv2d(x, kernel, None, padding=padding)
         product = _neighbourhoods(x, (size[0], size[1]), padding) @ kernel.permute(0, 2, 3, 1).reshape(outputs, -1).t()
         return product.view(len(x), height, width, outputs).permute(0, 3, 1, 2)
@@ -166,7 +166,7 @@ class _Convolution(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             if _winograd_suits(x, kernel, ctx.padding):
                 grad_x = winograd.convolve(grad, winograd.transformed_weights(kernel, for_input_gradient=True), x.shape[1])
-            elif grad.numel() // grad.shape[1] <= FEWER_PIXELS:
+            elif grad.numel() // grad.shape[1] <= MATMUL_PIXELS:
                 grad_x = _input_gradient(grad, x, kernel, ctx.padding)
             else:
                 grad_x = _gradients(grad, x, kernel, ctx.padding, [True, False, False])[0]

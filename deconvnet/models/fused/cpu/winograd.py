@@ -20,16 +20,16 @@ from deconvnet.models.fused.cpu.winograd_kernels import (
 
 DTYPES = {torch.float32: types.float32, torch.float64: types.float64}
 """Numba types of the supported dtypes."""
-NUMBERS = 2**18
+CACHE_NUMBERS = 2**18
 """About how many numbers a thread works on at a time, so that they stay in the caches of its core (1 MB of float32)."""
 WEIGHTS_PER_TILE = 2**9
 """A thread works on at least one tile for this many weights, because weights are read once for all tiles together."""
 MAX_TILES = 16 * ROWS
 """Largest number of tiles that `WEIGHTS_PER_TILE` may ask for."""
-KEPT, KEPT_PER_WEIGHT = 2**19, 2**5
+PASS_NUMBERS, PASS_NUMBERS_PER_WEIGHT = 2**19, 2**5
 """The gradient of the weights is computed in passes over some of the tiles. A pass holds at most so many transformed numbers.
 
-The limit is the larger of `KEPT` and `KEPT_PER_WEIGHT` · inputs · outputs. Smaller passes would be slower, because each pass
+The limit is the larger of `PASS_NUMBERS` and `PASS_NUMBERS_PER_WEIGHT` · inputs · outputs. Smaller passes would be slower, because each pass
 reads and writes all sums once.
 """
 MAX_BLOCK = (128, 2 * PANEL)
@@ -96,7 +96,7 @@ def convolve(x: Tensor, weights: Tensor, outputs: int, epilogue: Tensor | None =
     if epilogue is None:
         epilogue = x.new_tensor([[0.0], [-torch.inf]]).repeat(1, outputs)
     tiles, threads, each = _tiles(x), torch.get_num_threads(), 36 * (inputs + panels * PANEL + 2 * WIDTH)
-    most = min(MAX_TILES, max(NUMBERS // each, inputs * outputs // WEIGHTS_PER_TILE), -(-tiles // threads))
+    most = min(MAX_TILES, max(CACHE_NUMBERS // each, inputs * outputs // WEIGHTS_PER_TILE), -(-tiles // threads))
     most = max(1, -(-most // ROWS)) * ROWS
     threads = max(1, min(threads, -(-tiles // most)))
     memory = x.new_empty(threads, TABLES // size + most * each)
@@ -119,7 +119,7 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     """
     outputs, inputs, tiles = grad.shape[1], x.shape[1], _tiles(x)
     dtype = DTYPES[x.dtype]
-    numbers, most_numbers = 36 * (outputs + inputs + 2 * WIDTH), max(KEPT, KEPT_PER_WEIGHT * outputs * inputs)
+    numbers, most_numbers = 36 * (outputs + inputs + 2 * WIDTH), max(PASS_NUMBERS, PASS_NUMBERS_PER_WEIGHT * outputs * inputs)
     most = -(-tiles // max(1, -(-tiles * numbers // most_numbers)))
     kept = [x.new_empty(36, most, channels + WIDTH) for channels in (outputs, inputs)]
     some = _block(outputs, inputs)

@@ -85,7 +85,7 @@ def test_a_bitmap_is_cut_at_the_edges_of_the_image(rng, top, left):
 
 def test_an_outline_that_crosses_the_image_too_often_is_refused(monkeypatch):
     """It would take a lot of memory. Each line of the zigzag crosses 20 rows."""
-    monkeypatch.setattr(regions, "_MOST_CROSSINGS", 1000)
+    monkeypatch.setattr(regions, "_MAX_CROSSINGS", 1000)
     zigzag = np.array([[x * WIDTH / 100, 5 + 20 * (x % 2)] for x in range(100)])
     assert polygon_region(1, zigzag[:40], HEIGHT, WIDTH).area > 0
     with pytest.raises(BadInput, match="a polygon of 100 points can't be filled: it crosses the image too often"):

@@ -15,7 +15,7 @@ from deconvnet.models.fused.cpu.norm_kernels import norm_kernels
 from deconvnet.models.fused.cpu.norm_relu import norm_relu
 from deconvnet.models.fused.cpu.pooling import max_pool, max_unpool
 from deconvnet.models.fused.cpu.sgd import FusedSGD
-from deconvnet.models.fused.operations import supports
+from deconvnet.models.fused.operations import supports_convolution
 from deconvnet.models.layers import Deconv3x3
 from tests.deconvnet.models.fused.kernels import TOLERANCE, close, cpu_kernels
 
@@ -58,7 +58,7 @@ def test_convolutions(case, dtype, monkeypatch):
     for name in ("convolve", "weight_gradient"):
         original = getattr(winograd, name)
         monkeypatch.setattr(winograd, name, lambda *a, f=original: used.append(f.__name__) or f(*a))
-    for limit in ("LEAST_CHANNELS", "LEAST_WORK", "LEAST_WEIGHTS"):
+    for limit in ("WINOGRAD_MIN_CHANNELS", "WINOGRAD_MIN_WORK", "WINOGRAD_MIN_WEIGHTS"):
         monkeypatch.setattr(convolution, limit, 0)
     make, shape = CONVOLUTIONS[case]
     layer = make().to(memory_format=torch.channels_last)
@@ -68,7 +68,7 @@ def test_convolutions(case, dtype, monkeypatch):
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         found, expected = convolve(layer, a), layer(b) - layer.bias.view(-1, 1, 1)
     gradient = torch.randn(found.shape).to(dtype)
-    assert supports(layer) and found.dtype == dtype
+    assert supports_convolution(layer) and found.dtype == dtype
     by_winograd = "Winograd" in case and dtype != torch.bfloat16
     tolerance = (3 if by_winograd else 1) * TOLERANCE.get(dtype, 1e-12)
     close(found, expected, tolerance)
@@ -84,7 +84,7 @@ def test_convolutions(case, dtype, monkeypatch):
 def test_gradients_of_convolutions(case, monkeypatch):
     make, (_, channels, *_) = CONVOLUTIONS[case]
     if "Winograd" in case:
-        for limit in ("FEW_PIXELS", "LEAST_CHANNELS", "LEAST_WORK", "LEAST_WEIGHTS"):
+        for limit in ("MATMUL_PIXELS_WEIGHT", "WINOGRAD_MIN_CHANNELS", "WINOGRAD_MIN_WORK", "WINOGRAD_MIN_WEIGHTS"):
             monkeypatch.setattr(convolution, limit, 0)
     layer = make().double()
     assert torch.autograd.gradcheck(
@@ -102,10 +102,10 @@ def test_winograds_method_gives_the_same_bits_with_any_number_of_threads_and_til
     expected = compute()
     for threads in (1, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        monkeypatch.setattr(winograd, "NUMBERS", 1)
+        monkeypatch.setattr(winograd, "CACHE_NUMBERS", 1)
         assert all(torch.equal(a, b) for a, b in zip(compute(), expected, strict=True))
-    monkeypatch.setattr(winograd, "KEPT", 36 * 160 * 7)  # not all tiles are kept for the weights' gradient
-    monkeypatch.setattr(winograd, "KEPT_PER_WEIGHT", 0)
+    monkeypatch.setattr(winograd, "PASS_NUMBERS", 36 * 160 * 7)  # not all tiles are kept for the weights' gradient
+    monkeypatch.setattr(winograd, "PASS_NUMBERS_PER_WEIGHT", 0)
     close(compute()[2], expected[2], 1e-5)
 
 
@@ -117,7 +117,7 @@ def test_winograds_method_of_no_images():
 def test_other_convolutions_are_left_to_torch():
     others = [nn.Conv2d(8, 8, 3, stride=2), nn.Conv2d(8, 8, 3, dilation=2), nn.Conv2d(8, 8, 3, groups=2)]
     others += [nn.Conv2d(8, 8, 3, padding="same"), nn.ConvTranspose2d(8, 8, 3), nn.Linear(8, 8)]
-    assert not any(supports(layer) for layer in others)
+    assert not any(supports_convolution(layer) for layer in others)
 
 
 def test_a_kernel_refuses_tensors_with_gaps():

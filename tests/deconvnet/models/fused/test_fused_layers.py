@@ -16,7 +16,11 @@ from tests.deconvnet.models.fused.networks import KINDS, assert_alike, gradients
     [("deconvnet", ()), ("deconvnet", ("conv1", "conv2")), ("decoder of another width", ()), ("fcn8s", ("conv1", "conv2"))],
 )
 def test_scores_gradients_and_statistics_are_those_of_torchs_layers(kind, frozen, monkeypatch):
-    for limit in ("LEAST_CHANNELS", "LEAST_WORK", "LEAST_WEIGHTS"):  # so that narrow layers are computed by Winograd's method
+    for limit in (
+        "WINOGRAD_MIN_CHANNELS",
+        "WINOGRAD_MIN_WORK",
+        "WINOGRAD_MIN_WEIGHTS",
+    ):  # so that narrow layers are computed by Winograd's method
         monkeypatch.setattr(convolution, limit, 0)
     plain = network(kind)
     plain.freeze(frozen)
@@ -30,7 +34,7 @@ def test_scores_gradients_and_statistics_are_those_of_torchs_layers(kind, frozen
 
 
 def test_gradients_pass_through_frozen_layers_to_trained_ones(monkeypatch):
-    for limit in ("LEAST_CHANNELS", "LEAST_WORK"):
+    for limit in ("WINOGRAD_MIN_CHANNELS", "WINOGRAD_MIN_WORK"):
         monkeypatch.setattr(convolution, limit, 0)
     plain = network("fcn8s")
     plain.freeze(("conv2",))

@@ -74,9 +74,9 @@ def test_a_layer_that_would_not_become_faster_or_would_differ_is_kept():
             nn.Linear(256, 2048),
         ]
         fc6 = nn.Conv2d(256, 2048, 7, padding=3)
-    assert WinogradConv2d.suits(vgg) and not NeighbourhoodConv2d.suits(vgg)
-    assert NeighbourhoodConv2d.suits(fc6) and not WinogradConv2d.suits(fc6)
-    assert not any(WinogradConv2d.suits(layer) or NeighbourhoodConv2d.suits(layer) for layer in others)
+    assert WinogradConv2d.supports(vgg) and not NeighbourhoodConv2d.supports(vgg)
+    assert NeighbourhoodConv2d.supports(fc6) and not WinogradConv2d.supports(fc6)
+    assert not any(WinogradConv2d.supports(layer) or NeighbourhoodConv2d.supports(layer) for layer in others)
 
 
 def test_a_network_whose_layers_are_replaced_has_the_same_scores(monkeypatch):

@@ -1,15 +1,15 @@
-"""Fingerprints: those of an image's copies differ in few bits, those of other images in many."""
+"""Perceptual hashes: those of an image's copies differ in few bits, those of other images in many."""
 
 import cv2
 import numpy as np
 
-from deconvnet.inference.fingerprint import BITS, fingerprint, unpack
+from deconvnet.inference.perceptual_hash import BITS, perceptual_hash, unpack
 from proposals.image_codec import decode_image, encode_jpeg
 from tests.deconvnet.ensembles import random_image
 
 
 def distance(one: np.ndarray, other: np.ndarray) -> int:
-    bits = unpack([fingerprint(one), fingerprint(other)])
+    bits = unpack([perceptual_hash(one), perceptual_hash(other)])
     return int((bits[0] != bits[1]).sum())
 
 
