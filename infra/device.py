@@ -49,7 +49,7 @@ def check_gpu(gpu: bool) -> None:
 
 
 @contextmanager
-def convolutions_of_fixed_sizes() -> Iterator[None]:
+def cudnn_benchmark() -> Iterator[None]:
     """Turn on cuDNN's benchmark mode for the duration of a `with` statement.
 
     cuDNN then times all algorithms for each new input shape, and keeps the fastest. Use it only where shapes repeat, as in

@@ -8,22 +8,22 @@ from contextlib import contextmanager
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # from glibc's malloc.h
 _MMAP_MAX_DEFAULT, _THRESHOLD_DEFAULT = 65536, 32 * 2**20
 
-ONE_ARENA = {"MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "1")}
+SINGLE_ARENA_ENV = {"MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "1")}
 """The environment variable for a process that does its main work outside the main thread, as Ray Train's workers do.
 
-glibc gives such threads arenas of their own, to which `freed_memory_is_kept` does not apply. With this variable, all threads
+glibc gives such threads arenas of their own, to which `keep_freed_memory` does not apply. With this variable, all threads
 share one arena. A value that the user has set is not overridden.
 """
 
 
 @contextmanager
-def freed_memory_is_kept() -> Iterator[None]:
+def keep_freed_memory() -> Iterator[None]:
     """Inside the `with` block, let glibc reuse freed memory instead of returning it to the operating system.
 
     By default glibc returns every freed block above 32 MB. A training step frees and allocates the same large blocks over and
     over, and the kernel zeroes each page again: up to a third of a step's time. When the block ends, the free memory is returned.
     Without glibc, this does nothing. It works in threads other than the main one only if the process was started with the
-    environment variable in `ONE_ARENA`.
+    environment variable in `SINGLE_ARENA_ENV`.
     """
     if "glibc" not in _library():
         yield

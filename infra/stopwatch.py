@@ -9,8 +9,8 @@ _seconds: ContextVar[dict[str, float] | None] = ContextVar("seconds", default=No
 
 
 @contextmanager
-def measured_parts() -> Iterator[dict[str, float]]:
-    """Measure the parts that are marked by `part`, in this thread, as long as a `with` block runs.
+def collect_timings() -> Iterator[dict[str, float]]:
+    """Measure the parts that are marked by `timed`, in this thread, as long as a `with` block runs.
 
     Yields:
         A dict that gets the seconds of each part, by its name, in the order in which the parts end. It is filled while the block
@@ -25,7 +25,7 @@ def measured_parts() -> Iterator[dict[str, float]]:
 
 
 @contextmanager
-def part(name: str) -> Iterator[None]:
+def timed(name: str) -> Iterator[None]:
     """Mark a part of a computation, as a `with` block or as the decorator of a function. It costs next to nothing.
 
     Args:

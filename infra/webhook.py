@@ -44,7 +44,7 @@ class Webhook:
         """
         if self._url is None:
             return
-        if problem := problem_within(self._seconds, partial(self._post, text)):
+        if problem := run_with_timeout(self._seconds, partial(self._post, text)):
             logger.warning(f"a message was not delivered to the webhook at {urlsplit(self._url).hostname}: {problem}")
 
     def _post(self, text: str) -> str:
@@ -60,7 +60,7 @@ class Webhook:
             return type(error).__name__
 
 
-def problem_within(seconds: float, work: Callable[[], str]) -> str:
+def run_with_timeout(seconds: float, work: Callable[[], str]) -> str:
     """Run a function in a thread with a timeout.
 
     HTTP libraries limit the time of each read, but neither the time of all reads nor the time to look up a host name.

@@ -23,7 +23,7 @@ def measure_recall(
     executor: Executor,
     counts: Sequence[int] = COUNTS,
     min_area: float = MIN_AREA,
-    known: Collection[str] = (),
+    skip_parts: Collection[str] = (),
 ) -> Recall:
     """Measure the share of a split's annotated objects that the proposals find.
 
@@ -37,7 +37,7 @@ def measure_recall(
         executor: runs the units of work, one per part of the tables, locally or on Ray.
         counts: the values of k for which the recall of the first k boxes is measured.
         min_area: objects whose box has a smaller area than this are left out, px².
-        known: names of parts of the `proposals` table that are left out.
+        skip_parts: names of parts of the `proposals` table that are left out.
 
     Returns:
         The recall. It has 0 objects if the split has none.
@@ -49,7 +49,7 @@ def measure_recall(
     units = [
         (part, boxes)
         for part, boxes in zip(images, proposals, strict=True)
-        if boxes.name not in known and any(group.splits.get(split) for group in part.row_groups)
+        if boxes.name not in skip_parts and any(group.splits.get(split) for group in part.row_groups)
     ]
     work = partial(_part_recall, images_uri, proposals_uri, split, counts, min_area)
     done = executor.map(dict(enumerate(units)), work, title=f"recall of proposals, {split}")

@@ -51,7 +51,7 @@ SOURCES = {
 }
 
 
-def get_voc2012(source: Source, to: Path) -> Path:
+def download_voc2012(source: Source, to: Path) -> Path:
     """Download and unpack the data set VOC 2012, unless it is there already.
 
     Args:
@@ -74,7 +74,7 @@ def get_voc2012(source: Source, to: Path) -> Path:
     return root
 
 
-def get_sbd(source: Source, to: Path) -> Path:
+def download_sbd(source: Source, to: Path) -> Path:
     """Download SBD (masks for more of VOC's images) and add its masks to VOC 2012, unless they are there already.
 
     The function prints how many images were added, and why some were not.
@@ -108,7 +108,7 @@ def get_sbd(source: Source, to: Path) -> Path:
     return split
 
 
-def get_vgg16(source: Source, to: Path) -> Path:
+def download_vgg16(source: Source, to: Path) -> Path:
     """Download the weights of VGG-16, unless they are there already.
 
     Args:
@@ -126,7 +126,7 @@ def get_vgg16(source: Source, to: Path) -> Path:
     return fetch(source.url, to / "vgg16-397923af.pth", source.checksum)
 
 
-GET = {"voc2012": get_voc2012, "sbd": get_sbd, "vgg16": get_vgg16}
+DOWNLOADERS = {"voc2012": download_voc2012, "sbd": download_sbd, "vgg16": download_vgg16}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
     storage.check_writable(str(to))
     for name in SOURCES if options.what == "all" else [options.what]:
         chosen = vars(options)
-        logger.info(f"{name}: {GET[name](Source(chosen[f'{name}_url'], chosen[f'{name}_checksum']), to)}")
+        logger.info(f"{name}: {DOWNLOADERS[name](Source(chosen[f'{name}_url'], chosen[f'{name}_checksum']), to)}")
 
 
 if __name__ == "__main__":

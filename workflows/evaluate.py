@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
         )
     pipeline = Pipeline(settings)
     check_trained(settings, options.config, proposals=True)
-    pipeline.use_as_prepared()
+    pipeline.use_prepared_tables()
     report = pipeline.uri("evaluations", split)
     with pipeline.hold("evaluate.py"), pipeline.executor:
         check_trained(settings, options.config, proposals=True)  # again, because a run may just have ended

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from deconvnet.crf import permutohedral, simd
 from deconvnet.crf.permutohedral import Floats, Ints, Lattice
-from infra.stopwatch import part
+from infra.stopwatch import timed
 from proposals.masks import check_image
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class _Kernel:
     weights: Floats
 
 
-@part("crf")
+@timed("crf")
 def dense_crf(
     image: NDArray[np.uint8],
     probabilities: Floats,

@@ -20,7 +20,7 @@ from torch import Tensor
 from deconvnet.inference.score_maps import Aggregation, Slices, merge_score_map, visible_part
 from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.network import Network
-from infra.stopwatch import part
+from infra.stopwatch import timed
 from proposals.boxes import WindowShape, as_boxes, crop, enlarge, mirrored_boxes, window_pixels
 from proposals.masks import check_image
 
@@ -60,7 +60,7 @@ def choose_boxes(
     return np.asarray(boxes, np.float32).reshape(-1, 4)[sides >= min_side][:n]
 
 
-@part("deconvnet")
+@timed("deconvnet")
 def segment_instances(
     model: DeconvNet,
     image: NDArray[np.uint8],
@@ -214,7 +214,7 @@ def _score_maps(model: DeconvNet, image: NDArray[np.uint8], boxes: Floats, batch
         yield from model(model.prepare(images)).float().contiguous()
 
 
-@part("fcn8s")
+@timed("fcn8s")
 def whole_image_scores(fcn: Network, image: NDArray[np.uint8], *, flip: bool = False) -> Floats:
     """Compute the class scores of a whole image with a fully convolutional network.
 

@@ -16,7 +16,7 @@ import numpy as np
 from deconvnet.inference.uncertainty import Segmentation
 from infra import storage
 from infra.errors import BadInput, UserError
-from infra.stopwatch import part
+from infra.stopwatch import timed
 from proposals import edge_boxes
 from proposals.image_codec import decode_image
 
@@ -93,10 +93,10 @@ class SavedEnsemble:
         Raises:
             BadInput: if the image cannot be decoded, has too many pixels, or cannot be segmented; the message gives the reason.
         """
-        with part("decode"):
+        with timed("decode"):
             image = decode_image(data, self.max_pixels)
         try:
-            with part("proposals"):
+            with timed("proposals"):
                 boxes = edge_boxes(image, **self._edge_boxes)[0] if self._search else np.zeros((0, 4), np.float32)
             found = self._predictor.predict(image, boxes)
             return Prediction(**vars(found), image=image)

@@ -24,7 +24,7 @@ def report_proposals(
     settings: "ProposalSettings",
     title: str,
     executor: Executor,
-    known: Collection[str] = (),
+    skip_parts: Collection[str] = (),
 ) -> tuple[Recall, dict[str, bytes]] | None:
     """Measure how many annotated objects the proposals of a split find, and make the files that report it.
 
@@ -39,7 +39,7 @@ def report_proposals(
         settings: the settings that the proposals were made with.
         title: heading of the Markdown file, after "Proposals: ".
         executor: runs the measurement of several parts (Parquet files) of the tables at once.
-        known: names of parts of the table `proposals` that are left out.
+        skip_parts: names of parts of the table `proposals` that are left out.
 
     Returns:
         A tuple of two values. The first is the recall: the share of the annotated objects that the first k proposals of each
@@ -47,7 +47,7 @@ def report_proposals(
         proposals.md (table of the recall) and proposals.png (chart). If no object of the split counts, the result is None.
     """
     area = min(MIN_AREA, 2 * settings.min_box_area)
-    recall = measure_recall(images_uri, proposals_uri, split, executor, counts_up_to(settings.max_boxes), area, known)
+    recall = measure_recall(images_uri, proposals_uri, split, executor, counts_up_to(settings.max_boxes), area, skip_parts)
     if not recall.num_objects:
         return None
     note = f"{recall.num_objects:,} objects whose box has at least {area:,.0f} px²; of the first k boxes, the best IoU counts."

@@ -18,7 +18,7 @@ from deconvnet.datasets.overlay import overlay
 from deconvnet.datasets.palette import class_palette
 from deconvnet.inference.scaling import fit_in_jpeg
 from infra.errors import BadInput
-from infra.stopwatch import measured_parts, part
+from infra.stopwatch import collect_timings, timed
 from proposals.image_codec import encode_jpeg, encode_mask
 
 if TYPE_CHECKING:
@@ -96,12 +96,12 @@ def predict(ensemble: "SavedEnsemble", data: bytes, *, with_overlay: bool = Fals
         If the image can't be used, an answer whose reply has status 400 and the reason.
     """
     started = time.perf_counter()
-    with measured_parts() as seconds:
+    with collect_timings() as seconds:
         try:
             prediction = ensemble.predict(data)
         except BadInput as error:
             return Answer(error_reply(400, f"the image can't be used: {error}"))
-        with part("encode"):
+        with timed("encode"):
             mask = encode_mask(prediction.mask, class_palette(ensemble.background)) if keep_mask or not with_overlay else None
             if with_overlay:
                 media_type = "image/jpeg"

@@ -23,7 +23,7 @@ from deconvnet.training.distributed import rank_and_world_size
 from deconvnet.training.interfaces import ReportFunction, State, TrainingResult
 from deconvnet.training.trainer import Diverged, Trainer
 from infra import storage
-from infra.device import convolutions_of_fixed_sizes, fast_bf16
+from infra.device import cudnn_benchmark, fast_bf16
 from infra.errors import Interrupted
 
 logger = logging.getLogger(__name__)
@@ -199,7 +199,7 @@ def run_job(
     if state is not None:
         trainer.load_state_dict(state)
     try:
-        with convolutions_of_fixed_sizes():
+        with cudnn_benchmark():
             outcome = trainer.fit(report=report, should_stop=should_stop, should_save=should_save)
     except Interrupted:
         raise Interrupted(f"{job.stage} was interrupted and has left a checkpoint: the same command resumes it") from None

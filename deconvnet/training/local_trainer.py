@@ -18,7 +18,7 @@ from deconvnet.training.data.dev_set import DevSet
 from deconvnet.training.interfaces import State
 from deconvnet.training.job import TrainingJob, log_step_seconds, progress_line, run_job
 from infra import storage
-from infra.memory import freed_memory_is_kept
+from infra.memory import keep_freed_memory
 from infra.runtime.interrupts import caught_signals
 from infra.runtime.local_executor import available_cpus
 
@@ -83,7 +83,7 @@ def train_locally(
         if state is not None and (stop.is_set or checkpoints.may_save()):
             checkpoints.save(state)
 
-    with freed_memory_is_kept(), caught_signals() as caught:
+    with keep_freed_memory(), caught_signals() as caught:
         stop = StopLatch(lambda: bool(caught) or should_stop())
         outcome = run_job(
             job,

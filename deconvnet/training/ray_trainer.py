@@ -27,8 +27,8 @@ from deconvnet.training.ray_worker import train_worker
 from deconvnet.training.trainer import Diverged
 from infra import storage
 from infra.errors import Interrupted, UserError, find_user_error
-from infra.memory import ONE_ARENA
-from infra.runtime.cluster import actor_slots, can_autoscale, check_nodes, live_nodes
+from infra.memory import SINGLE_ARENA_ENV
+from infra.runtime.cluster import actor_slots, alive_nodes, can_autoscale, check_nodes
 from infra.runtime.interrupts import caught_signals
 from infra.runtime.ray_compat import ElasticTrainer
 from infra.runtime.report_queue import ReportQueue
@@ -111,7 +111,7 @@ def check_resources(compute: ComputeSettings, cluster: ClusterSettings) -> None:
         return
     check_nodes(cluster, "training_nodes")
     what = f"{_needed_workers(compute)} (Ray has resources for {fits})"
-    if not can_autoscale(cluster) and len(live_nodes()) == 1:
+    if not can_autoscale(cluster) and len(alive_nodes()) == 1:
         raise UserError(
             f"compute requests {what}: lower compute.workers or compute.cpus_per_worker"
             + (", or set compute.gpu to false" if compute.gpu else "")
@@ -188,7 +188,7 @@ def _ray_trainer(
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             callbacks=[ReportForwarder(queue), *callbacks],
-            worker_runtime_env={"env_vars": ONE_ARENA},
+            worker_runtime_env={"env_vars": SINGLE_ARENA_ENV},
         ),
     )
 

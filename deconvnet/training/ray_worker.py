@@ -29,7 +29,7 @@ from deconvnet.training.job import TrainingJob, run_job
 from deconvnet.training.trainer import Diverged
 from infra import storage
 from infra.errors import Interrupted
-from infra.memory import freed_memory_is_kept
+from infra.memory import keep_freed_memory
 from infra.runtime.ray_compat import PREEMPTION_SECONDS, preemption_deadline
 from infra.runtime.report_queue import StopFlag
 
@@ -67,7 +67,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     preemption = PreemptionPolicy(preemption_deadline, lambda seconds: config["queue"].put.remote({"leaving": seconds}))
     checkpoints = RayCheckpoints(job.run_uri, preemption)
     try:
-        with freed_memory_is_kept():
+        with keep_freed_memory():
             outcome = run_job(
                 job,
                 loader,

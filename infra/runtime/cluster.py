@@ -143,7 +143,7 @@ def _silent_stderr() -> Iterator[None]:
         os.close(null)
 
 
-def live_nodes(labels: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+def alive_nodes(labels: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
     """Return the alive nodes of the Ray cluster that have certain labels.
 
     Args:
@@ -168,7 +168,7 @@ def actor_slots(nodes: Mapping[str, str], cpus: float, gpus: float = 0) -> int:
         cpus: number of CPUs that each actor takes.
         gpus: number of GPUs that each actor takes.
     """
-    resources = [node["Resources"] for node in live_nodes(nodes)]
+    resources = [node["Resources"] for node in alive_nodes(nodes)]
     return sum(int(min(has.get("CPU", 0) // cpus, has.get("GPU", 0) // gpus if gpus else math.inf)) for has in resources)
 
 
@@ -183,7 +183,7 @@ def check_nodes(settings: ClusterSettings, kind: Literal["data_nodes", "training
         UserError: if there are no such nodes and none can be added, so that work for them would wait for ever.
     """
     nodes = settings.selector(kind)
-    if not nodes or live_nodes(nodes):
+    if not nodes or alive_nodes(nodes):
         return
     labels = ",".join(f"{key}={value}" for key, value in nodes.items())
     if not can_autoscale(settings):

@@ -28,14 +28,14 @@ class Actors:
     It describes jobs whose workers have to prepare before they can work, for example by loading a network.
 
     Attributes:
-        most: largest number of workers; None for as many as fit.
+        max_workers: largest number of workers; None for as many as fit.
         cpus: number of CPUs of each worker.
         gpus: number of GPUs of each worker. A fraction lets several workers share a GPU.
         retries: how often a unit of work (an independent piece of the job) is tried again if its worker died.
         remedy: advice to the user, for the error message if workers keep dying.
     """
 
-    most: int | None = None
+    max_workers: int | None = None
     cpus: int = 1
     gpus: float = 0
     retries: int = 3

@@ -32,7 +32,7 @@ from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from ray.train.v2._internal.util import time_monotonic
 
 from infra.errors import Interrupted
-from infra.runtime.cluster import live_nodes
+from infra.runtime.cluster import alive_nodes
 
 GROW_SECONDS = 60.0
 """Seconds after a start of the workers in which no workers are added."""
@@ -165,14 +165,14 @@ class Elastic(ElasticScalingPolicy):
             For each node id, the amounts of resources by name ("CPU", "GPU" and others).
         """
         leaving = state.get_draining_nodes()
-        alive = live_nodes(self.scaling_config.label_selector)
+        alive = alive_nodes(self.scaling_config.label_selector)
         nodes = {node["NodeID"]: node["Resources"] for node in alive if node["NodeID"] not in leaving}
         if not free:
             return nodes
         return {node: resources for node, resources in available_resources_per_node().items() if node in nodes}
 
 
-class StartGuard(WorkerGroupCallback):
+class WorkerStartCallback(WorkerGroupCallback):
     """A Ray Train callback that lets a stop request end the wait for resources, and works around two bugs of Ray.
 
     Ray waits for resources for the workers, indefinitely if other jobs hold the CPUs. This callback reports the wait to the
@@ -276,7 +276,7 @@ def map_retries(**limit: int) -> Iterator[dict[str, Any]]:
         yield {"ray_remote_args_fn": lambda: limit}
 
 
-class OwnNodesOnly(ExecutionCallback):
+class LabelledNodesCallback(ExecutionCallback):
     """A Ray Data callback by which a job asks an autoscaler only for nodes like those that have the job's labels.
 
     While the CPUs are busy, Ray Data asks the autoscaler for one more node of every node shape (CPUs, GPUs, memory) that the
@@ -303,7 +303,7 @@ class OwnNodesOnly(ExecutionCallback):
 
 def _worker_shapes(labels: Mapping[str, str]) -> dict[Any, int]:
     """Count the alive nodes that have some labels, without the head node, by their shape (CPUs, GPUs, memory)."""
-    workers = (node["Resources"] for node in live_nodes(labels) if "node:__internal_head__" not in node["Resources"])
+    workers = (node["Resources"] for node in alive_nodes(labels) if "node:__internal_head__" not in node["Resources"])
     return dict(Counter(_NodeResourceSpec.from_bundle(resources) for resources in workers))
 
 
@@ -344,7 +344,7 @@ class ElasticTrainer(ray.train.torch.TorchTrainer):
         return super()._initialize_and_run_controller(**options)
 
     def _create_default_callbacks(self) -> list[Any]:
-        """Return the training's callbacks: first a `StartGuard`, then Ray's own without its placement group cleaner."""
+        """Return the training's callbacks: first a `WorkerStartCallback`, then Ray's own without its placement group cleaner."""
         usual = super()._create_default_callbacks()
-        first = StartGuard(self._queue, report=not self.scaling_config.elasticity_enabled)
+        first = WorkerStartCallback(self._queue, report=not self.scaling_config.elasticity_enabled)
         return [first, *(c for c in usual if not isinstance(c, PlacementGroupCleanerCallback))]

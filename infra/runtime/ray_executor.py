@@ -98,7 +98,7 @@ class RayExecutor(Executor):
                 _Actor,
                 fn_constructor_args=(make, actors.cpus),
                 compute=ray.data.ActorPoolStrategy(
-                    min_size=1, max_size=min(fits if actors.most is None else actors.most, len(units))
+                    min_size=1, max_size=min(fits if actors.max_workers is None else actors.max_workers, len(units))
                 ),
                 num_cpus=actors.cpus,
                 num_gpus=actors.gpus or None,
@@ -166,12 +166,12 @@ def _dataset(units: Mapping[int, Any], nodes: Mapping[str, str]) -> Any:
     """
     import ray.data
 
-    from infra.runtime.ray_compat import OwnNodesOnly
+    from infra.runtime.ray_compat import LabelledNodesCallback
 
     items = [{"index": index, "unit": pickle.dumps(unit)} for index, unit in units.items()]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     dataset.context.execution_options.label_selector = dict(nodes) or None
-    dataset.context.custom_execution_callback_classes = [OwnNodesOnly]
+    dataset.context.custom_execution_callback_classes = [LabelledNodesCallback]
     return dataset
 
 

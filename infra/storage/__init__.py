@@ -3,7 +3,7 @@
 The functions on files can be called by the name of the package: `from infra import storage`, then `storage.read_json(uri)`.
 """
 
-from infra.storage.conditional import exchange, one_process_at_a_time
+from infra.storage.conditional import compare_and_swap, one_process_at_a_time
 from infra.storage.disk import MAX_STEM_BYTES, disk_user_error, is_full
 from infra.storage.files import (
     check_writable,

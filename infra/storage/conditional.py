@@ -27,7 +27,7 @@ _NO_FILE_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 logger = logging.getLogger(__name__)
 
 
-def exchange(uri: str, old: bytes | None, new: bytes) -> bool:
+def compare_and_swap(uri: str, old: bytes | None, new: bytes) -> bool:
     """Create or replace a file if its content is exactly `old`. If several processes try at once, only one succeeds.
 
     Args:
@@ -44,7 +44,7 @@ def exchange(uri: str, old: bytes | None, new: bytes) -> bool:
     """
     if store := store_of(uri):
         with store.location(uri) as (bucket, key):
-            return store.exchange(bucket, key, old, new)
+            return store.compare_and_swap(bucket, key, old, new)
     path = local_path(uri)
     if old is not None and not path.parent.is_dir():
         return False

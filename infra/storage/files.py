@@ -25,7 +25,7 @@ from infra.errors import UserError
 from infra.storage.disk import disk_errors_for_user, replacing
 from infra.storage.listing import list_files
 from infra.storage.objects import store_of
-from infra.storage.objects.store import checking, copy_through_disk
+from infra.storage.objects.store import copy_through_disk, short_retries
 from infra.storage.uri import in_bucket, is_http, join, local_path
 
 
@@ -35,7 +35,7 @@ def exists(uri: str) -> bool:
     if store is None:
         return local_path(uri).exists()
     with store.location(uri) as (bucket, key):
-        if key and store.token(bucket, key) is not None:
+        if key and store.version_token(bucket, key) is not None:
             return True
         below = store.keys(bucket, f"{key}/" if key else "")
         return next(below, None) is not None or not key
@@ -58,7 +58,7 @@ def version_token(uri: str) -> str:
         return uri
     if store := store_of(uri):
         with store.location(uri) as (bucket, key):
-            if key and (token := store.token(bucket, key)) is not None:
+            if key and (token := store.version_token(bucket, key)) is not None:
                 return token
     elif (path := local_path(uri)).is_file():
         status = path.stat()
@@ -255,7 +255,7 @@ def check_writable(uri: str, locks: bool = False) -> None:
             written.write(bytes(4096))
         path.unlink()
         return
-    with store.location(uri) as (bucket, folder), checking():
+    with store.location(uri) as (bucket, folder), short_retries():
         key = f"{folder}/{name}".lstrip("/")
         store.write(bucket, key, b"writable")
         store.read(bucket, key)

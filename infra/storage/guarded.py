@@ -50,8 +50,8 @@ class LockGuard:
             with suppress(FileNotFoundError):
                 old = storage.read_bytes(uri)
             self.check()
-            # If this process is suspended here, and another run writes the file meanwhile, the exchange fails.
-            if old == data or storage.exchange(uri, old, data):
+            # If this process is suspended here, and another run writes the file meanwhile, the compare-and-swap fails.
+            if old == data or storage.compare_and_swap(uri, old, data):
                 return
 
     def write_json(self, uri: str, value: Any) -> None:

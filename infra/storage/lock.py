@@ -146,7 +146,7 @@ class Lock:
         while not self._released.wait(self._ttl / 3):
             try:
                 renewed = replace(self._record, expires=time.time() + self._ttl)
-                if storage.exchange(self.uri, self._own_content(), renewed.to_bytes()):
+                if storage.compare_and_swap(self.uri, self._own_content(), renewed.to_bytes()):
                     self._record = renewed
                 else:
                     self._lost.set()
@@ -174,7 +174,7 @@ class Lock:
         self._released.set()
         self._thread.join()
         with suppress(UserError, OSError):
-            storage.exchange(self.uri, self._own_content(), replace(self._record, expires=0.0).to_bytes())
+            storage.compare_and_swap(self.uri, self._own_content(), replace(self._record, expires=0.0).to_bytes())
 
 
 def check_held(lock: Lock) -> None:
@@ -237,7 +237,7 @@ def _acquire(uri: str, holder: str, ttl_seconds: float) -> LockRecord:
     ours = LockRecord(
         holder, socket.gethostname(), pid, now, now + ttl_seconds, uuid.uuid4().hex, 1, _kernel(), _process_start(pid)
     )
-    while not storage.exchange(uri, None, ours.to_bytes()):
+    while not storage.compare_and_swap(uri, None, ours.to_bytes()):
         try:
             content = storage.read_bytes(uri)
         except FileNotFoundError:  # somebody has just deleted it
@@ -246,7 +246,7 @@ def _acquire(uri: str, holder: str, ttl_seconds: float) -> LockRecord:
         if theirs.expires > time.time() and not _process_is_gone(theirs):
             raise Locked(_locked_message(uri, theirs))
         ours = replace(ours, fence=theirs.fence + 1)
-        if storage.exchange(uri, content, ours.to_bytes()):
+        if storage.compare_and_swap(uri, content, ours.to_bytes()):
             break
     return ours
 

@@ -85,18 +85,18 @@ def _int8_rows(median: Callable[[int, str], float], ratio: Callable[[int, int], 
 def _predict(predictor, data: bytes) -> tuple[dict[str, float], np.ndarray]:  # type: ignore[no-untyped-def]
     """The seconds of CPU time of each part of a prediction, and in `total`, and the mask."""
     from deconvnet.datasets.palette import class_palette
-    from infra.stopwatch import measured_parts, part
+    from infra.stopwatch import collect_timings, timed
     from proposals import edge_boxes
     from proposals.image_codec import decode_image, encode_mask
 
     started = time.thread_time()
-    with patch("infra.stopwatch.time", SimpleNamespace(perf_counter=time.thread_time)), measured_parts() as seconds:
-        with part("decode"):
+    with patch("infra.stopwatch.time", SimpleNamespace(perf_counter=time.thread_time)), collect_timings() as seconds:
+        with timed("decode"):
             image = decode_image(data)
-        with part("proposals"):
+        with timed("proposals"):
             boxes = edge_boxes(image)[0]
         mask = predictor.predict(image, boxes).mask
-        with part("encode"):
+        with timed("encode"):
             encode_mask(mask, class_palette(True))
     total = time.thread_time() - started
     return {**seconds, "other": total - sum(seconds.values()), "total": total}, mask

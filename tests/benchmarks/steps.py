@@ -22,8 +22,8 @@ from deconvnet.models.network import Network
 from deconvnet.settings import ModelSettings, StageSettings
 from deconvnet.training import optimizer, trainer
 from deconvnet.training.trainer import Trainer
-from infra.device import convolutions_of_fixed_sizes, fast_bf16
-from infra.memory import freed_memory_is_kept
+from infra.device import cudnn_benchmark, fast_bf16
+from infra.memory import keep_freed_memory
 from tests.benchmarks.common import Row
 from tests.benchmarks.serving import CONFIG
 
@@ -134,7 +134,7 @@ class _Steps:
 
     def run(self, count: int) -> list[float]:
         """Do one step, then `count` steps, and return the seconds of each of the latter."""
-        modes: list[AbstractContextManager[None]] = [freed_memory_is_kept(), convolutions_of_fixed_sizes()]
+        modes: list[AbstractContextManager[None]] = [keep_freed_memory(), cudnn_benchmark()]
         taken = []
         with ExitStack() as stack:
             for mode in [_plain()] if self.plain else modes:

@@ -8,11 +8,11 @@ import textwrap
 import pytest
 
 from infra import memory
-from infra.memory import freed_memory_is_kept
+from infra.memory import keep_freed_memory
 
 MEASURE = """
 import ctypes, os
-from infra.memory import freed_memory_is_kept
+from infra.memory import keep_freed_memory
 
 def growth():
     \"\"\"Allocate, fill and free 64 MB; return by how many MB the process has grown since the start.\"\"\"
@@ -39,7 +39,7 @@ def measured(code: str, **variables: str) -> list[int]:
 def test_a_freed_block_stays_until_the_end():
     before, inside, after = measured("""
         print(growth())
-        with freed_memory_is_kept():
+        with keep_freed_memory():
             print(growth())
         print(growth())
     """)
@@ -50,7 +50,7 @@ def test_a_freed_block_stays_until_the_end():
 def test_memory_is_returned_after_an_error():
     inside, after, later = measured("""
         try:
-            with freed_memory_is_kept():
+            with keep_freed_memory():
                 print(growth())
                 raise KeyError
         except KeyError:
@@ -73,15 +73,15 @@ def test_another_thread_keeps_freed_blocks_in_a_process_with_one_arena():
 
         with ThreadPoolExecutor(1) as pool:
             pool.submit(int).result()  # the thread, with its arena, is there before
-            with freed_memory_is_kept():
+            with keep_freed_memory():
                 print(pool.submit(grow).result())
     """
-    (kept,), (returned,) = measured(code, **memory.ONE_ARENA), measured(code, MALLOC_ARENA_MAX="8")
+    (kept,), (returned,) = measured(code, **memory.SINGLE_ARENA_ENV), measured(code, MALLOC_ARENA_MAX="8")
     assert kept > 200 and returned < 100
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(memory, "_library", lambda: "")
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: pytest.fail("it was changed"))
-    with freed_memory_is_kept():
+    with keep_freed_memory():
         pass

@@ -13,7 +13,7 @@ from tests.workflows.commands import LOCAL, TINY, Done, call
 from workflows import retrain
 from workflows.operations import run_metrics
 from workflows.pipelines import generations
-from workflows.pipelines.workspace import MADE_BY, Workspace
+from workflows.pipelines.workspace import STAGE_OF_TABLE, Workspace
 
 FOLDERS = ("JPEGImages", "SegmentationClass", "SegmentationObject")
 
@@ -107,7 +107,7 @@ def iou(quality: float) -> float:
 def check_versions(of: Retrainings) -> None:
     """The tables have the versions of the kept generations alone, each with all its parts, and no other file."""
     used = generations.used_versions(str(of.workspace))
-    assert set(used) == set(MADE_BY)
+    assert set(used) == set(STAGE_OF_TABLE)
     for name, numbers in used.items():
         table = str(of.workspace / name)
         assert tables.kept_versions(table) == sorted(numbers)

@@ -234,7 +234,7 @@ CALLED_THERE = {
     "rank_labelled": "labelled",
     "rank_class_share": "class_share",
     "rank_min_distance": "min_distance",
-    "compute.actors": "most",
+    "compute.actors": "max_workers",
     "compute.cpus_per_actor": "cpus",
     "compute.gpus_per_actor": "gpus",
     "compute.gpu": "gpus",

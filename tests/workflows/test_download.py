@@ -118,7 +118,7 @@ def test_ctrl_c_exits_with_the_code_of_an_interruption(tmp_path, monkeypatch, ca
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(download.GET, "vgg16", stop)
+    monkeypatch.setitem(download.DOWNLOADERS, "vgg16", stop)
     assert cli.run(lambda: download.main(["vgg16", "--to", str(tmp_path)]), download.INTERRUPTED) == 75
     assert "resumes" in capsys.readouterr().err
 

@@ -214,22 +214,22 @@ def test_windows_are_cut_as_they_were_for_training(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"were trained with other windows: examples\.context .* \(was 1\.5\): set the same value"
     ):
-        prepared(tmp_path, "--examples.context", "1.5").use_as_prepared()
+        prepared(tmp_path, "--examples.context", "1.5").use_prepared_tables()
 
 
 @pytest.mark.parametrize(("setting", "value"), [("data.limit", "3"), ("proposals.max_boxes", "900"), ("data.root", "/other/voc")])
 def test_settings_without_effect_are_named(setting: str, value: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pipeline = prepared(tmp_path, f"--{setting}", value)
-    pipeline.use_as_prepared()
+    pipeline.use_prepared_tables()
     assert f"not used, because the images and boxes in {tmp_path} are evaluated as they are" in caplog.text
     assert f"{setting} " in caplog.text and f"(was {value})" in caplog.text
     assert pipeline.dataset_name == ("voc" if setting == "data.root" else "images")
 
 
 def test_the_settings_of_the_last_run_need_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    prepared(tmp_path, now=("--segment.aggregation", "sum", "--compute.workers", "2")).use_as_prepared()
+    prepared(tmp_path, now=("--segment.aggregation", "sum", "--compute.workers", "2")).use_prepared_tables()
     (tmp_path / RUN_FILE).unlink()
-    prepared(tmp_path).use_as_prepared()
+    prepared(tmp_path).use_prepared_tables()
     assert not caplog.text
 
 

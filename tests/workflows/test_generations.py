@@ -17,7 +17,7 @@ from workflows.pipelines.generations import (
     Generation,
     finish,
     folder,
-    kept,
+    names_to_keep,
     new_name,
     prune,
     prune_tables,
@@ -76,8 +76,8 @@ def test_generations_are_read_oldest_first(workspace) -> None:
 
 
 def test_the_newest_the_champion_s_and_unfinished_generations_are_kept(workspace) -> None:
-    assert kept(read_all(workspace), champion=2, keep=2) == set(names(2, 4, 5, 6))
-    assert kept(read_all(workspace), champion=None, keep=1) == set(names(5, 6))
+    assert names_to_keep(read_all(workspace), champion=2, keep=2) == set(names(2, 4, 5, 6))
+    assert names_to_keep(read_all(workspace), champion=None, keep=1) == set(names(5, 6))
     storage.write_bytes(storage.join(folder(workspace, "20261105-120000"), "images/part"), b"left by an interrupted pruning")
     assert prune(workspace, 2, 2) == [*names(1, 3), "20261105-120000"]
     assert [g.name for g in read_all(workspace)] == names(2, 4, 5, 6)
@@ -105,7 +105,7 @@ def test_unchanged_files_are_remembered_with_the_images_that_they_were_compared_
     assert generations.is_marked_unchanged(workspace, "f", "k") and len(read_all(workspace)) == 6
     assert not generations.is_marked_unchanged(workspace, "f", "other images")
     assert not generations.is_marked_unchanged(workspace, "other files", "k")
-    storage.write_json(folder(workspace, generations.UNCHANGED), "f")  # of an earlier version
+    storage.write_json(folder(workspace, generations.UNCHANGED_FILE), "f")  # of an earlier version
     assert not generations.is_marked_unchanged(workspace, "f", "k")
 
 

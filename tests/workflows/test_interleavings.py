@@ -31,7 +31,7 @@ from workflows.pipelines.generations import Generation
 from workflows.pipelines.workspace import Workspace, hold_workspace
 from workflows.settings import Settings
 
-ACCESSES = ("exchange", "read_bytes", "read_json", "write_bytes", "write_json", "remove", "exists", "list_files")
+ACCESSES = ("compare_and_swap", "read_bytes", "read_json", "write_bytes", "write_json", "remove", "exists", "list_files")
 CHAMPION = "champion.json"
 G0, G1 = "20261101-000000", "20261102-000000"
 """Names of generations, which share the tables of the workspace around them."""
@@ -164,7 +164,7 @@ class Tiny(BasePipeline):
         self.locks[0].still_held()
         self.locks[0].check()
         number = 1
-        while not storage.exchange(storage.join(self.registry, f"{number}.json"), None, json.dumps(content).encode()):
+        while not storage.compare_and_swap(storage.join(self.registry, f"{number}.json"), None, json.dumps(content).encode()):
             number += 1
         return {"version": number}
 

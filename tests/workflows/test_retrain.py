@@ -25,7 +25,7 @@ from tests.workflows.commands import Done
 from tests.workflows.doubles import training_gives, untrained
 from tests.workflows.retrainings import Retrainings, check_metrics, check_versions, samples_of
 from workflows.pipelines import generations
-from workflows.pipelines.workspace import MADE_BY
+from workflows.pipelines.workspace import STAGE_OF_TABLE
 
 pytestmark = pytest.mark.xdist_group("retrain")
 
@@ -97,7 +97,7 @@ def test_a_better_challenger_is_promoted_and_any_other_is_refused(
     assert "compared on the val images of both models: 5" in done.stdout
     check_versions(retrained)
     used = retrained.workspace_of(-1).versions()
-    assert set(used) == set(MADE_BY) and version.tags["tables"] == " ".join(used.values())
+    assert set(used) == set(STAGE_OF_TABLE) and version.tags["tables"] == " ".join(used.values())
     tags = MlflowClient(retrained.store).get_run(version.run_id).data.tags
     assert tags["tables.images"] == used["images"] and tags["tables.examples.stage2"] == used["examples/stage2"]
     # Kept are the newest and the one that made the champion.

@@ -258,7 +258,7 @@ def test_generations_are_pruned_by_the_version_in_use_now_and_not_if_it_is_unkno
         generation = Generation(f"2026110{number}-000000", None, None)
         generations.finish(settings.workspace, generation, {"version": number, "champion": 3})
     kept = settings.retrain.model_copy(update={"keep": 1})
-    pipeline = SimpleNamespace(store="", base=settings.workspace, settings=settings.model_copy(update={"retrain": kept}))
+    pipeline = SimpleNamespace(store="", parent=settings.workspace, settings=settings.model_copy(update={"retrain": kept}))
 
     def away(store: str, name: str) -> dict[str, int]:
         raise UserError("MLflow is away")
@@ -283,7 +283,7 @@ def test_generations_are_pruned_by_the_version_in_use_now_and_not_if_it_is_unkno
 def test_without_new_data_and_a_champion_the_log_says_what_would_give_one(settings, monkeypatch, capsys, aliases, said) -> None:
     monkeypatch.setattr(operation.registry, "aliases", lambda store, name: aliases)
     generation = Generation("20261101-000000", None, None)
-    pipeline = SimpleNamespace(store="", base=settings.workspace, settings=settings, previous=None, generation=generation)
+    pipeline = SimpleNamespace(store="", parent=settings.workspace, settings=settings, previous=None, generation=generation)
     assert operation._nothing_new(pipeline, None, None) == "unchanged"
     assert said in capsys.readouterr().out
 
@@ -330,7 +330,7 @@ def test_files_that_held_nothing_new_once_are_read_again_after_another_generatio
     for workspace, key in ((first, "old images"), (second, "old and new images")):
         storage.write_json(record_uri(workspace, "prepare"), asdict(Record(f"files of {key}", "prepare", [], key, 1.0, {})))
     stages = SimpleNamespace(plan=lambda: [SimpleNamespace(fingerprint="touched files")])
-    pipeline = SimpleNamespace(base=settings.workspace, previous=first, stages=stages)
+    pipeline = SimpleNamespace(parent=settings.workspace, previous=first, stages=stages)
     assert not retraining.files_unchanged(pipeline)
     retraining.mark_unchanged(pipeline, "touched files")
     assert retraining.files_unchanged(pipeline)

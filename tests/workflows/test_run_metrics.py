@@ -182,7 +182,7 @@ def test_a_server_that_does_not_answer_is_given_up(
 
 
 def test_nothing_is_delivered_where_nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_metrics, "problem_within", lambda *_: pytest.fail("delivered"))
+    monkeypatch.setattr(run_metrics, "run_with_timeout", lambda *_: pytest.fail("delivered"))
     RunMetrics("net", None).deliver("promoted")
 
 

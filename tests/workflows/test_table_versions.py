@@ -18,7 +18,7 @@ from tests.workflows.commands import LOCAL, TINY, Done, call
 from tests.workflows.doubles import training_gives
 from workflows import train_pipeline
 from workflows.pipelines.data import DataPipeline
-from workflows.pipelines.workspace import MADE_BY, Workspace
+from workflows.pipelines.workspace import STAGE_OF_TABLE, Workspace
 from workflows.settings import Settings
 
 FOLDERS = ("JPEGImages", "SegmentationClass", "SegmentationObject")
@@ -69,7 +69,7 @@ def runs(first: Runs, tmp_path: Path) -> Runs:
 
 
 def test_only_new_images_are_read_searched_and_cut(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, read, searched = {name: runs.parts(name) for name in MADE_BY}, [], []
+    before, read, searched = {name: runs.parts(name) for name in STAGE_OF_TABLE}, [], []
     runs.add_images()
     row, boxes = voc.read_row, proposals_job.find_boxes
     monkeypatch.setattr(voc, "read_row", lambda root, files, *more: read.append(files.image_id) or row(root, files, *more))
@@ -77,7 +77,7 @@ def test_only_new_images_are_read_searched_and_cut(runs: Runs, monkeypatch: pyte
     done = runs()
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(read) == len(searched) == 5 and "images@1: " in done.stdout
-    for name in MADE_BY:
+    for name in STAGE_OF_TABLE:
         now = runs.parts(name)
         assert now[:2] == before[name] and len(now) == 3, name
         assert tables.kept_versions(str(runs.workspace / name)) == [1], "nothing uses the version before"

@@ -104,7 +104,7 @@ def _run(pipeline: Retraining, config: str, webhook: Webhook, metrics: RunMetric
         UserError: if the settings, the data or the cluster do not allow the run.
         Interrupted: if the run was stopped, or another run took over the lock.
     """
-    generation, base, name = pipeline.generation, pipeline.base, pipeline.settings.tracking.model_name
+    generation, base, name = pipeline.generation, pipeline.parent, pipeline.settings.tracking.model_name
     logger.info(f"generation {generation.name}: {_start_text(generation, name)}")
     if not generation.forced and retraining.files_unchanged(pipeline):
         return _nothing_new(pipeline, webhook, metrics)
@@ -145,7 +145,7 @@ def _prune_generations(pipeline: Retraining) -> None:
     except UserError as error:
         logger.warning(f"old generations were not deleted: {error}")
         return
-    for old in generations.prune(pipeline.base, champion, pipeline.settings.retrain.keep):
+    for old in generations.prune(pipeline.parent, champion, pipeline.settings.retrain.keep):
         logger.info(f"generation {old} deleted: retrain.keep is {pipeline.settings.retrain.keep}")
 
 
@@ -185,13 +185,13 @@ def _measure_state(pipeline: Retraining, prepared: Record, webhook: Webhook, met
     metrics.update(run_metrics.REJECTED_RATIO, rejects / max(1, rejects + sum(counts.values())))
     metrics.update(run_metrics.REJECTED_LIMIT, pipeline.settings.data.max_rejects)
     now = datetime.now(UTC)
-    age = data_age.update(pipeline.base, prepared.key, now)
+    age = data_age.update(pipeline.parent, prepared.key, now)
     metrics.update(run_metrics.DATA_SINCE, datetime.fromisoformat(age.since).timestamp())
     if pipeline.settings.data.root and age.report_is_due(pipeline.settings.notify.stale_days, now):
         days = f"for {age.days(now):,.0f} days, since {age.since[:10]} (notify.stale_days)"
         logger.warning(f"no image or mask is new or changed {days}")
         webhook.send(f"stale data in {pipeline.settings.data.root}: no image or mask is new or changed {days}")
-        data_age.mark_reported(pipeline.base, age, now)
+        data_age.mark_reported(pipeline.parent, age, now)
 
 
 def _measure_champion(store: str, name: str, metrics: RunMetrics) -> None:
@@ -241,7 +241,7 @@ def _nothing_new(pipeline: Retraining, webhook: Webhook, metrics: RunMetrics) ->
     elif pipeline.generation.version is not None:
         version = promotion.set_champion(pipeline.own_model(), pipeline.generation.version, pipeline.locks[0])
         logger.info(f"champion {name} version {version}: there was none")
-        webhook.send(f"{name} version {version} of {pipeline.base} is the champion: there was none")
+        webhook.send(f"{name} version {version} of {pipeline.parent} is the champion: there was none")
     elif registry.CHALLENGER in aliases:
         refused = aliases[registry.CHALLENGER]
         logger.info(
@@ -250,7 +250,7 @@ def _nothing_new(pipeline: Retraining, webhook: Webhook, metrics: RunMetrics) ->
         )
     else:
         logger.info(
-            f"{name} has no version yet: train_pipeline.py registers the model of {pipeline.base}, --force trains a new one"
+            f"{name} has no version yet: train_pipeline.py registers the model of {pipeline.parent}, --force trains a new one"
         )
     if pipeline.previous and (record := read_record(pipeline.previous, "prepare")):
         _measure_state(pipeline, record, webhook, metrics)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from infra import storage
 from infra.live_metrics import LiveMetrics, Metric
 from infra.redaction import without_secrets
-from infra.webhook import problem_within
+from infra.webhook import run_with_timeout
 
 if TYPE_CHECKING:
     import prometheus_client
@@ -80,7 +80,7 @@ class RunMetrics(LiveMetrics):
             self.update(LAST_SUCCESS, time.time())
         for each in get_args(Outcome):
             self.update(OUTCOME, float(each == outcome), outcome=each)
-        if problem := problem_within(_SECONDS, self._deliver):
+        if problem := run_with_timeout(_SECONDS, self._deliver):
             logger.warning(f"the metrics were not delivered to {without_secrets(self._to)}: {problem}")
 
     def _deliver(self) -> str:

@@ -114,7 +114,7 @@ class BasePipeline(Workspace):
         if options.dry_run:
             print(settings_text(self.settings))
             print(plan_text(plan))
-        elif all(status.complete for status in plan) and self._came_to_its_end():
+        elif all(status.complete for status in plan) and self._last_run_finished():
             print(plan_text(plan))
             print("\nNothing to do: every stage is complete.\n")
         else:
@@ -237,7 +237,7 @@ class BasePipeline(Workspace):
         """
         return None
 
-    def _came_to_its_end(self) -> bool:
+    def _last_run_finished(self) -> bool:
         """Return whether the last run also finished its logging. If not, a new run is needed even if every stage is complete.
 
         This base class always returns True. Subclasses may override the method.

@@ -109,24 +109,24 @@ class DataPipeline(PreparingPipeline):
         self.use_version("proposals", made.version)
         self.write_rejects()
         logger.info(f"  proposals@{made.version}: {made.rows:,} images")
-        known = {part.name for part in before.parts} if before and before.fingerprint != fingerprint else set()
-        self.measure_proposals("dev", "", known)
+        skip_parts = {part.name for part in before.parts} if before and before.fingerprint != fingerprint else set()
+        self.measure_proposals("dev", "", skip_parts)
         return {"tables": {"proposals": made.version}, "images": made.rows, "rejects": len(made.rejects)}
 
-    def measure_proposals(self, split: str, report: str = "", known: Collection[str] = ()) -> None:
+    def measure_proposals(self, split: str, report: str = "", skip_parts: Collection[str] = ()) -> None:
         """Measure what share of the annotated objects of a split the box proposals find, log the result, and write report files.
 
         Args:
             split: name of the split, such as "val". If its images have no objects, or no boxes but windows, nothing is done.
             report: folder or bucket prefix for the report files. "" to write no files.
-            known: names of parts of the table `proposals` that are left out.
+            skip_parts: names of parts of the table `proposals` that are left out.
         """
         from deconvnet.reporting.proposal_report import report_proposals
 
         if self.settings.proposals.kind == "windows":
             return
         title = f"{self.dataset_name} {split}"
-        found = report_proposals(self.images, self.proposals, split, self.settings.proposals, title, self.executor, known)
+        found = report_proposals(self.images, self.proposals, split, self.settings.proposals, title, self.executor, skip_parts)
         if not found:
             return
         recall, files = found

@@ -19,14 +19,14 @@ from infra.errors import UserError
 from infra.runtime.stages import outdated
 from infra.storage import tables
 from workflows.pipelines.run_log import RUN_FILE
-from workflows.pipelines.workspace import MADE_BY, Workspace
+from workflows.pipelines.workspace import STAGE_OF_TABLE, Workspace
 
 if TYPE_CHECKING:
     from deconvnet.inference.predictor import Predictor
 
 _IMAGES = f"report/{IMAGES_FILE}"
 _STAGE_OF_PATH = {
-    **MADE_BY,
+    **STAGE_OF_TABLE,
     "models/fcn8s": "fcn8s",
     "models/stage2": "stage2",
     "report/results.json": "evaluate",
@@ -259,7 +259,7 @@ class WorkspaceFigures:
 
     def _has(self, name: str) -> bool:
         """Return whether a file exists at the path `name` in the workspace, or the workspace has a table of this name."""
-        if name in MADE_BY:
+        if name in STAGE_OF_TABLE:
             return tables.fingerprint_of(Workspace(self.workspace).table(name)) is not None
         return storage.exists(storage.join(self.workspace, name))
 
@@ -285,4 +285,4 @@ class WorkspaceFigures:
                 f"{self.workspace}: the last run there did not finish, so {name} may not match the current images and models: "
                 "run workflows/train_pipeline.py on this workspace first"
             )
-        return Workspace(self.workspace).table(name) if name in MADE_BY else storage.join(self.workspace, name)
+        return Workspace(self.workspace).table(name) if name in STAGE_OF_TABLE else storage.join(self.workspace, name)

@@ -25,11 +25,11 @@ from infra.errors import UserError
 from infra.runtime.stages import read_record
 from infra.storage import tables
 from infra.storage.lock import Lock, check_held
-from workflows.pipelines.workspace import MADE_BY, NAME_FORMAT, TAG, Workspace, is_generation
+from workflows.pipelines.workspace import GENERATION_NAME_FORMAT, STAGE_OF_TABLE, TABLES_TAG, Workspace, is_generation
 
 GENERATION_FILE = "generation.json"
 """Name of the file in a generation's folder that describes the generation."""
-UNCHANGED = "seen.json"
+UNCHANGED_FILE = "seen.json"
 """File in generations/: digest of the data files that a retraining last found unchanged, and key of the table compared with."""
 CHECKPOINTS = ("train", "init")
 """Folders in a generation's workspace that are deleted once it is finished, because its networks are in the folder models/."""
@@ -80,14 +80,14 @@ def new_name(every: Sequence[Generation], now: datetime | None = None) -> str:
         A name such as "20260131-235959".
     """
     time = (datetime.now(UTC) if now is None else now).replace(tzinfo=None, microsecond=0)
-    earlier = [datetime.strptime(each.name, NAME_FORMAT) for each in every if is_generation(each.name)]
-    return f"{max([time, *(each + timedelta(seconds=1) for each in earlier)]):{NAME_FORMAT}}"
+    earlier = [datetime.strptime(each.name, GENERATION_NAME_FORMAT) for each in every if is_generation(each.name)]
+    return f"{max([time, *(each + timedelta(seconds=1) for each in earlier)]):{GENERATION_NAME_FORMAT}}"
 
 
 def is_marked_unchanged(workspace: str, fingerprint: str, key: str) -> bool:
     """Return whether these data files are recorded as unchanged: `mark_unchanged` was last called with the same arguments."""
     try:
-        return bool(storage.read_json(folder(workspace, UNCHANGED)) == [fingerprint, key])
+        return bool(storage.read_json(folder(workspace, UNCHANGED_FILE)) == [fingerprint, key])
     except FileNotFoundError:
         return False
 
@@ -100,7 +100,7 @@ def mark_unchanged(workspace: str, fingerprint: str, key: str) -> None:
         fingerprint: digest of the stage `prepare`: its code version, its settings, and the names, sizes and times of the files.
         key: content key of the table of images with which the files were compared.
     """
-    storage.write_json(folder(workspace, UNCHANGED), [fingerprint, key])
+    storage.write_json(folder(workspace, UNCHANGED_FILE), [fingerprint, key])
 
 
 def write(workspace: str, generation: Generation) -> None:
@@ -164,7 +164,7 @@ def _names(workspace: str) -> list[str]:
     return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory and is_generation(info.base_name))
 
 
-def kept(generations: list[Generation], champion: int | None, keep: int) -> set[str]:
+def names_to_keep(generations: list[Generation], champion: int | None, keep: int) -> set[str]:
     """Choose the generations to keep. Nothing is deleted.
 
     Args:
@@ -206,7 +206,7 @@ def prune(workspace: str, champion: int | None, keep: int) -> list[str]:
         The names of the deleted generations.
     """
     generations = read_all(workspace)
-    stay = kept(generations, champion, keep)
+    stay = names_to_keep(generations, champion, keep)
     gone = [name for name in _names(workspace) if name not in stay]
     for name in gone:
         remove(workspace, name)
@@ -226,7 +226,7 @@ def used_versions(workspace: str) -> defaultdict[str, set[int]]:
     found: defaultdict[str, set[int]] = defaultdict(set)
     every = [folder(workspace, each.name) for each in read_all(workspace)]
     for root in (workspace, *every):
-        for stage in set(MADE_BY.values()):
+        for stage in set(STAGE_OF_TABLE.values()):
             record = read_record(root, stage)
             for name, (version, _) in record.tables.items() if record else ():
                 found[name].add(version)
@@ -247,10 +247,10 @@ def prune_tables(workspace: str, champion: Mapping[str, str], lock: Lock) -> Non
         Interrupted: if another run has taken the lock.
     """
     used = used_versions(workspace)
-    for text in champion.get(TAG, "").split():
+    for text in champion.get(TABLES_TAG, "").split():
         name, _, version = text.rpartition("@")
         used[name].add(int(version))
-    for name in MADE_BY:
+    for name in STAGE_OF_TABLE:
         table = storage.join(workspace, name)
         check_held(lock)
         if deleted := tables.prune(table, used[name]):

@@ -48,7 +48,7 @@ class Retraining(Pipeline):
 
     Attributes:
         generation: the generation, which names the model to start from and the previous workspace.
-        base: URI of the parent workspace, which holds all generations.
+        parent: URI of the parent workspace, which holds all generations.
     """
 
     command = "retrain.py"
@@ -74,12 +74,12 @@ class Retraining(Pipeline):
             )
         self.generation = generation
         self.generation_name = generation.name
-        self.base = settings.workspace
+        self.parent = settings.workspace
         name = settings.tracking.model_name
         start = f"models:/{name}/{generation.version}" if generation.version is not None else settings.init.from_
         tracking = {"uri": tracking_uri(settings.workspace, settings.tracking.uri), "register_model": True}
         changed = {
-            "workspace": generations.folder(self.base, generation.name),
+            "workspace": generations.folder(self.parent, generation.name),
             "tracking": settings.tracking.model_copy(update=tracking),
             "init": settings.init.model_copy(update={"from_": start}),
         }
@@ -87,9 +87,9 @@ class Retraining(Pipeline):
         self.locks += [lock] if lock else []
 
     @property
-    def home(self) -> str:
+    def registry_workspace(self) -> str:
         """Return the URI of the parent workspace, which owns the registered models."""
-        return self.base
+        return self.parent
 
     def _stages(self) -> list[Stage]:
         """List the stages in the order in which they run: those of the main pipeline, then `champion` and `verdict`."""
@@ -299,7 +299,7 @@ def files_unchanged(pipeline: Retraining) -> bool:
     now = pipeline.stages.plan()[0].fingerprint
     if before is None or now is None:
         return False
-    return now == before.fingerprint or generations.is_marked_unchanged(pipeline.base, now, before.key)
+    return now == before.fingerprint or generations.is_marked_unchanged(pipeline.parent, now, before.key)
 
 
 def mark_unchanged(pipeline: Retraining, fingerprint: str) -> None:
@@ -310,7 +310,7 @@ def mark_unchanged(pipeline: Retraining, fingerprint: str) -> None:
         fingerprint: fingerprint of the stage `prepare` with which the current files were read.
     """
     if pipeline.previous and (before := read_record(pipeline.previous, "prepare")):
-        generations.mark_unchanged(pipeline.base, fingerprint, before.key)
+        generations.mark_unchanged(pipeline.parent, fingerprint, before.key)
 
 
 def content_changed(pipeline: Retraining) -> bool:

@@ -31,7 +31,7 @@ from infra.runtime.stages import Record, Stage, read_record
 from infra.storage import tables
 from proposals.image_notes import usable_notes
 from workflows.pipelines.data import DataPipeline
-from workflows.pipelines.workspace import TAG, Workspace
+from workflows.pipelines.workspace import TABLES_TAG, Workspace
 from workflows.settings import Settings, as_dict
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class TrackedPipeline(DataPipeline):
     """Name of the generation if the pipeline is that of a retraining run."""
 
     @property
-    def home(self) -> str:
+    def registry_workspace(self) -> str:
         """Return the URI of the workspace that owns the registered models: this one, or for a generation its parent."""
         return self.root
 
@@ -84,7 +84,7 @@ class TrackedPipeline(DataPipeline):
         file = self.uri(RUN_FILE)
         return storage.read_json(file).get("mlflow_run_id") if storage.exists(file) else None
 
-    def use_as_prepared(self) -> None:
+    def use_prepared_tables(self) -> None:
         """Evaluate on the images and boxes that the last run prepared, whatever the current settings of the data are.
 
         The settings sections `data`, `proposals` and `examples` are ignored, except for the sizes and overlap of windows. A
@@ -131,7 +131,7 @@ class TrackedPipeline(DataPipeline):
         storage.write_json(file, {**storage.read_json(file), "finished": True})
         return records
 
-    def _came_to_its_end(self) -> bool:
+    def _last_run_finished(self) -> bool:
         """Return whether the last run finished. If it was killed after its last stage, MLflow may lack the results.
 
         Runs of earlier versions of this program did not record it. They are treated as finished.
@@ -183,7 +183,9 @@ class TrackedPipeline(DataPipeline):
 
     def own_model(self) -> OwnModel:
         """Return the registered model that the settings name. It knows which of its versions belong to this workspace."""
-        return OwnModel(self.store, self.settings.tracking.model_name, self.home, Workspace(self.home).identity())
+        return OwnModel(
+            self.store, self.settings.tracking.model_name, self.registry_workspace, Workspace(self.registry_workspace).identity()
+        )
 
     def _register(self, fingerprint: str) -> dict[str, Any]:
         """Register the ensemble in MLflow as a new model version, and point the alias `challenger` at it.
@@ -214,7 +216,7 @@ class TrackedPipeline(DataPipeline):
         )
         results = storage.read_json(self.report("results.json"))
         origin = origin_tags(model.workspace, model.workspace_id, s.data.classes, self.generation_name)
-        origin[TAG] = " ".join(self.versions().values())
+        origin[TABLES_TAG] = " ".join(self.versions().values())
         holder = model.foreign_version(CHALLENGER)
         alias = None if holder else CHALLENGER
         version = register(self.run_of_stage, self.store, model.name, ensemble, results, fingerprint, origin, alias)

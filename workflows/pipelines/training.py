@@ -281,7 +281,7 @@ class Pipeline(TrackedPipeline):
         """
         s = self.settings
         # A store in the workspace is named by its path there, so that a moved workspace does not register its model again.
-        store = without_secrets(self.store).replace(f"sqlite:///{storage.absolute(self.home)}/", "")
+        store = without_secrets(self.store).replace(f"sqlite:///{storage.absolute(self.registry_workspace)}/", "")
         settings = {"model_name": s.tracking.model_name, "store": store, "max_pixels": s.data.max_pixels}
         database = (self.store.removeprefix("sqlite:///"),) if self.store.startswith("sqlite:///") else ()
         inputs = ("evaluate", "stage2", "fcn8s")
@@ -314,5 +314,5 @@ class Pipeline(TrackedPipeline):
         self.check_locks()
         if "evaluate" in records:  # the trainings are complete, so their checkpoints are not needed any more
             storage.remove(self.uri("train"))
-        if self.home == self.tables_root == self.root and "evaluate" in records:
+        if self.registry_workspace == self.tables_root == self.root and "evaluate" in records:
             prune_tables_after_run(self.root, self.store, self.settings.tracking.model_name, self.locks[0])

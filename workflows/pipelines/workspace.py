@@ -28,12 +28,16 @@ EXAMPLE_TABLES: tuple[ExampleTable, ...] = (
     ("stage2_dev", 2, "dev"),
 )
 """The tables of training crops."""
-MADE_BY = {"images": "prepare", "proposals": "proposals", **{f"examples/{name}": "examples" for name, _, _ in EXAMPLE_TABLES}}
+STAGE_OF_TABLE = {
+    "images": "prepare",
+    "proposals": "proposals",
+    **{f"examples/{name}": "examples" for name, _, _ in EXAMPLE_TABLES},
+}
 """The stage that makes each versioned table of a workspace, by the name of the table."""
 
-NAME_FORMAT = "%Y%m%d-%H%M%S"
+GENERATION_NAME_FORMAT = "%Y%m%d-%H%M%S"
 """Format of the names of generations (retraining runs), which name their folders."""
-TAG = "tables"
+TABLES_TAG = "tables"
 """Name of the tag of a registered model that says which versions of the tables it was made from."""
 
 logger = logging.getLogger(__name__)
@@ -55,7 +59,7 @@ def parent_workspace(workspace: str) -> str:
 def is_generation(name: str) -> bool:
     """Return whether a folder's name is that of a generation, such as "20260131-235959". Other folders are the user's own."""
     try:
-        return f"{datetime.strptime(name, NAME_FORMAT):{NAME_FORMAT}}" == name
+        return f"{datetime.strptime(name, GENERATION_NAME_FORMAT):{GENERATION_NAME_FORMAT}}" == name
     except ValueError:
         return False
 
@@ -201,7 +205,7 @@ class Workspace:
         """Return the URI of the folder of a table with all its versions.
 
         Args:
-            name: name of the table, one of `MADE_BY`.
+            name: name of the table, one of `STAGE_OF_TABLE`.
         """
         return storage.join(self.tables_root, name)
 
@@ -209,11 +213,11 @@ class Workspace:
         """Return the number of the workspace's version of a table, or None if its stage has no record.
 
         Args:
-            name: name of the table, one of `MADE_BY`.
+            name: name of the table, one of `STAGE_OF_TABLE`.
         """
         if name in self._versions:
             return self._versions[name]
-        record = read_record(self.root, MADE_BY[name])
+        record = read_record(self.root, STAGE_OF_TABLE[name])
         return record.tables[name][0] if record and name in record.tables else None
 
     def table(self, name: str) -> str:
@@ -222,21 +226,21 @@ class Workspace:
         If its stage has no record, this is the latest version of the table in the workspace's own folder, if there is one.
 
         Args:
-            name: name of the table, one of `MADE_BY`.
+            name: name of the table, one of `STAGE_OF_TABLE`.
         """
         version = self.version(name)
         return self.uri(name) if version is None else tables.at_version(self.table_folder(name), version)
 
     def versions(self) -> dict[str, str]:
         """Return the workspace's versions of the tables by the names of the tables, as texts such as "images@12"."""
-        found = {name: self.version(name) for name in MADE_BY}
+        found = {name: self.version(name) for name in STAGE_OF_TABLE}
         return {name: tables.at_version(name, version) for name, version in found.items() if version is not None}
 
     def use_version(self, name: str, version: int) -> None:
         """Make this object use a version of a table that its stage has made or chosen but not yet recorded.
 
         Args:
-            name: name of the table, one of `MADE_BY`.
+            name: name of the table, one of `STAGE_OF_TABLE`.
             version: number of the version.
         """
         self._versions[name] = version
@@ -252,7 +256,7 @@ class Workspace:
         """
         file = self.uri("workspace.json")
         if create and not storage.exists(file):
-            storage.exchange(file, None, f'{{"id": "{uuid.uuid4().hex}"}}\n'.encode())
+            storage.compare_and_swap(file, None, f'{{"id": "{uuid.uuid4().hex}"}}\n'.encode())
         return str(storage.read_json(file)["id"]) if storage.exists(file) else ""
 
     def uri(self, *parts: str) -> str:
@@ -287,7 +291,7 @@ class Workspace:
         A rejected input is an image that can't be used. It has a row with its id, its path, the stage and the reason. An earlier
         table is replaced.
         """
-        commits = [tables.read_commit(self.table(name)) for name in MADE_BY]
+        commits = [tables.read_commit(self.table(name)) for name in STAGE_OF_TABLE]
         found = sorted({(r.image_id, r.path, r.stage, r.reason) for commit in commits if commit for r in commit.rejects})
         rows = [dict(zip(tables.REJECTS.names, row, strict=True)) for row in found]
         fingerprint = digest(rows)

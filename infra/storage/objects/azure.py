@@ -21,8 +21,8 @@ from infra.storage.objects.store import (
     PART_BYTES,
     backoff_seconds,
     check_conditions,
+    compare_and_swap_by_tag,
     delta_options,
-    exchange_by_tag,
     for_each,
     missing_extra,
     retry_seconds,
@@ -204,7 +204,7 @@ def delta_location(bucket: str, key: str) -> tuple[str, dict[str, str]]:
     return f"abfs://{bucket}/{quote(key)}", options
 
 
-def token(bucket: str, key: str) -> str | None:
+def version_token(bucket: str, key: str) -> str | None:
     """Return the size and ETag of an object as a text; None if it does not exist. The ETag changes with each write."""
     from azure.core.exceptions import ResourceNotFoundError
 
@@ -257,9 +257,9 @@ def _write_if(bucket: str, key: str, data: bytes, etag: str | None) -> bool:
     return True
 
 
-def exchange(bucket: str, key: str, old: bytes | None, new: bytes) -> bool:
+def compare_and_swap(bucket: str, key: str, old: bytes | None, new: bytes) -> bool:
     """Change the content of an object from `old` (None: no object) to `new` in one step. Return whether this call did so."""
-    return exchange_by_tag(partial(_read_if_there, bucket, key), partial(_write_if, bucket, key, new), old, new)
+    return compare_and_swap_by_tag(partial(_read_if_there, bucket, key), partial(_write_if, bucket, key, new), old, new)
 
 
 def check_conditional_writes(bucket: str, key: str) -> None:

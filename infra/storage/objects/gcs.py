@@ -23,8 +23,8 @@ from infra.storage.objects.store import (
     PART_BYTES,
     RETRY_SECONDS,
     check_conditions,
+    compare_and_swap_by_tag,
     delta_options,
-    exchange_by_tag,
     for_each,
     missing_extra,
     retry_seconds,
@@ -153,7 +153,7 @@ def delta_location(bucket: str, key: str) -> tuple[str, dict[str, str]]:
     return f"gs://{bucket}/{quote(key)}", options
 
 
-def token(bucket: str, key: str) -> str | None:
+def version_token(bucket: str, key: str) -> str | None:
     """Return the size and MD5 digest of an object as a text, or for composed objects, which have none, its generation."""
     found = _bucket(bucket).get_blob(key, **_options())
     return None if found is None else f"{found.size}@{found.md5_hash or found.generation}"
@@ -197,9 +197,9 @@ def _write_if(bucket: str, key: str, data: bytes, generation: str | None) -> boo
     return True
 
 
-def exchange(bucket: str, key: str, old: bytes | None, new: bytes) -> bool:
+def compare_and_swap(bucket: str, key: str, old: bytes | None, new: bytes) -> bool:
     """Change the content of an object from `old` (None: no object) to `new` in one step. Return whether this call did so."""
-    return exchange_by_tag(partial(_read_if_there, bucket, key), partial(_write_if, bucket, key, new), old, new)
+    return compare_and_swap_by_tag(partial(_read_if_there, bucket, key), partial(_write_if, bucket, key, new), old, new)
 
 
 def check_conditional_writes(bucket: str, key: str) -> None:

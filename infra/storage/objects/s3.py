@@ -17,7 +17,7 @@ from infra.storage.objects.s3_client import TRANSIENT_CODES, client, endpoint, n
 from infra.storage.objects.s3_client import delta_location as delta_location  # both are functions of every store
 from infra.storage.objects.s3_client import filesystem as filesystem
 from infra.storage.objects.s3_errors import is_condition_failed, is_not_found, s3_errors_for_user
-from infra.storage.objects.store import backoff_seconds, check_conditions, exchange_by_tag, retry_seconds, split_uri
+from infra.storage.objects.store import backoff_seconds, check_conditions, compare_and_swap_by_tag, retry_seconds, split_uri
 
 PART_BYTES = 16 * 2**20
 """Size in bytes of the parts in which larger objects are transferred. boto3 holds up to ten parts in memory."""
@@ -150,7 +150,7 @@ def copy(source: tuple[str, str], target: tuple[str, str]) -> bool:
     return True
 
 
-def token(bucket: str, key: str) -> str | None:
+def version_token(bucket: str, key: str) -> str | None:
     """Return the size and ETag of an object as a text; None if it does not exist."""
     found = head(bucket, key)
     return f"{found['ContentLength']}@{found['ETag']}" if found else None
@@ -205,12 +205,12 @@ def _write_if(bucket: str, key: str, data: bytes, etag: str | None) -> bool:
     return True
 
 
-def exchange(bucket: str, key: str, old: bytes | None, new: bytes) -> bool:
+def compare_and_swap(bucket: str, key: str, old: bytes | None, new: bytes) -> bool:
     """Change the content of an object from `old` (None: no object) to `new` in one step. Return whether this call did so.
 
     The server must support conditional writes, as AWS, MinIO and SeaweedFS (from 4.18) do. `check_conditional_writes` checks it.
     """
-    return exchange_by_tag(partial(_read_if_there, bucket, key), partial(_write_if, bucket, key, new), old, new)
+    return compare_and_swap_by_tag(partial(_read_if_there, bucket, key), partial(_write_if, bucket, key, new), old, new)
 
 
 def check_conditional_writes(bucket: str, key: str) -> None:

@@ -47,7 +47,7 @@ class ObjectStore(Protocol):
     def delta_location(self, bucket: str, key: str) -> tuple[str, dict[str, str]]:
         """Return the URI of a folder for the library `deltalake`, and its storage options, which may contain credentials."""
 
-    def token(self, bucket: str, key: str) -> str | None:
+    def version_token(self, bucket: str, key: str) -> str | None:
         """Return a text that changes when the content of an object changes; None if there is no such object."""
 
     def read(self, bucket: str, key: str) -> tuple[bytes, str]:
@@ -56,7 +56,7 @@ class ObjectStore(Protocol):
     def write(self, bucket: str, key: str, data: bytes) -> None:
         """Create or replace an object in one step."""
 
-    def exchange(self, bucket: str, key: str, old: bytes | None, new: bytes) -> bool:
+    def compare_and_swap(self, bucket: str, key: str, old: bytes | None, new: bytes) -> bool:
         """Change the content from `old` (None: no object) to `new` in one step. Return whether this call did so."""
 
     def check_conditional_writes(self, bucket: str, key: str) -> None:
@@ -94,7 +94,7 @@ def timeouts() -> tuple[int, int]:
 
 
 @contextmanager
-def checking() -> Iterator[None]:
+def short_retries() -> Iterator[None]:
     """Retry the failed requests of a `with` statement, in this thread, for only a few seconds (CHECK_SECONDS)."""
     before = _checking.set(True)
     try:
@@ -131,10 +131,10 @@ def split_uri(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def exchange_by_tag(
+def compare_and_swap_by_tag(
     read: Callable[[], tuple[bytes, str] | None], write_if: Callable[[str | None], bool], old: bytes | None, new: bytes
 ) -> bool:
-    """Compare and swap the content of an object, as `ObjectStore.exchange` does, by a conditional write.
+    """Compare and swap the content of an object, as `ObjectStore.compare_and_swap` does, by a conditional write.
 
     Args:
         read: function that returns the content of the object and its tag; None if there is no object.

@@ -39,7 +39,7 @@ def test_a_batch_that_can_t_be_shared_is_refused_before_ray_is_used(tmp_path: Pa
 )
 def test_a_cluster_that_is_too_small_is_waited_for_if_it_may_grow(nodes, grows, waits, logged, monkeypatch: pytest.MonkeyPatch):
     """It may grow by its autoscaler, or as nodes come back: a Ray of a single node has none to come back."""
-    replaced = {"actor_slots": 1, "check_nodes": None, "live_nodes": [{}] * nodes, "can_autoscale": grows}
+    replaced = {"actor_slots": 1, "check_nodes": None, "alive_nodes": [{}] * nodes, "can_autoscale": grows}
     for name, value in replaced.items():
         monkeypatch.setattr(ray_trainer, name, lambda *_, value=value: value)
     with (

@@ -9,7 +9,7 @@ from ray.train.v2._internal.execution.controller.state import ReschedulingState,
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision
 
 from infra.runtime import ray_compat
-from infra.runtime.cluster import actor_slots, live_nodes
+from infra.runtime.cluster import actor_slots, alive_nodes
 from infra.runtime.ray_compat import GROW_SECONDS, Elastic
 
 
@@ -52,10 +52,10 @@ def started(decision: Any) -> int:
 
 def test_live_nodes_are_alive_and_have_all_labels(cluster):
     cluster.nodes.append(node("c", 2, alive=False, pool="gpu"))
-    assert [n["NodeID"] for n in live_nodes()] == ["head", "a", "b"]
-    assert [n["NodeID"] for n in live_nodes({"pool": "gpu"})] == ["a", "b"]
-    assert [n["NodeID"] for n in live_nodes({"pool": "gpu", "zone": "x"})] == ["a"]
-    assert live_nodes({"pool": "tpu"}) == []
+    assert [n["NodeID"] for n in alive_nodes()] == ["head", "a", "b"]
+    assert [n["NodeID"] for n in alive_nodes({"pool": "gpu"})] == ["a", "b"]
+    assert [n["NodeID"] for n in alive_nodes({"pool": "gpu", "zone": "x"})] == ["a"]
+    assert alive_nodes({"pool": "tpu"}) == []
 
 
 @pytest.mark.parametrize(

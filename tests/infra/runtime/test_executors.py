@@ -38,7 +38,7 @@ def test_an_actor_is_made_once_and_does_unit_after_unit(any_executor: Executor, 
     log = tmp_path / "log"
     units = {index: 10 + index for index in range(0, 14, 2)}
     make = partial(squares, log, -1, -1)
-    found = dict(any_executor.map_actors(units, make, Actors(most=1), **WORDS))
+    found = dict(any_executor.map_actors(units, make, Actors(max_workers=1), **WORDS))
     assert {index: square for index, (square, _) in found.items()} == {index: unit * unit for index, unit in units.items()}
     assert len({pid for _, pid in found.values()}) == 1
     lines = log.read_text().splitlines()
@@ -56,7 +56,7 @@ def test_a_stream_passes_items_on_and_raises_user_errors(any_executor: Executor)
 JOBS: dict[str, Callable[[Executor], Iterator[Any]]] = {
     "map": lambda executor: executor.map({0: 1, 1: 1, 2: 1}, doubled, title="doubling"),
     "map_actors": lambda executor: executor.map_actors(
-        {0: 1, 1: 1, 2: 1}, partial(squares, Path("/dev/null"), -1, -1), Actors(most=1), **WORDS
+        {0: 1, 1: 1, 2: 1}, partial(squares, Path("/dev/null"), -1, -1), Actors(max_workers=1), **WORDS
     ),
     "stream": lambda executor: executor.stream(partial(counting, 3)),
 }

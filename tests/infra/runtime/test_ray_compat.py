@@ -95,16 +95,16 @@ def test_a_job_with_labels_asks_only_for_nodes_of_its_shape(
 
     assert launched(groups, bundles(), {}) == {"cpu": 2, "gpu": 2}  # nodes that exist are not told to the scheduler here
     assert launched(groups, bundles(), {"pool": pool}) == by_labels_alone
-    ray_compat.OwnNodesOnly().before_execution_starts(executor)
+    ray_compat.LabelledNodesCallback().before_execution_starts(executor)
     assert launched(groups, bundles(), {"pool": pool}) == {pool: 2}
 
 
 def test_a_job_without_labels_or_without_nodes_of_its_own(groups: dict[str, NodeTypeConfig]) -> None:
     executor = data_executor(groups, None)
-    ray_compat.OwnNodesOnly().before_execution_starts(executor)
+    ray_compat.LabelledNodesCallback().before_execution_starts(executor)
     assert len(executor._cluster_autoscaler._get_node_counts()) == 2
     executor = data_executor(groups, {"pool": "other"})
-    ray_compat.OwnNodesOnly().before_execution_starts(executor)
+    ray_compat.LabelledNodesCallback().before_execution_starts(executor)
     assert executor._cluster_autoscaler._get_node_counts() == {}
 
 
@@ -124,7 +124,7 @@ def test_the_trainer_s_callbacks_are_ours_and_ray_s_without_the_cleaner(monkeypa
     trainer = object.__new__(ray_compat.ElasticTrainer)
     trainer._queue, trainer.scaling_config = None, ray.train.ScalingConfig()
     made = ray_compat.ElasticTrainer._create_default_callbacks(trainer)
-    assert isinstance(made[0], ray_compat.StartGuard) and made[1:] == [other]
+    assert isinstance(made[0], ray_compat.WorkerStartCallback) and made[1:] == [other]
 
 
 def test_the_scaling_policy_has_what_ours_overrides_and_calls() -> None:
@@ -155,7 +155,7 @@ def test_a_worker_keeps_the_notice_of_a_preemption_where_it_is_read(monkeypatch:
 
 def test_worker_group_callbacks_are_called_where_a_start_can_fail() -> None:
     for name in ("on_worker_group_start", "before_worker_group_start", "after_worker_group_start"):
-        assert parameters(getattr(ray_compat.StartGuard, name)) == parameters(getattr(WorkerGroupCallback, name)), name
+        assert parameters(getattr(ray_compat.WorkerStartCallback, name)) == parameters(getattr(WorkerGroupCallback, name)), name
     assert "num_workers" in parameters(WorkerGroupContext)
     assert "raise WorkerGroupStartupTimeoutError(" in inspect.getsource(WorkerGroup._start_impl)
     assert callable(WorkerGroup.shutdown)
@@ -177,7 +177,7 @@ def test_a_start_of_workers_ends_if_the_driver_asks_for_it_or_is_gone_but_not_if
     monkeypatch.setattr(ray, "get", get)
     sent: list[Any] = []
     queue = SimpleNamespace(stop_requested=SimpleNamespace(remote=lambda: answer), put=SimpleNamespace(remote=sent.append))
-    guard = ray_compat.StartGuard(queue, report=True)
+    guard = ray_compat.WorkerStartCallback(queue, report=True)
     guard.before_worker_group_start(SimpleNamespace(num_workers=2))
     with pytest.raises(Interrupted) if stops else nullcontext():
         guard.after_worker_group_start(None)

@@ -35,7 +35,7 @@ POOLS = {"data_nodes": "pool=cpu", "training_nodes": "pool=gpu"}
         (Actors(), {}, "cpu", 5),
         (Actors(cpus=2), {}, "cpu", 2),
         (Actors(cpus=2, most=4), {}, "cpu", 4),
-        (Actors(most=99), {}, "cpu", 9),
+        (Actors(max_workers=99), {}, "cpu", 9),
         (Actors(cpus=3, gpus=0.5, retries=1), {}, "gpu", 2),
         (Actors(cpus=3, gpus=0.5), {"autoscaling": True}, "gpu", 9),
     ],
@@ -94,12 +94,12 @@ def error_is_kept_and_cpus_are_freed(kind: type[Exception], message: str) -> Ite
 def test_actors_stop_after_a_result_and_free_their_cpus(ray_session: None) -> None:
     executor = RayExecutor(ClusterSettings(), lambda: True)
     with error_is_kept_and_cpus_are_freed(Interrupted, "the same command resumes it"):
-        list(executor.map_actors(dict.fromkeys(range(200), 0), napping, Actors(most=1), **WORDS))
+        list(executor.map_actors(dict.fromkeys(range(200), 0), napping, Actors(max_workers=1), **WORDS))
 
 
 @pytest.mark.ray
 def test_a_unit_that_kills_its_actors_ends_the_job_and_frees_their_cpus(ray_executor: RayExecutor, tmp_path: Path) -> None:
-    actors = Actors(most=1, retries=1, remedy="count less")
+    actors = Actors(max_workers=1, retries=1, remedy="count less")
     died = r"^counting: processes died 2 times while they worked on one of the numbers .*: count less$"
     with error_is_kept_and_cpus_are_freed(UserError, died):
         list(ray_executor.map_actors({0: 3}, partial(squares, tmp_path / "log", 3, -1), actors, **WORDS))

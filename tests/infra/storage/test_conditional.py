@@ -12,11 +12,15 @@ from infra import storage
 def test_conditional_writes_happen_only_if_the_condition_holds(any_folder):
     folder = any_folder
     uri = storage.join(folder, "lock")
-    assert not storage.exchange(uri, b"0", b"1") and not storage.exists(uri)
+    assert not storage.compare_and_swap(uri, b"0", b"1") and not storage.exists(uri)
     assert storage.in_bucket(folder) or not Path(folder).exists(), "no folder is made for a file that is not there"
-    assert storage.exchange(uri, None, b"1") and not storage.exchange(uri, None, b"2") and storage.read_bytes(uri) == b"1"
-    assert not storage.exchange(uri, b"2", b"3") and storage.read_bytes(uri) == b"1"
-    assert storage.exchange(uri, b"1", b"3") and storage.read_bytes(uri) == b"3"
+    assert (
+        storage.compare_and_swap(uri, None, b"1")
+        and not storage.compare_and_swap(uri, None, b"2")
+        and storage.read_bytes(uri) == b"1"
+    )
+    assert not storage.compare_and_swap(uri, b"2", b"3") and storage.read_bytes(uri) == b"1"
+    assert storage.compare_and_swap(uri, b"1", b"3") and storage.read_bytes(uri) == b"3"
     assert storage.list_files(folder) == ["lock"]
 
 
@@ -25,8 +29,8 @@ def test_one_of_several_conditional_writers_succeeds(any_folder, kind):
     folder = any_folder
     uri = storage.join(folder, "lock")
     act = {
-        "put": lambda mine: storage.exchange(uri, None, mine),
-        "replace": lambda mine: storage.exchange(uri, b"old", mine),
+        "put": lambda mine: storage.compare_and_swap(uri, None, mine),
+        "replace": lambda mine: storage.compare_and_swap(uri, b"old", mine),
     }[kind]
     for _ in range(2 if storage.in_bucket(folder) else 20):
         storage.remove(uri) if kind == "put" else storage.write_bytes(uri, b"old")

@@ -218,7 +218,7 @@ def test_a_full_disk_gives_a_message_and_leaves_no_partial_file(disk, bucket, tm
     for act in (
         lambda: storage.write_bytes(f"{uri}/large", large),
         lambda: storage.write_bytes(f"{uri}/kept", large),
-        lambda: storage.exchange(f"{uri}/large", None, large),
+        lambda: storage.compare_and_swap(f"{uri}/large", None, large),
         lambda: storage.copy_file(f"{bucket}/large", f"{uri}/large"),
         lambda: storage.copy_file(str(tmp_path / "large"), f"{uri}/large"),
     ):
@@ -276,7 +276,7 @@ def test_a_file_may_have_as_long_a_name_as_the_disk_allows(name, tmp_path):
     storage.write_bytes(f"{tmp_path}/a/{name}", b"first")
     storage.copy_file(f"{tmp_path}/other", f"{tmp_path}/a/{name}")
     assert storage.list_files(f"{tmp_path}/a") == [name] and storage.read_bytes(f"{tmp_path}/a/{name}") == b"content"
-    assert storage.exchange(f"{tmp_path}/a/{name}", b"content", b"exchanged")
+    assert storage.compare_and_swap(f"{tmp_path}/a/{name}", b"content", b"exchanged")
     assert storage.list_files(f"{tmp_path}/a") == [name] and storage.read_bytes(f"{tmp_path}/a/{name}") == b"exchanged"
 
 

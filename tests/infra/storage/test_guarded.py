@@ -42,7 +42,7 @@ def freeze(monkeypatch: pytest.MonkeyPatch, before: str, meanwhile: Callable[[],
     monkeypatch.setattr(storage, before, late)
 
 
-@pytest.mark.parametrize("before", ["read_bytes", "exchange"])
+@pytest.mark.parametrize("before", ["read_bytes", "compare_and_swap"])
 @pytest.mark.parametrize("old", [None, b"old"])
 def test_a_run_that_wakes_after_another_one_overwrites_nothing(guard, tmp_path, monkeypatch, before, old):
     file = tmp_path / "file"
@@ -63,7 +63,7 @@ def test_what_a_late_run_writes_first_is_overwritten_by_the_holder(guard, tmp_pa
     """The late run was frozen in its exchange, which succeeds while the holder is about to write the same file."""
     file = tmp_path / "file"
     with hold_lock(guard.uri, "two") as lock:
-        freeze(monkeypatch, "exchange", lambda: file.write_bytes(b"of one"))
+        freeze(monkeypatch, "compare_and_swap", lambda: file.write_bytes(b"of one"))
         LockGuard(lock.uri, lock.token).write(str(file), b"of two")
     assert file.read_bytes() == b"of two"
 

@@ -54,7 +54,7 @@ def test_a_holder_notices_that_its_lock_was_taken_over_and_leaves_it_to_the_othe
     with hold_lock(uri, "one") as lock:
         record = module.read_record(uri)
         theirs = module.replace(record, holder="two", token="theirs").to_bytes()
-        wait_until(lambda: storage.exchange(uri, storage.read_bytes(uri), theirs), description="not just being renewed")
+        wait_until(lambda: storage.compare_and_swap(uri, storage.read_bytes(uri), theirs), description="not just being renewed")
         wait_until(lambda: lock.lost)
     assert storage.read_bytes(uri) == theirs
 
@@ -67,7 +67,7 @@ def test_a_lock_that_cannot_be_renewed_is_lost_when_it_expires_and_not_before(ur
         raise OSError("away")
 
     with hold_lock(uri, "one") as lock:
-        monkeypatch.setattr(storage, "exchange", away)
+        monkeypatch.setattr(storage, "compare_and_swap", away)
         wait_until(lambda: len(failed) > 1)
         expires = storage.read_json(uri)["expires"]
         assert not lock.lost
@@ -81,7 +81,7 @@ def test_a_lock_that_cannot_be_renewed_is_lost_when_it_expires_and_not_before(ur
 def test_a_renewal_whose_answer_is_lost_keeps_the_lock(bucket, proxy, waits, monkeypatch):
     use_s3(monkeypatch, proxy)
     monkeypatch.setattr(store, "RETRY_SECONDS", 0.2)
-    uri, failed, real = f"{bucket}/lock", [], storage.exchange
+    uri, failed, real = f"{bucket}/lock", [], storage.compare_and_swap
 
     def noting(*given: object) -> bool:
         try:
@@ -90,7 +90,7 @@ def test_a_renewal_whose_answer_is_lost_keeps_the_lock(bucket, proxy, waits, mon
             failed.append(error)
             raise
 
-    monkeypatch.setattr(storage, "exchange", noting)
+    monkeypatch.setattr(storage, "compare_and_swap", noting)
     with hold_lock(uri, "one") as lock:
         first = storage.read_json(uri)["expires"]
         proxy.lose_answers = 1000

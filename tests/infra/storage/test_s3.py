@@ -161,7 +161,7 @@ def test_many_threads_can_use_s3(s3: S3, bucket):
 @pytest.mark.parametrize("ignored", ["If-None-Match", "If-Match", "both refused"])
 def test_a_server_without_conditional_writes_is_refused_for_locks(bucket, ignored):
     """As older servers do: they ignore the condition, or know no such request."""
-    with store.checking():
+    with store.short_retries():
         client = s3_client.client()
 
     def change(params: dict, **_: object) -> object:
@@ -184,7 +184,7 @@ def test_a_server_without_conditional_writes_is_refused_for_locks(bucket, ignore
 
 
 def test_only_the_check_at_the_start_of_a_run_gives_up_soon(bucket):
-    with store.checking():
+    with store.short_retries():
         soon, short = store.retry_seconds(), s3_client.client().meta.config
     assert (soon, store.retry_seconds()) == (4, 60)
     long = s3_client.client().meta.config

@@ -38,10 +38,10 @@ def test_a_conditional_write_succeeds_though_its_answer_is_lost(store_folder, st
     uri = f"{store_folder}/lock"
     for old, new in ((None, b"1"), (b"1", b"2")):
         store_proxy.lose_answers = 1
-        assert storage.exchange(uri, old, new) and store_proxy.lose_answers == 0
+        assert storage.compare_and_swap(uri, old, new) and store_proxy.lose_answers == 0
     storage.write_bytes(uri, b"theirs")  # another writer's content is not mistaken for ours
     store_proxy.fail_one_in = 3
-    assert not any(storage.exchange(uri, old, b"%d" % i) for i in range(4) for old in (None, b"2"))
+    assert not any(storage.compare_and_swap(uri, old, b"%d" % i) for i in range(4) for old in (None, b"2"))
     assert storage.read_bytes(uri) == b"theirs"
 
 
@@ -84,7 +84,7 @@ def test_a_missing_bucket_gives_a_message(store_folder):
         lambda: storage.remove(uri),
         lambda: storage.remove_files(uri, ["a"]),
         lambda: storage.write_bytes(uri, b""),
-        lambda: storage.exchange(uri, None, b"1"),
+        lambda: storage.compare_and_swap(uri, None, b"1"),
         *(copies if not uri.startswith("s3") else ()),  # SeaweedFS calls it an internal error, which is retried for a minute
     ):
         message = message_of(act)

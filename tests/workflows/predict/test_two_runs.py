@@ -62,7 +62,7 @@ def test_a_run_that_was_frozen_until_another_took_over_changes_nothing(run: Run,
 
         return call
 
-    monkeypatch.setattr(storage, "exchange", late(storage.exchange))
+    monkeypatch.setattr(storage, "compare_and_swap", late(storage.compare_and_swap))
     monkeypatch.setattr(delta_log, "add_version", late(delta_log.add_version))
     with pytest.raises(Interrupted, match=r"predict\.py .* took the lock .*: only the results of that run are kept"):
         run("--overlays", "true")
