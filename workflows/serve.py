@@ -75,9 +75,9 @@ def main(argv: list[str] | None = None) -> None:
         settings.read_timeout,
         settings.request_timeout,
     )
-    following = server.Following(settings.model, settings.challenger, settings.canary, settings.shadow, settings.poll_seconds)
+    follow = server.FollowOptions(settings.model, settings.challenger, settings.canary, settings.shadow, settings.poll_seconds)
     try:
-        server.serve(model, following, limits, settings.host, settings.port, settings.cluster)
+        server.serve(model, follow, limits, settings.host, settings.port, settings.cluster)
     except KeyboardInterrupt:
         print("stopped")
 

@@ -40,25 +40,25 @@ class FolderFiles:
 
     Attributes:
         images: the images, sorted by name.
-        passed_over: paths, relative to the folder, of the files that are not images, sorted. These are all files whose suffix is
+        other_files: paths, relative to the folder, of the files that are not images, sorted. These are all files whose suffix is
             not in `SUFFIXES`, the list of suffixes of image files.
     """
 
     images: list[ImageFile]
-    passed_over: list[str]
+    other_files: list[str]
 
     @property
-    def passed_over_text(self) -> str:
-        """Return a sentence that counts the files in `passed_over` and names the first ten; "" if there are no such files."""
-        if not self.passed_over:
+    def other_files_text(self) -> str:
+        """Return a sentence that counts the files in `other_files` and names the first ten; "" if there are no such files."""
+        if not self.other_files:
             return ""
-        counts = Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in self.passed_over)
+        counts = Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in self.other_files)
         kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common(8))
-        names = ", ".join(self.passed_over[:_MAX_NAMED]) + (", …" if len(self.passed_over) > _MAX_NAMED else "")
-        return f"skipped {len(self.passed_over):,} files whose suffix is not that of an image ({kinds}): {names}"
+        names = ", ".join(self.other_files[:_MAX_NAMED]) + (", …" if len(self.other_files) > _MAX_NAMED else "")
+        return f"skipped {len(self.other_files):,} files whose suffix is not that of an image ({kinds}): {names}"
 
 
-def list_folder(folder: str, leave_out: str = "") -> FolderFiles:
+def list_folder(folder: str, exclude: str = "") -> FolderFiles:
     """List the images and the other files in a folder and its subfolders. Hidden files and folders are ignored.
 
     A hidden file has a name that begins with ".". macOS creates such files beside images, with the same suffix. If several
@@ -68,7 +68,7 @@ def list_folder(folder: str, leave_out: str = "") -> FolderFiles:
 
     Args:
         folder: local folder or bucket prefix.
-        leave_out: folder whose files are ignored, such as the folder to which the masks are written; empty if there is none.
+        exclude: folder whose files are ignored, such as the folder to which the masks are written; empty if there is none.
 
     Returns:
         The images and the other files.
@@ -79,9 +79,9 @@ def list_folder(folder: str, leave_out: str = "") -> FolderFiles:
     fs, path = storage.filesystem(folder)
     if fs.get_file_info(path).type == pafs.FileType.File:
         raise UserError(f"{folder} is a file: name the folder that it is in")
-    left_out = storage.filesystem(leave_out)[1].rstrip("/") + "/" if leave_out else ""
+    left_out = storage.filesystem(exclude)[1].rstrip("/") + "/" if exclude else ""
     stamps: dict[str, str] = {}
-    passed_over: list[str] = []
+    other_files: list[str] = []
     for file in storage.list_sizes(folder):
         name = PurePosixPath(file.name)
         hidden = any(part.startswith(".") for part in name.parts)
@@ -90,11 +90,11 @@ def list_folder(folder: str, leave_out: str = "") -> FolderFiles:
         if name.suffix.lower() in SUFFIXES:
             stamps[str(name)] = "" if file.dangling else f"{file.size}@{file.mtime_ns}"
         else:
-            passed_over.append(str(name))
-    found = FolderFiles(_refuse_unusable(stamps), sorted(passed_over))
+            other_files.append(str(name))
+    found = FolderFiles(_refuse_unusable(stamps), sorted(other_files))
     if not stamps:
         problem = "does not exist" if not storage.exists(folder) else f"holds no image ({', '.join(SUFFIXES)})"
-        others = f"; {found.passed_over_text}" if passed_over else ""
+        others = f"; {found.other_files_text}" if other_files else ""
         raise UserError(f"{folder} {problem}: name a folder, or a bucket prefix, of images{others}")
     return found
 

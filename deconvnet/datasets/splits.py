@@ -30,7 +30,7 @@ def assign_splits(
     seed: int,
     limit: int | None = None,
     test_ids: Collection[str] = (),
-    before: Mapping[str, str] = {},
+    earlier_splits: Mapping[str, str] = {},
 ) -> dict[str, str]:
     """Assign each image to a split: train, dev (for validation during training), or val or test (for evaluation at the end).
 
@@ -43,7 +43,7 @@ def assign_splits(
             random. None uses all images.
         test_ids: ids of a second list of images to evaluate on at the end, to which the limit applies, too. None of them may be
             in the other lists.
-        before: splits of images in an earlier table that was made with the same fraction, seed and limit. Images of
+        earlier_splits: splits of images in an earlier table that was made with the same fraction, seed and limit. Images of
             train and dev stay where they are, and only images that are new to both are drawn for dev.
 
     Returns:
@@ -62,8 +62,8 @@ def assign_splits(
             f"add some to the split{more}"
         )
     count = min(max(1, round(dev_fraction * len(train))), len(train) - 1)
-    kept = [image_id for image_id in train if before.get(image_id) == "dev"]
-    new = [image_id for image_id in train if before.get(image_id) not in ("train", "dev")]
+    kept = [image_id for image_id in train if earlier_splits.get(image_id) == "dev"]
+    new = [image_id for image_id in train if earlier_splits.get(image_id) not in ("train", "dev")]
     dev = {*kept, *_draw(new, max(0, count - len(kept)), seed)}
     if not 0 < len(dev) < len(train):
         dev = set(_draw(train, count, seed))

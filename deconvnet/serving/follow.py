@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Collection
 from typing import Protocol
 
-from deconvnet.serving.gate import Gate
-from deconvnet.serving.routing import LoadedModel, Wanted, plan
+from deconvnet.serving.app import ServingApp
+from deconvnet.serving.routing import LoadedModel, TargetVersions, next_step
 from deconvnet.tracking import registry
 from deconvnet.tracking.registry import CHALLENGER, NoSuchAlias, NotRegistered, RegistryUnavailable, Version
 from infra.errors import UserError
@@ -37,7 +37,7 @@ def challenger_uri(model: str, challenger: str | None) -> str:
     return challenger or f"models:/{name}@{CHALLENGER}"
 
 
-def find_wanted(model: str, challenger: str | None, store: str) -> Wanted:
+def find_targets(model: str, challenger: str | None, store: str) -> TargetVersions:
     """Ask MLflow's registry which versions to serve now.
 
     Args:
@@ -53,13 +53,13 @@ def find_wanted(model: str, challenger: str | None, store: str) -> Wanted:
     """
     champion = registry.find(model, store, "model")
     if challenger is None:
-        return Wanted(champion)
+        return TargetVersions(champion)
     try:
-        return Wanted(champion, registry.find(challenger, store, "challenger"))
+        return TargetVersions(champion, registry.find(challenger, store, "challenger"))
     except NotRegistered:
-        return Wanted(champion)
+        return TargetVersions(champion)
     except RegistryUnavailable as error:
-        return Wanted(champion, problem=str(error))
+        return TargetVersions(champion, problem=str(error))
 
 
 def check_challenger(champion: Version, model: str, challenger: str | None, store: str) -> None:
@@ -105,16 +105,16 @@ class Follower:
     challenger stays as it is, and the champion is still followed.
     """
 
-    def __init__(self, gate: Gate, loader: Loader, find: Callable[[], Wanted], poll_seconds: float) -> None:
+    def __init__(self, app: ServingApp, loader: Loader, find: Callable[[], TargetVersions], poll_seconds: float) -> None:
         """Create the follower of a server that is running.
 
         Args:
-            gate: the application that answers the requests.
+            app: the application that answers the requests.
             loader: the processes that predict, which hold the version that answers.
             find: function that asks the registry which versions to serve.
             poll_seconds: seconds between two questions.
         """
-        self._gate, self._loader, self._find, self._poll_seconds = gate, loader, find, poll_seconds
+        self._app, self._loader, self._find, self._poll_seconds = app, loader, find, poll_seconds
         self._challenger: Version | None = None  # the latest challenger that the registry named
         self._retired: set[Version] = set()  # versions that others have replaced: a rollback must not try them out again
         self._broken: dict[Version, tuple[float, float]] = {}  # when to try again, and the length of that pause
@@ -127,9 +127,9 @@ class Follower:
                 while self.step() and not stop.is_set():
                     pass
             except UserError as error:
-                self._warn(f"still serving {self._gate.model.version.title}: {error}")
+                self._warn(f"still serving {self._app.model.version.title}: {error}")
             except Exception:
-                logger.exception(f"still serving {self._gate.model.version.title}: the next version could not be served")
+                logger.exception(f"still serving {self._app.model.version.title}: the next version could not be served")
 
     def step(self) -> bool:
         """Take one step towards the versions that the registry names.
@@ -140,21 +140,23 @@ class Follower:
         Raises:
             UserError: if the registry does not answer.
         """
-        gate, routes, loaded = self._gate, self._gate.routes, self._loader.loaded
-        wanted = self._find()
-        if wanted.problem:
-            self._warn(f"the challenger stays as it is: {wanted.problem}")
-            wanted = Wanted(wanted.champion, self._challenger)
-        self._challenger = wanted.challenger
-        if wanted.challenger in self._retired - {wanted.champion}:
-            wanted = Wanted(wanted.champion)
+        app, routes, loaded = self._app, self._app.routes, self._loader.loaded
+        targets = self._find()
+        if targets.problem:
+            self._warn(f"the challenger stays as it is: {targets.problem}")
+            targets = TargetVersions(targets.champion, self._challenger)
+        self._challenger = targets.challenger
+        if targets.challenger in self._retired - {targets.champion}:
+            targets = TargetVersions(targets.champion)
         now = time.monotonic()
-        step = plan(wanted, routes.champion, loaded, [version for version, (until, _) in self._broken.items() if now < until])
+        step = next_step(
+            targets, routes.champion, loaded, [version for version, (until, _) in self._broken.items() if now < until]
+        )
         champion = routes.champion if step.champion is None else step.champion
         if (champion, step.challenger) != (routes.champion, routes.challenger):
             before = routes.champion
             routes.change(champion, step.challenger)
-            gate.announce(loaded[champion], loaded[step.challenger] if step.challenger else None)
+            app.announce(loaded[champion], loaded[step.challenger] if step.challenger else None)
             if champion != before:
                 self._retired = (self._retired | {before}) - {champion}
                 logger.info(f"serving {champion.title} in place of version {before.number}")
@@ -178,7 +180,7 @@ class Follower:
         except UserError as error:
             pause = min(2 * self._broken.get(version, (0.0, self._poll_seconds))[1], _MAX_PAUSE_SECONDS)
             self._broken[version] = (time.monotonic() + pause, pause)
-            self._warn(f"still serving {self._gate.model.version.title}: {error}")
+            self._warn(f"still serving {self._app.model.version.title}: {error}")
 
     def _warn(self, text: str) -> None:
         """Log a warning, unless the last one was the same."""

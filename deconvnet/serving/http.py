@@ -1,7 +1,7 @@
 """Build the server's HTTP replies: masks, overlays, errors, the health check and the page on which to try the model.
 
 An overlay is the image with its mask drawn over it. The functions here take and return plain values. They need neither Ray nor a
-web framework. `replica.py` calls `predict`, and `gate.py` calls the others.
+web framework. `replica.py` calls `predict`, and `app.py` calls the others.
 """
 
 import json

@@ -34,14 +34,14 @@ class Connection(H11Protocol):
         seconds: how long the server waits for a client: on an idle connection, for a request's header, or while the client reads
             nothing of its reply. (A slow client may take longer for the whole reply.) After a reply, a connection may be idle for
             up to twice as long.
-        most: largest number of connections that wait for a header, or for the client to read its reply. One connection
+        max_connections: largest number of connections that wait for a header, or for the client to read its reply. One connection
             more closes the one that has waited longest, so that silent clients can't keep out others or fill the memory with
             unread replies. Connections on which a reply is still being sent are closed last.
         waiting: these connections, the oldest first.
     """
 
     seconds: ClassVar[float]
-    most: ClassVar[int]
+    max_connections: ClassVar[int]
     waiting: "ClassVar[dict[Connection, None]]"
     _timer: asyncio.TimerHandle | None = None
 
@@ -86,7 +86,7 @@ class Connection(H11Protocol):
 
     def _wait(self) -> None:
         """Begin to wait for a header, or for the client to read the last reply."""
-        if len(self.waiting) >= self.most:
+        if len(self.waiting) >= self.max_connections:
             idle = (each for each in self.waiting if not each.transport.get_write_buffer_size())
             next(idle, next(iter(self.waiting)))._abort()
         self.waiting[self] = None
@@ -120,8 +120,8 @@ class Connection(H11Protocol):
 
 
 @contextmanager
-def listening(
-    application: Any, host: str, port: int, *, seconds: float = 10.0, most_waiting: int = 256, grace_seconds: int = 60
+def run_http_server(
+    application: Any, host: str, port: int, *, seconds: float = 10.0, max_connections: int = 256, grace_seconds: int = 60
 ) -> Iterator[int]:
     """Listen for HTTP requests as long as a `with` block runs, in a thread with an event loop of its own.
 
@@ -133,7 +133,7 @@ def listening(
         port: port to listen at. 0 for any free one.
         seconds: how long the server waits for a client: on an idle connection, for a request's header, or while the client
             reads nothing of its reply.
-        most_waiting: largest number of connections that wait for a header, or for the client to read its reply.
+        max_connections: largest number of connections that wait for a header, or for the client to read its reply.
         grace_seconds: how long the requests that are being answered may take at the end.
 
     Yields:
@@ -143,7 +143,7 @@ def listening(
         UserError: if this process can't listen at the address and port.
     """
     listener = listen_at(host, port)
-    protocol = type("LimitedConnection", (Connection,), {"seconds": seconds, "most": most_waiting, "waiting": {}})
+    protocol = type("LimitedConnection", (Connection,), {"seconds": seconds, "max_connections": max_connections, "waiting": {}})
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it logs every request that is not HTTP
     server = uvicorn.Server(
         uvicorn.Config(

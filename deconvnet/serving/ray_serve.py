@@ -1,6 +1,6 @@
 """Run the processes that predict with Ray Serve.
 
-Ray Serve starts several replicas, which are processes that each hold the models. `deconvnet.serving.gate` receives the requests
+Ray Serve starts several replicas, which are processes that each hold the models. `deconvnet.serving.app` receives the requests
 in the process of the command and passes each image to one of them. Ray Serve's own HTTP server is not used, because it keeps a
 body of any size in memory, and has no limit on the time in which a body must arrive.
 """
@@ -145,7 +145,7 @@ def check_installed() -> None:
 
 
 @contextmanager
-def serving(model: ServedModel, nodes: Mapping[str, str] | None = None, *, shared_ray: bool = True) -> Iterator[Replicas]:
+def run_replicas(model: ServedModel, nodes: Mapping[str, str] | None = None, *, shared_ray: bool = True) -> Iterator[Replicas]:
     """Run replicas as long as a `with` block runs, on the Ray cluster to which this process is connected.
 
     The block starts when the replicas (processes that predict) hold the model. At its end, they first finish the images that

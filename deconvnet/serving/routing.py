@@ -51,7 +51,7 @@ class LoadedModel:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class TargetVersions:
     """The versions that MLflow's registry names now.
 
     Attributes:
@@ -71,7 +71,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Step:
     """A step towards serving the versions that the registry names.
 
     Attributes:
@@ -88,11 +88,13 @@ class Plan:
     drop: "tuple[Version, ...]" = ()
 
 
-def plan(wanted: Wanted, serving: "Version | None", loaded: "Iterable[Version]", broken: "Iterable[Version]" = ()) -> Plan:
+def next_step(
+    targets: TargetVersions, serving: "Version | None", loaded: "Iterable[Version]", broken: "Iterable[Version]" = ()
+) -> Step:
     """Find the next step of a change of models. A version never answers before it is loaded.
 
     Args:
-        wanted: the versions that the registry names.
+        targets: the versions that the registry names.
         serving: the version that answers now. None before the start.
         loaded: the versions that the replicas hold.
         broken: versions that failed to load, and whose next attempt is not due yet.
@@ -101,17 +103,17 @@ def plan(wanted: Wanted, serving: "Version | None", loaded: "Iterable[Version]",
         The step. A version that still answers is never dropped, and never becomes the challenger.
     """
     loaded, broken = tuple(loaded), tuple(broken)
-    load = tuple(version for version in wanted.versions if version not in loaded and version not in broken)
-    champion = wanted.champion if wanted.champion in loaded and wanted.champion != serving else None
-    challenger = wanted.challenger if wanted.challenger in loaded else None
-    if challenger in (wanted.champion, serving):
+    load = tuple(version for version in targets.versions if version not in loaded and version not in broken)
+    champion = targets.champion if targets.champion in loaded and targets.champion != serving else None
+    challenger = targets.challenger if targets.challenger in loaded else None
+    if challenger in (targets.champion, serving):
         challenger = None
-    drop = tuple(version for version in loaded if version not in (*wanted.versions, serving))
-    return Plan(load, champion, challenger, drop)
+    drop = tuple(version for version in loaded if version not in (*targets.versions, serving))
+    return Step(load, champion, challenger, drop)
 
 
 @dataclass
-class Tally:
+class AnswerTotals:
     """Totals over the answers of a version, from which averages are computed.
 
     Attributes:
@@ -146,7 +148,7 @@ class Tally:
 
 
 @dataclass
-class ShadowTally:
+class ShadowTotals:
     """How the masks of a challenger that works in the shadow differ from the champion's.
 
     Attributes:
@@ -210,12 +212,12 @@ class Routes:
         self._changed = threading.Condition()
 
     @property
-    def busy(self) -> int:
+    def in_flight(self) -> int:
         """Return how many requests are being answered."""
         return self._answering.total()
 
     @contextmanager
-    def answering(self) -> "Iterator[Version]":
+    def route_request(self) -> "Iterator[Version]":
         """Provide the version that is to answer the next request. The request counts as unanswered until the block ends."""
         with self._changed:
             version = self.champion

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from deconvnet.serving.follow import Follower, challenger_uri, find_wanted
-from deconvnet.serving.gate import Gate
+from deconvnet.serving.app import ServingApp
+from deconvnet.serving.follow import Follower, challenger_uri, find_targets
 from deconvnet.serving.limits import Limits
-from deconvnet.serving.listener import listen_at, listening
-from deconvnet.serving.ray_serve import running_replicas, serving
+from deconvnet.serving.listener import listen_at, run_http_server
+from deconvnet.serving.ray_serve import run_replicas, running_replicas
 from deconvnet.serving.replica import WARMUP_SIZE, ServedModel, warmup_image
 from infra.errors import UserError
 from infra.runtime.cluster import actor_slots, can_autoscale, connected
@@ -30,7 +30,7 @@ _WITHOUT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  #
 
 
 @dataclass(frozen=True)
-class Following:
+class FollowOptions:
     """How a server follows the aliases of a registered model, and what it does with a challenger.
 
     Attributes:
@@ -53,14 +53,14 @@ class Following:
         return challenger_uri(self.model, self.challenger) if self.canary or self.shadow else None
 
 
-def serve(model: ServedModel, following: Following, limits: Limits, host: str, port: int, cluster: ClusterSettings) -> None:
+def serve(model: ServedModel, follow: FollowOptions, limits: Limits, host: str, port: int, cluster: ClusterSettings) -> None:
     """Serve a model with Ray Serve, follow its alias, and block until the user stops it.
 
     The function logs the address of the server and how long the prediction of one image takes.
 
     Args:
         model: the model to serve, with the number and size of its replicas (processes that predict).
-        following: which registered model to follow.
+        follow: which registered model to follow.
         limits: how much of the server clients may use.
         host: address to listen at.
         port: port to listen at.
@@ -75,28 +75,28 @@ def serve(model: ServedModel, following: Following, limits: Limits, host: str, p
         check_room(model, cluster, nodes)
         logger.info(f"starting {model.replicas} × {model.title} …")
         joined = bool(cluster.address or os.environ.get("RAY_ADDRESS"))
-        with serving(model, nodes, shared_ray=joined) as replicas:
-            gate = Gate(
+        with run_replicas(model, nodes, shared_ray=joined) as replicas:
+            app = ServingApp(
                 replicas,
                 replicas.loaded[model.version],
                 limits,
                 replicas=model.replicas,
-                canary=following.canary,
-                shadow=following.shadow,
+                canary=follow.canary,
+                shadow=follow.shadow,
             )
-            find = partial(find_wanted, following.model, following.challenger_uri, model.tracking_uri)
-            follower = Follower(gate, replicas, find, following.poll_seconds)
-            with listening(gate, host, port), _in_thread(follower):
+            find = partial(find_targets, follow.model, follow.challenger_uri, model.tracking_uri)
+            follower = Follower(app, replicas, find, follow.poll_seconds)
+            with run_http_server(app, host, port), _in_thread(follower):
                 _log_address(model, host, port)
                 try:
                     while (running := running_replicas()) is not None:
-                        gate.healthy = running > 0
+                        app.healthy = running > 0
                         time.sleep(_CHECK_SECONDS)
                 except KeyboardInterrupt:
                     logger.info("\nstopping")
                     raise
             raise UserError(
-                f"Ray Serve stopped serving {gate.model.version.title}: see its logs in Ray's session folder "
+                f"Ray Serve stopped serving {app.model.version.title}: see its logs in Ray's session folder "
                 "(/tmp/ray/session_latest/logs)"
             )
 

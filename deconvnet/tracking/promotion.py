@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from deconvnet.evaluation.comparison import DECISIVE_RESULT, RiseInterval
 from deconvnet.reporting.run_summary import percent, signed_points
 from deconvnet.tracking.champion.moves import record_move, recorded_moves
-from deconvnet.tracking.champion.own_model import OwnModel
+from deconvnet.tracking.champion.workspace_model import WorkspaceModel
 from deconvnet.tracking.interface import Run
 from deconvnet.tracking.registry import (
     CHAMPION,
@@ -118,7 +118,7 @@ def champion_tags(store: str, name: str) -> dict[str, str]:
         return dict(client.get_model_version(name, str(version)).tags)
 
 
-def set_champion(model: OwnModel, version: int, lock: Lock) -> int | None:
+def set_champion(model: WorkspaceModel, version: int, lock: Lock) -> int | None:
     """Make a version of a registered model the champion (the version in use) without comparison, unless there is a champion.
 
     Args:
@@ -140,7 +140,7 @@ def set_champion(model: OwnModel, version: int, lock: Lock) -> int | None:
 
 
 def promote(
-    run: Run, model: OwnModel, challenger: int, champion: int | None, decision: Decision, lock: Lock
+    run: Run, model: WorkspaceModel, challenger: int, champion: int | None, decision: Decision, lock: Lock
 ) -> tuple[int | None, Decision]:
     """Record whether a new model replaces the champion (the version in use), and set the alias `champion` accordingly.
 
@@ -217,7 +217,7 @@ def _record(client: "MlflowClient", name: str, challenger: int, champion: int | 
 
 def _move_champion(
     client: "MlflowClient",
-    model: OwnModel,
+    model: WorkspaceModel,
     expected: int | None,
     version: int,
     lock: Lock,

@@ -92,7 +92,7 @@ def register(
         results: content of the results.json that the pipeline's stage `evaluate` writes. Its numbers also become tags of the
             version.
         fingerprint: text that identifies the ensemble and its options.
-        origin: tags that record the workspace and the classes of the version, made by `champion.own_model.origin_tags`.
+        origin: tags that record the workspace and the classes of the version, made by `champion.workspace_model.origin_tags`.
         alias: alias to point at the new version. None to leave all aliases as they are.
 
     Returns:

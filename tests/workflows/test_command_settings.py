@@ -50,7 +50,7 @@ def predict_calls(options: list[str], patch: pytest.MonkeyPatch, record: Record)
     patch.setitem(sys.modules, "ray", SimpleNamespace(cluster_resources=lambda: {"GPU": 1}))
     patch.setattr(cluster, "can_autoscale", lambda _: False)
     patch.setattr(prediction, "model_store", record("store", "sqlite:///x"))
-    patch.setattr(prediction, "list_folder", record("list", SimpleNamespace(images=(), passed_over_text="")))
+    patch.setattr(prediction, "list_folder", record("list", SimpleNamespace(images=(), other_files_text="")))
     patch.setattr(prediction, "open_executor", record("executor", nullcontext()))
     patch.setattr(prediction, "check_rejects", record("rejects"))
     patch.setattr(registry, "find", record("find", VERSION))
@@ -228,7 +228,7 @@ CALLED_THERE = {
     "format": "convert dataset_files annotations image_path has_polygons",
     "predictions": "mask",
     "only": "name image mask classes score class_scores",
-    "output": "uri leave_out",
+    "output": "uri exclude",
     **dict.fromkeys(("to", "add_to"), "title"),
     "rank": "number",
     "rank_labelled": "labelled",

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from deconvnet import DeconvNet, FCN8s
 from deconvnet.models.checkpoint import save_model
-from deconvnet.tracking import starting_model
+from deconvnet.tracking import initial_model
 from deconvnet.training import channel_pruning_job, local_trainer
 from deconvnet.training.channel_pruning_job import PruningJob
 from deconvnet.training.job import TrainingJob
@@ -167,7 +167,7 @@ def test_all_trainings_of_a_run_start_from_one_version_although_its_alias_is_mov
         starts.append(job.init)
         raise Called
 
-    monkeypatch.setattr(starting_model, "fetch", fetch)
+    monkeypatch.setattr(initial_model, "fetch", fetch)
     monkeypatch.setattr(local_trainer, "train_locally", train)
     client.set_registered_model_alias("net", "champion", str(one))
     pipeline = Pipeline(settings(f"executor: local\ninit: {{from: models:/net@champion}}\ntracking: {{uri: '{store}'}}"))

@@ -13,7 +13,7 @@ from deconvnet.evaluation.comparison import IMAGE_CONFUSIONS, image_confusions_f
 from deconvnet.evaluation.hold_out import HoldOut
 from deconvnet.evaluation.metrics import ConfusionMatrix
 from deconvnet.inference.predictor import PredictorOptions
-from deconvnet.tracking.starting_model import Start
+from deconvnet.tracking.initial_model import InitialModel
 from infra import storage
 from infra.errors import Interrupted, UserError
 from infra.runtime.stages import Record, digest, record_uri
@@ -40,9 +40,9 @@ def settings(tmp_path) -> Settings:
 def champion(monkeypatch) -> dict:
     """The version to beat, and the versions of each generation, as if the registry had them."""
     found: dict = {"version": None, "of": {}}
-    monkeypatch.setattr(retraining.OwnModel, "version_to_beat", lambda model: found["version"])
-    monkeypatch.setattr(retraining.OwnModel, "foreign_version", lambda model: None)
-    monkeypatch.setattr(retraining.OwnModel, "versions_of", lambda model, generation: found["of"].get(generation, set()))
+    monkeypatch.setattr(retraining.WorkspaceModel, "baseline_version", lambda model: found["version"])
+    monkeypatch.setattr(retraining.WorkspaceModel, "foreign_version", lambda model: None)
+    monkeypatch.setattr(retraining.WorkspaceModel, "versions_of", lambda model, generation: found["of"].get(generation, set()))
     return found
 
 
@@ -120,7 +120,7 @@ def test_a_retraining_is_refused_before_it_begins_if_the_name_holds_models_of_ot
     settings, champion, monkeypatch, tmp_path
 ) -> None:
     theirs = ModelVersion("edeconvnet", "7", 0, tags=[ModelVersionTag("workspace", "s3://theirs/runs")])
-    monkeypatch.setattr(retraining.OwnModel, "foreign_version", lambda model: theirs)
+    monkeypatch.setattr(retraining.WorkspaceModel, "foreign_version", lambda model: theirs)
     for dry_run in (True, False):
         with pytest.raises(UserError, match=r"the workspace s3://theirs/runs \(version 7\).*--tracking\.model_name"):
             retraining.next_generation(settings, dry_run=dry_run)
@@ -186,7 +186,7 @@ def test_a_retraining_starts_from_the_champion_and_the_first_one_from_the_model_
 ) -> None:
     started: list[str] = []
     monkeypatch.setattr(
-        training, "find_start", lambda source, store: started.append(source) or Start(source, None, {"fcn8s": "sum"})
+        training, "find_initial_model", lambda source, store: started.append(source) or Start(source, None, {"fcn8s": "sum"})
     )
     named = settings.model_copy(update={"init": settings.init.model_copy(update={"from_": "models:/theirs/2"})})
     for version in (None, 3):

@@ -25,7 +25,7 @@ from PIL import Image
 from deconvnet.inference.saved_ensemble import SavedEnsemble
 from deconvnet.serving import server
 from deconvnet.serving.limits import Limits
-from deconvnet.serving.ray_serve import serving
+from deconvnet.serving.ray_serve import run_replicas
 from deconvnet.serving.replica import ServedModel
 from deconvnet.tracking import registry
 from deconvnet.tracking.mlflow_runs import MlflowTracker
@@ -181,7 +181,7 @@ def test_a_model_whose_files_are_missing_is_a_user_error_and_nothing_stays_serve
     ray_serve = pytest.importorskip("ray.serve", reason="the extra `serve` is not installed", exc_type=ImportError)
     gone = registry.Version("shapes", "7", "id", str(tmp_path / "gone"))
     said = r"shapes version 7 can't be served: models:/shapes/7 can't be fetched"
-    with pytest.raises(UserError, match=said), serving(ServedModel(gone, f"sqlite:///{tmp_path}/m.db")):
+    with pytest.raises(UserError, match=said), run_replicas(ServedModel(gone, f"sqlite:///{tmp_path}/m.db")):
         pytest.fail("it started")
     assert not ray_serve.status().applications
 
@@ -268,11 +268,11 @@ def test_the_gate_is_told_what_is_tried_out_and_replicas_with_gpus_are_on_traini
     monkeypatch.setattr(server, "connected", lambda _: nullcontext())
     monkeypatch.setattr(server, "check_room", lambda model, cluster, selected: nodes.append(selected))
     monkeypatch.setattr(server, "serving", start)
-    monkeypatch.setattr(server, "Gate", gate)
+    monkeypatch.setattr(server, "ServingApp", gate)
     cluster = ClusterSettings(data_nodes="pool=cpu", training_nodes="pool=gpu")
     served = ServedModel(version, "store", replicas=2, cpus=1, gpus=gpus)
     with pytest.raises(KeyboardInterrupt):
-        server.serve(served, server.Following("m", canary=0.25, shadow=True), Limits(), "127.0.0.1", 1, cluster)
+        server.serve(served, server.FollowOptions("m", canary=0.25, shadow=True), Limits(), "127.0.0.1", 1, cluster)
     assert nodes == [{"pool": pool}] * 2 and named == [{"replicas": 2, "canary": 0.25, "shadow": True}]
 
 

@@ -15,7 +15,7 @@ from deconvnet.evaluation.evaluator import EvaluationInputs
 from deconvnet.inference.int8 import ranges_job
 from deconvnet.reporting import evaluation_report, gallery, plots
 from deconvnet.tracking import interface, register
-from deconvnet.tracking.champion.own_model import OwnModel
+from deconvnet.tracking.champion.workspace_model import WorkspaceModel
 from deconvnet.tracking.register import Ensemble
 from deconvnet.training import channel_pruning_job, local_trainer
 from deconvnet.training.channel_pruning_job import PruningJob
@@ -149,7 +149,7 @@ def arguments(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     for name in ("data_folder", "hold_workspace"):
         monkeypatch.setattr(images_table if name == "data_folder" else base, name, recorder(name, ends=False))
     monkeypatch.setattr(Pipeline, "measure_proposals", lambda *_: None)
-    monkeypatch.setattr(OwnModel, "foreign_version", lambda *_: None)
+    monkeypatch.setattr(WorkspaceModel, "foreign_version", lambda *_: None)
     monkeypatch.setattr(ranges_job, "record_missing_ranges", lambda *_, **__: None)
     monkeypatch.setattr(interface, "read_histories", lambda *_: {})
     monkeypatch.setattr(plots, "draw_training_curves", lambda *_: {})

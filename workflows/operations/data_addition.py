@@ -15,7 +15,7 @@ from workflows.operations.data_import import (
     local_folder,
     log_classes,
     log_files,
-    log_losses,
+    log_lost,
     log_options_without_effect,
     read_classes,
     read_dataset,
@@ -54,7 +54,7 @@ def add_images(settings: ImportSettings, dry_run: bool) -> None:
         check_same_classes(dataset.classes, known, folder)
         logged = len(dataset.notes)
         splits = split_dataset(settings, dataset, addition.splits)
-        if settings.train_list or settings.val_list or dataset.says_splits:
+        if settings.train_list or settings.val_list or dataset.has_splits:
             dataset.notes += addition.describe_kept(splits)
         summary = load_images(
             dataset,
@@ -64,7 +64,7 @@ def add_images(settings: ImportSettings, dry_run: bool) -> None:
             max_void=settings.max_void,
             threads=count_threads(settings.threads),
         )
-        log_losses(summary)
+        log_lost(summary)
         for note in dataset.notes[logged:]:
             logger.info(f"note: {note}")
         outcome = f"{addition.describe(splits)}; unusable: {rejects_text(summary)}"

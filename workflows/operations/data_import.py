@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from deconvnet.datasets import formats, voc
-from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules, parse_class_names
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportOptions, parse_class_names
 from deconvnet.datasets.importing.images import read_text
 from deconvnet.datasets.importing.train_val_split import read_split_list, split_images
 from deconvnet.datasets.palette import VOC_CLASSES
@@ -84,30 +84,32 @@ def import_dataset(settings: ImportSettings, dry_run: bool) -> None:
         check_new(folder)
         logged = len(dataset.notes)
         summary = write(None)
-        log_losses(summary)
+        log_lost(summary)
         logger.info("\n".join(f"note: {note}" for note in dataset.notes[logged:]))
         logger.info(f"would import {sum(map(len, summary.splits.values())):,} images; unusable: {rejects_text(summary)}")
         return
     with new_folder(folder) as temporary:
         summary = write(temporary)
-        if dataset.class_table_text:
-            (temporary / CLASS_TABLE_FILE).write_text(dataset.class_table_text, "utf-8")
+        if dataset.class_table:
+            (temporary / CLASS_TABLE_FILE).write_text(dataset.class_table, "utf-8")
         write_check(settings, str(temporary), dataset.classes, ("train", "val"), str(temporary), folder.name)
-    log_losses(summary)
-    if summary.rejects or summary.losses:
-        logger.info(f"not imported: {len(summary.rejects):,} images, {len(summary.losses):,} annotations; see {REJECTS_FILE}")
+    log_lost(summary)
+    if summary.rejects or summary.lost_annotations:
+        logger.info(
+            f"not imported: {len(summary.rejects):,} images, {len(summary.lost_annotations):,} annotations; see {REJECTS_FILE}"
+        )
     log_files(folder)
     logger.info("\nto train on it (the first line once, for VGG-16's weights):")
     logger.info(f"{DOWNLOAD_COMMAND}\n{train_command(folder, dataset.classes)}")
 
 
-def split_dataset(settings: ImportSettings, dataset: AnnotatedDataset, among: Collection[str] = ()) -> dict[str, str]:
+def split_dataset(settings: ImportSettings, dataset: AnnotatedDataset, existing_ids: Collection[str] = ()) -> dict[str, str]:
     """Assign each image to train or val, as the settings say.
 
     Args:
         settings: settings of the command: lists of images, or the share and the seed of a random choice.
         dataset: the images to split.
-        among: ids of the images of the data set to which they are added.
+        existing_ids: ids of the images of the data set to which they are added.
 
     Returns:
         "train" or "val" by image id. Images that are left out are missing.
@@ -120,13 +122,13 @@ def split_dataset(settings: ImportSettings, dataset: AnnotatedDataset, among: Co
         for name in ("train_list", "val_list")
         if (uri := getattr(settings, name))
     }
-    return split_images(dataset, **lists, val_share=settings.val_share, seed=settings.seed, among=among)
+    return split_images(dataset, **lists, val_share=settings.val_share, seed=settings.seed, existing_ids=existing_ids)
 
 
 def log_classes(dataset: AnnotatedDataset) -> None:
     """Log the classes of a data set, the notes on it, and the table of its mask values."""
     logger.info(f"classes: {', '.join(dataset.classes)}")
-    table = [f"\n{dataset.class_table_text}"] if dataset.class_table_text else []
+    table = [f"\n{dataset.class_table}"] if dataset.class_table else []
     logger.info("\n".join([*(f"note: {note}" for note in dataset.notes), *table]))
 
 
@@ -141,9 +143,9 @@ def log_files(folder: Path) -> None:
     logger.info(f"data           {folder}\ncheck          {folder / REPORT_FILE}\ncontact sheet  {folder / SHEET_FILE}")
 
 
-def log_losses(summary: ImportSummary) -> None:
+def log_lost(summary: ImportSummary) -> None:
     """Log the number of annotations that were not imported as objects, by class and reason."""
-    for label, reason, count in summary.count_losses():
+    for label, reason, count in summary.count_lost():
         logger.info(f"no objects: {count:,}× {label} {reason}")
 
 
@@ -200,7 +202,7 @@ def read_dataset(settings: ImportSettings, known: tuple[str, ...] = ()) -> Annot
     """Read the annotations that the settings name. The images themselves are read later.
 
     Args:
-        settings: settings of the command: the format, the sources and the rules of the import.
+        settings: settings of the command: the format, the sources and the options of the import.
         known: names of the classes of the data set to which the images are added.
 
     Returns:
@@ -215,9 +217,9 @@ def read_dataset(settings: ImportSettings, known: tuple[str, ...] = ()) -> Annot
     sources = [AnnotationSource(images, annotations, "train" if given else None)]
     if given:
         sources.append(AnnotationSource(settings.val_images or settings.images or given, given, "val"))
-    rules = ImportRules(
+    options = ImportOptions(
         classes=settings.classes,
-        known=known,
+        existing_classes=known,
         background=settings.background,
         fold_case=settings.fold_case,
         small_over_large=settings.overlap == "small",
@@ -233,7 +235,7 @@ def read_dataset(settings: ImportSettings, known: tuple[str, ...] = ()) -> Annot
         max_pixels=settings.max_pixels,
         encoding=settings.encoding,
     )
-    return formats.get_format(settings.from_ or "").read(sources, rules)
+    return formats.get_format(settings.from_ or "").read(sources, options)
 
 
 def read_classes(root: str, encoding: str | None = None) -> tuple[str, ...]:

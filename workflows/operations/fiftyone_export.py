@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from deconvnet.datasets.exporting.export_writer import read_predicted_mask, write_samples
-from deconvnet.datasets.exporting.fiftyone import PREDICTION, TRUTH, DatasetRules, Sample
+from deconvnet.datasets.exporting.fiftyone import PREDICTION, TRUTH, DatasetInfo, Sample
 from deconvnet.datasets.importing.images import read_input
 from deconvnet.datasets.importing.train_val_split import read_split_list
 from deconvnet.datasets.writing.new_folder import check_new, new_folder
@@ -42,13 +42,13 @@ class _Source(NamedTuple):
     """The samples to export.
 
     Attributes:
-        rules: what the samples have in common.
+        info: what the samples have in common.
         units: functions that load the samples; each one loads a part of them.
         images: number of samples.
         rejects: a Reject for each further image, which is already known to be unusable.
     """
 
-    rules: DatasetRules
+    info: DatasetInfo
     units: Sequence[Unit]
     images: int
     rejects: list[Reject]
@@ -70,16 +70,16 @@ def export_to_fiftyone(settings: ExportSettings, dry_run: bool) -> None:
     folder = local_folder(settings.to)
     source = _predictions_source(settings, folder.name) if settings.predictions else _evaluation_source(settings, folder.name)
     total = source.images + len(source.rejects)
-    logger.info(f"{source.rules.description}: {source.images:,} images, of the classes {', '.join(source.rules.classes)}")
+    logger.info(f"{source.info.description}: {source.images:,} images, of the classes {', '.join(source.info.classes)}")
     if dry_run:
         check_new(folder)
         check_rejects(source.rejects, total, settings.max_rejects)
         logger.info(f"would export {source.images:,} images for fiftyone")
         return
     with new_folder(folder, "export.py") as temporary:
-        summary = write_samples(source.units, source.rejects, source.rules, temporary, count_threads(settings.threads))
+        summary = write_samples(source.units, source.rejects, source.info, temporary, count_threads(settings.threads))
         check_rejects(summary.rejects, total, settings.max_rejects)
-    logger.info(_summary_text(summary.images, len(summary.rejects), source.rules.name, folder))
+    logger.info(_summary_text(summary.images, len(summary.rejects), source.info.name, folder))
 
 
 def _summary_text(images: int, rejects: int, name: str, folder: Path) -> str:
@@ -105,7 +105,7 @@ def _predictions_source(settings: ExportSettings, name: str) -> _Source:
     commit, names = read_commit(folder), read_classes(folder)
     rows, rejects = find_rows(folder, settings.only, commit, PREDICTIONS.names)
     classes = tuple(names["classes"])
-    rules = DatasetRules(
+    info = DatasetInfo(
         name=name,
         description=f"predictions by {commit.extra['model']}",
         classes=classes,
@@ -115,16 +115,16 @@ def _predictions_source(settings: ExportSettings, name: str) -> _Source:
         background=names["background"],
         has_maps=any(row.get("confidence_map") for row in rows),
     )
-    return _Source(rules, [partial(_load_prediction, row, folder, rules) for row in rows], len(rows), rejects)
+    return _Source(info, [partial(_load_prediction, row, folder, info) for row in rows], len(rows), rejects)
 
 
-def _load_prediction(row: Mapping[str, Any], folder: str, rules: DatasetRules) -> Iterator[Sample | Reject]:
+def _load_prediction(row: Mapping[str, Any], folder: str, info: DatasetInfo) -> Iterator[Sample | Reject]:
     """Load an image with its prediction.
 
     Args:
         row: its row of the table `predictions`.
         folder: output folder of predict.py.
-        rules: what the samples have in common.
+        info: what the samples have in common.
 
     Yields:
         The sample, or a Reject with the reason if a file can't be read.
@@ -132,14 +132,14 @@ def _load_prediction(row: Mapping[str, Any], folder: str, rules: DatasetRules) -
     name, confidence_map = row["image_id"], row.get("confidence_map")
     try:
         image = read_input(row["path"])
-        mask = read_predicted_mask(storage.join(folder, row["mask"]), row["classes"], rules.classes)
+        mask = read_predicted_mask(storage.join(folder, row["mask"]), row["classes"], info.classes)
         pixels = decode_mask(read_input(storage.join(folder, confidence_map))) if confidence_map else None
     except BadInput as error:
         yield Reject(name, row["path"], _STAGE, str(error))
         return
-    measures = {each: row[each] for each in rules.measures}
-    groups = {each: dict(zip(row["classes"], row[each], strict=True)) for each in rules.groups}
-    groups["shares"] = dict.fromkeys(rules.classes, 0.0) | groups["shares"]  # no pixel has the other classes
+    measures = {each: row[each] for each in info.measures}
+    groups = {each: dict(zip(row["classes"], row[each], strict=True)) for each in info.groups}
+    groups["shares"] = dict.fromkeys(info.classes, 0.0) | groups["shares"]  # no pixel has the other classes
     yield Sample(name, row["path"], image, {PREDICTION: mask}, pixels, measures, groups)
 
 
@@ -158,7 +158,7 @@ def _evaluation_source(settings: ExportSettings, name: str) -> _Source:
     report = storage.join(root, settings.evaluation)
     rows = _read_evaluation(root, report, settings)
     measures, groups = _measures_of(next(iter(rows.values())))
-    rules = DatasetRules(
+    info = DatasetInfo(
         name=name,
         description=f"evaluated images of {without_secrets(settings.workspace or '')} ({settings.evaluation})",
         classes=tuple(storage.read_json(storage.join(report, "results.json"))["classes"]),
@@ -180,7 +180,7 @@ def _evaluation_source(settings: ExportSettings, name: str) -> _Source:
                 existing |= wanted.keys()
     reason = f"the image is not in the data set any more: {_RUN_AGAIN}"
     gone = [Reject(image_id, images, _STAGE, reason) for image_id in rows if image_id not in existing]
-    return _Source(rules, units, len(existing), gone)
+    return _Source(info, units, len(existing), gone)
 
 
 def _read_evaluation(root: str, report: str, settings: ExportSettings) -> dict[str, dict[str, Any]]:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deconvnet.datasets.exporting import ExportRules, get_format
-from deconvnet.datasets.exporting.export_writer import SPECK, ExportSummary, Prediction, write_export
+from deconvnet.datasets.exporting import ExportOptions, get_format
+from deconvnet.datasets.exporting.export_writer import SMALL_OBJECT_PIXELS, ExportSummary, Prediction, write_export
 from deconvnet.datasets.exporting.voc import has_label_map
 from deconvnet.datasets.image_folder import list_folder
 from deconvnet.datasets.importing.dataset import BACKGROUND_NAMES
@@ -47,7 +47,7 @@ def export_labels(settings: ExportSettings, dry_run: bool) -> None:
     folder, source = local_folder(settings.to), settings.predictions or ""
     commit, names = read_commit(source), read_classes(source)
     export_format = get_format(settings.format)
-    rules = ExportRules(
+    options = ExportOptions(
         classes=tuple(names["classes"]),
         background=names["background"],
         shapes=settings.shapes or ("polygons" if export_format.has_polygons else "masks"),
@@ -58,19 +58,19 @@ def export_labels(settings: ExportSettings, dry_run: bool) -> None:
     )
     rows, rejects = find_rows(source, settings.only, commit, _COLUMNS)
     predictions = [_to_prediction(row, source) for row in rows]
-    logger.info(f"{len(predictions):,} predictions by {rules.model}, of the classes {', '.join(rules.labels.values())}")
+    logger.info(f"{len(predictions):,} predictions by {options.model}, of the classes {', '.join(options.labels.values())}")
     if dry_run:
         check_new(folder)
         check_rejects(rejects, len(predictions) + len(rejects), settings.max_rejects)
-        logger.info(f"would export {len(predictions):,} images as {rules.shapes} for {settings.format}")
+        logger.info(f"would export {len(predictions):,} images as {options.shapes} for {settings.format}")
         return
     with new_folder(folder, "export.py") as temporary:
-        summary = write_export(predictions, rejects, export_format, rules, temporary, count_threads(settings.threads))
+        summary = write_export(predictions, rejects, export_format, options, temporary, count_threads(settings.threads))
         check_rejects(summary.rejects, len(predictions) + len(rejects), settings.max_rejects)
-    logger.info(_summary_text(summary, rules, folder))
+    logger.info(_summary_text(summary, options, folder))
     logger.info("\nto import the corrected labels, after the tool has exported them in the same format:")
     logger.info("(with --add_to FOLDER instead of --to: add them to a data set, or replace its masks)")
-    logger.info(_import_command(settings.format, folder, rules))
+    logger.info(_import_command(settings.format, folder, options))
 
 
 def read_commit(predictions: str) -> tables.Commit:
@@ -131,7 +131,7 @@ def find_rows(
         names = {row["path"]: name for name, row in rows.items()}
         listed = [names.get(name, name) for name in read_split_list(only, "only")]
         rows = choose_rows(rows, listed, commit.extra["input"], only, "have no prediction")
-    stamps = {image.name: image.stamp for image in list_folder(commit.extra["input"], leave_out=source).images}
+    stamps = {image.name: image.stamp for image in list_folder(commit.extra["input"], exclude=source).images}
     predictions, rejects = [], []
     for name, row in rows.items():
         if stamps.get(name) == row["stamp"]:
@@ -159,7 +159,7 @@ def choose_rows(
     """
     if not listed:
         raise UserError(f"only {only} names no image: name one a line, or leave only out to export all")
-    found, missing, _ = NameIndex(list(rows), root).find_all(listed)
+    found, missing, _ = NameIndex(list(rows), root).find_listed(listed)
     if missing:
         first, reason = next(iter(missing.items()))
         raise UserError(f"only {only}: {len(missing):,} images {missing_text}, the first is {first}: {reason}")
@@ -195,12 +195,15 @@ def check_rejects(rejects: list[Reject], images: int, max_rejects: float) -> Non
         )
 
 
-def _summary_text(summary: ExportSummary, rules: ExportRules, folder: Path) -> str:
+def _summary_text(summary: ExportSummary, options: ExportOptions, folder: Path) -> str:
     """Return a text for a terminal: what was exported, how exact it is, and where it is."""
     lines = [f"exported     {summary.images:,} images with {summary.objects:,} objects"]
-    if summary.specks:
-        lines.append(f"specks       {summary.specks:,} objects have fewer than {SPECK} px: --min_area {SPECK} leaves them out")
-    if rules.shapes == "polygons" or rules.min_area:
+    if summary.small_objects:
+        lines.append(
+            f"specks       {summary.small_objects:,} objects have fewer than {SMALL_OBJECT_PIXELS} px: "
+            f"--min_area {SMALL_OBJECT_PIXELS} leaves them out"
+        )
+    if options.shapes == "polygons" or options.min_area:
         share, name = summary.worst or (1.0, "")
         exact = "--tolerance 0 with --min_area 0 is exact"
         lines.append(f"agreement    {summary.agreement:.2%} of the pixels keep their class (least: {share:.2%}, {name}); {exact}")
@@ -209,13 +212,13 @@ def _summary_text(summary: ExportSummary, rules: ExportRules, folder: Path) -> s
     return "\n".join([*lines, f"export       {folder}"])
 
 
-def _import_command(name: str, folder: Path, rules: ExportRules) -> str:
+def _import_command(name: str, folder: Path, options: ExportOptions) -> str:
     """Return the shell command that imports an export.
 
     Args:
         name: name of the format.
         folder: folder of the export.
-        rules: rules of the export.
+        options: options of the export.
 
     Returns:
         The command with quoted arguments, in one line. It gives the classes the ids that they have in the model.
@@ -225,10 +228,10 @@ def _import_command(name: str, folder: Path, rules: ExportRules) -> str:
     command = ["python", "workflows/import_data.py", "--from", _IMPORTED_AS.get(name, name), "--images", str(folder / images)]
     command += ["--annotations", str(folder / export_format.annotations), "--to", f"{folder}-corrected"]
     if export_format.has_polygons:
-        command += ["--classes", cli.names_text(tuple(rules.labels.values()))]
+        command += ["--classes", cli.names_text(tuple(options.labels.values()))]
         return shlex.join(command)
-    if not has_label_map(rules.classes):  # then the masks have ids alone, and perhaps not all of them
-        command += ["--classes", cli.names_text(rules.classes)]
-    if not rules.background and rules.classes[0].lower() not in BACKGROUND_NAMES:
+    if not has_label_map(options.classes):  # then the masks have ids alone, and perhaps not all of them
+        command += ["--classes", cli.names_text(options.classes)]
+    if not options.background and options.classes[0].lower() not in BACKGROUND_NAMES:
         command += ["--background", "none"]
     return shlex.join(command)

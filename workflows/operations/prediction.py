@@ -69,7 +69,7 @@ class PredictionRun:
         self.settings = settings
         _check_output(settings)
         self._store = model_store(settings.workspace, settings.tracking.uri)
-        self._files = list_folder(settings.input, leave_out=settings.output)
+        self._files = list_folder(settings.input, exclude=settings.output)
         self._version = registry.find(settings.model, self._store, "model")
         self.plan = self._make_plan()
         self.ranking: Ranking | None = None
@@ -82,7 +82,7 @@ class PredictionRun:
     def plan_text(self) -> str:
         """Return a text with the number of images to predict, the model version, and the skipped files that are not images."""
         model = f"{self.plan.state.model} version {self.plan.state.model_version}"
-        passed_over = f"\n{text}" if (text := self._files.passed_over_text) else ""
+        passed_over = f"\n{text}" if (text := self._files.other_files_text) else ""
         if self.plan.is_complete:
             rejected = f"; {n:,} images can't be used (table rejects)" if (n := self.plan.rejected) else ""
             return f"nothing to do: every prediction is by {model}{rejected}{passed_over}"

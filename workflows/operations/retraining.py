@@ -239,7 +239,7 @@ def _nothing_new(pipeline: Retraining, webhook: Webhook, metrics: RunMetrics) ->
     if registry.CHAMPION in aliases:
         logger.info(f"champion {name} version {aliases[registry.CHAMPION]}")
     elif pipeline.generation.version is not None:
-        version = promotion.set_champion(pipeline.own_model(), pipeline.generation.version, pipeline.locks[0])
+        version = promotion.set_champion(pipeline.workspace_model(), pipeline.generation.version, pipeline.locks[0])
         logger.info(f"champion {name} version {version}: there was none")
         webhook.send(f"{name} version {version} of {pipeline.parent} is the champion: there was none")
     elif registry.CHALLENGER in aliases:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from deconvnet.models.architectures import architecture_of_stage
-from deconvnet.tracking.starting_model import Start
+from deconvnet.tracking.initial_model import InitialModel
 from infra import storage
 from infra.errors import UserError
 from infra.runtime.executor import Executor
@@ -57,7 +57,7 @@ def vgg16_digest(uri: str) -> str:
         ) from None
 
 
-def check_freeze(settings: Settings, start: Start | None) -> None:
+def check_freeze(settings: Settings, start: InitialModel | None) -> None:
     """Check that no training freezes blocks (`train.*.freeze`) of a network that starts from random weights.
 
     Args:

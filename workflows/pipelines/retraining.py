@@ -14,9 +14,9 @@ from deconvnet.evaluation.comparison import IMAGE_CONFUSIONS, mean_iou_rise, rea
 from deconvnet.evaluation.hold_out import HoldOut, find_hold_out, results_of
 from deconvnet.inference.saved_ensemble import read_options
 from deconvnet.tracking import promotion
-from deconvnet.tracking.champion.own_model import OwnModel
+from deconvnet.tracking.champion.workspace_model import WorkspaceModel
+from deconvnet.tracking.initial_model import find_initial_model, initial_model_folder
 from deconvnet.tracking.register import read_val_images
-from deconvnet.tracking.starting_model import find_start, starting_model
 from deconvnet.tracking.store import tracking_uri
 from infra import storage
 from infra.errors import UserError
@@ -166,9 +166,9 @@ class Retraining(Pipeline):
         Raises:
             UserError: if the registered model lacks one of the networks.
         """
-        start = find_start(source, self.store)
+        start = find_initial_model(source, self.store)
         deconvnet, fcn8s = (
-            starting_model(start, architecture, self.store, self.uri("init")) for architecture in ("deconvnet", "fcn8s")
+            initial_model_folder(start, architecture, self.store, self.uri("init")) for architecture in ("deconvnet", "fcn8s")
         )
         if deconvnet is None or fcn8s is None:
             raise UserError(f"{source} is not an ensemble of a DeconvNet and an FCN-8s: give the alias champion to one that is")
@@ -199,7 +199,7 @@ class Retraining(Pipeline):
             decision = promotion.Decision(False, champion["refused"])
         else:
             decision, rise = self._compare(HoldOut(**storage.read_json(self.report(*HOLD_OUT))), challenger["classes"])
-        run, model = self.run_of_pipeline, self.own_model()
+        run, model = self.run_of_pipeline, self.workspace_model()
         holder, decision = promotion.promote(run, model, version, self.generation.version, decision, self.locks[0])
         logger.info(f"  version {version} is {'' if decision.promoted else 'not '}promoted: {decision.reason}")
         run.log_metrics({f"verdict.{name}": value for name, value in rise.items()})
@@ -251,9 +251,9 @@ def next_generation(settings: Settings, forced: bool = False, dry_run: bool = Fa
     """
     every = generations.read_all(settings.workspace)
     store, identity = tracking_uri(settings.workspace, settings.tracking.uri), Workspace(settings.workspace).identity(not dry_run)
-    model = OwnModel(store, settings.tracking.model_name, settings.workspace, identity)
+    model = WorkspaceModel(store, settings.tracking.model_name, settings.workspace, identity)
     model.check_owned()
-    version = model.version_to_beat()
+    version = model.baseline_version()
     unfinished = [generation for generation in every if not generation.finished]
     if not unfinished:
         return Generation(generations.new_name(every), latest_workspace(settings, every), version, forced)

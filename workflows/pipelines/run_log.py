@@ -12,7 +12,7 @@ from typing import Any
 
 from deconvnet.reporting.report import REPORT_FILE, render_report
 from deconvnet.reporting.run_summary import METRICS, RunSummary, read_run_summary
-from deconvnet.tracking.champion.own_model import OwnModel, origin_tags
+from deconvnet.tracking.champion.workspace_model import WorkspaceModel, origin_tags
 from deconvnet.tracking.registry import CHALLENGER
 from deconvnet.tracking.texts.descriptions import (
     artifact_image,
@@ -181,9 +181,9 @@ class TrackedPipeline(DataPipeline):
         notes = usable_notes(tables.require_commit(self.images))
         return {note.image_id: f"{note.pixels} {note.labels}" for note in notes if note.split == "val"}
 
-    def own_model(self) -> OwnModel:
+    def workspace_model(self) -> WorkspaceModel:
         """Return the registered model that the settings name. It knows which of its versions belong to this workspace."""
-        return OwnModel(
+        return WorkspaceModel(
             self.store, self.settings.tracking.model_name, self.registry_workspace, Workspace(self.registry_workspace).identity()
         )
 
@@ -202,7 +202,7 @@ class TrackedPipeline(DataPipeline):
         from deconvnet.inference.predictor import PredictorOptions
         from deconvnet.tracking.register import Ensemble, register
 
-        s, model = self.settings, self.own_model()
+        s, model = self.settings, self.workspace_model()
         ensemble = Ensemble(
             deconvnet_uri=self.model("stage2"),
             fcn8s_uri=self.model("fcn8s"),

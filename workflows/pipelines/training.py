@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from deconvnet.models.architectures import architecture_of_stage
-from deconvnet.tracking.starting_model import Start, find_start, starting_model
+from deconvnet.tracking.initial_model import InitialModel, find_initial_model, initial_model_folder
 from infra import storage
 from infra.errors import UserError
 from infra.redaction import without_secrets
@@ -73,9 +73,9 @@ class Pipeline(TrackedPipeline):
         return stages
 
     @cached_property
-    def _start(self) -> Start | None:
+    def _start(self) -> InitialModel | None:
         """Return the networks that the setting `init.from` names, looked up once at planning; None if it is empty."""
-        return find_start(self.settings.init.from_, self.store) if self.settings.init.from_ else None
+        return find_initial_model(self.settings.init.from_, self.store) if self.settings.init.from_ else None
 
     def _training_table(self, stage: str) -> str:
         """Return the URI of the table on which the training stage `stage` trains a network ("fcn8s", "stage1" or "stage2")."""
@@ -134,7 +134,7 @@ class Pipeline(TrackedPipeline):
         architecture = architecture_of_stage(stage)
         init: str | None = self.model("stage1") if stage == "stage2" and s.has_stage1 else None
         if init is None and self._start:
-            init = starting_model(self._start, architecture.name, self.store, self.uri("init"))
+            init = initial_model_folder(self._start, architecture.name, self.store, self.uri("init"))
         job = TrainingJob(
             stage=stage,
             model=s.model.model_copy(update={"vgg16": fitted_weights_uri(s, stage) or s.model.vgg16}),

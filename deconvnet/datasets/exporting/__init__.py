@@ -69,7 +69,7 @@ class PredictedObject:
 
 
 @dataclass(frozen=True)
-class ExportRules:
+class ExportOptions:
     """Options of an export, and the classes of the masks.
 
     Attributes:
@@ -123,8 +123,8 @@ class ExportFormat:
         has_polygons: True if the format has polygons. If not, masks are always written.
     """
 
-    convert: "Callable[[PredictedImage, Sequence[PredictedObject], ExportRules], ImageExport]"
-    dataset_files: Callable[[Sequence[Any], ExportRules], Mapping[str, bytes]]
+    convert: "Callable[[PredictedImage, Sequence[PredictedObject], ExportOptions], ImageExport]"
+    dataset_files: Callable[[Sequence[Any], ExportOptions], Mapping[str, bytes]]
     annotations: str = ""
     image_path: Callable[[str], str] = "images/{}".format
     has_polygons: bool = True

@@ -4,13 +4,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deconvnet.datasets.exporting import ExportFormat, ExportRules, ImageExport, PredictedImage, PredictedObject
+from deconvnet.datasets.exporting import ExportFormat, ExportOptions, ImageExport, PredictedImage, PredictedObject
 from deconvnet.datasets.exporting.outlines import run_lengths
 
 _FILE = "annotations/instances_default.json"  # the name that CVAT and Datumaro look for
 
 
-def to_coco(image: PredictedImage, objects: Sequence[PredictedObject], options: ExportRules) -> ImageExport:
+def to_coco(image: PredictedImage, objects: Sequence[PredictedObject], options: ExportOptions) -> ImageExport:
     """Convert an image to an entry of COCO's list of images and the annotations of its objects, which have no ids yet.
 
     Args:
@@ -45,7 +45,7 @@ def to_coco(image: PredictedImage, objects: Sequence[PredictedObject], options: 
     return ImageExport((listed, annotations))
 
 
-def coco_files(entries: Sequence[Any], options: ExportRules) -> Mapping[str, bytes]:
+def coco_files(entries: Sequence[Any], options: ExportOptions) -> Mapping[str, bytes]:
     """Return the COCO file of all images, by file name. Ids of images and annotations count from 1; category ids are class ids.
 
     Args:

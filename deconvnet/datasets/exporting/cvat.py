@@ -10,7 +10,7 @@ from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from deconvnet.datasets.exporting import ExportFormat, ExportRules, ImageExport, PredictedImage, PredictedObject
+from deconvnet.datasets.exporting import ExportFormat, ExportOptions, ImageExport, PredictedImage, PredictedObject
 from deconvnet.datasets.exporting.outlines import run_lengths
 from deconvnet.datasets.palette import class_palette
 
@@ -19,7 +19,7 @@ _SCORE = "score"
 _SHAPE = {"source": "auto", "occluded": "0", "z_order": "0"}
 
 
-def to_cvat(image: PredictedImage, objects: Sequence[PredictedObject], options: ExportRules) -> ImageExport:
+def to_cvat(image: PredictedImage, objects: Sequence[PredictedObject], options: ExportOptions) -> ImageExport:
     """Convert an image to an element <image> with a shape for each object.
 
     Args:
@@ -47,7 +47,7 @@ def to_cvat(image: PredictedImage, objects: Sequence[PredictedObject], options: 
     return ImageExport(element)
 
 
-def cvat_files(entries: Sequence[Any], options: ExportRules) -> Mapping[str, bytes]:
+def cvat_files(entries: Sequence[Any], options: ExportOptions) -> Mapping[str, bytes]:
     """Return the XML file of all images and the labels of the task, by file name.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deconvnet.datasets.exporting import ExportFormat, ExportRules, ImageExport, PredictedImage, fiftyone
+from deconvnet.datasets.exporting import ExportFormat, ExportOptions, ImageExport, PredictedImage, fiftyone
 from deconvnet.datasets.exporting.outlines import find_objects, measure_agreement
 from deconvnet.datasets.importing.images import read_input
 from deconvnet.datasets.thread_map import thread_map
@@ -41,7 +41,7 @@ class Prediction:
     class_scores: tuple[float, ...]
 
 
-SPECK = 20
+SMALL_OBJECT_PIXELS = 20
 """Objects with fewer pixels are counted for the user, because correcting them is hardly worth the time."""
 
 
@@ -51,13 +51,13 @@ class _Converted(NamedTuple):
     Attributes:
         export: what the image adds to the export.
         objects: number of its objects.
-        specks: number of its objects that have fewer than `SPECK` pixels.
+        small_objects: number of its objects that have fewer than `SMALL_OBJECT_PIXELS` pixels.
         agreement: share of the pixels, 0 to 1, whose class is the same in mask and annotations.
     """
 
     export: ImageExport
     objects: int
-    specks: int
+    small_objects: int
     agreement: float
 
 
@@ -68,7 +68,7 @@ class ExportSummary:
     Attributes:
         images: number of images that were exported.
         objects: number of their objects.
-        specks: number of their objects that have fewer than `SPECK` pixels.
+        small_objects: number of their objects that have fewer than `SMALL_OBJECT_PIXELS` pixels.
         agreement: share of the pixels, 0 to 1, whose class is the same in mask and annotations; mean over the images.
         worst: the smallest agreement of an image, and the name of the image; None if no image was exported.
         rejects: a Reject (an input that can't be used, with the reason) for each image that could not be exported.
@@ -76,7 +76,7 @@ class ExportSummary:
 
     images: int = 0
     objects: int = 0
-    specks: int = 0
+    small_objects: int = 0
     agreement: float = 1.0
     worst: tuple[float, str] | None = None
     rejects: list[Reject] = field(default_factory=list)
@@ -90,14 +90,14 @@ class ExportSummary:
         self.worst = min(self.worst or (2.0, ""), (result.agreement, prediction.name))
         self.images += 1
         self.objects += result.objects
-        self.specks += result.specks
+        self.small_objects += result.small_objects
 
 
 def write_export(
     predictions: Sequence[Prediction],
     rejects: Sequence[Reject],
     export_format: ExportFormat,
-    options: ExportRules,
+    options: ExportOptions,
     folder: Path,
     threads: int,
 ) -> ExportSummary:
@@ -175,7 +175,7 @@ def _image_paths(predictions: Sequence[Prediction], export_format: ExportFormat)
     return paths, refused
 
 
-def _convert(prediction: Prediction, export_format: ExportFormat, options: ExportRules) -> _Converted:
+def _convert(prediction: Prediction, export_format: ExportFormat, options: ExportOptions) -> _Converted:
     """Read the mask of an image and convert it to the annotations of a format.
 
     Args:
@@ -194,8 +194,8 @@ def _convert(prediction: Prediction, export_format: ExportFormat, options: Expor
     image = PredictedImage(prediction.name, mask, prediction.score, class_scores)
     objects = find_objects(mask, options)
     export = export_format.convert(image, objects, options)
-    specks = sum(each.region.area < SPECK for each in objects)
-    return _Converted(export, len(objects), specks, measure_agreement(mask, objects, options))
+    small_objects = sum(each.region.area < SMALL_OBJECT_PIXELS for each in objects)
+    return _Converted(export, len(objects), small_objects, measure_agreement(mask, objects, options))
 
 
 def read_predicted_mask(uri: str, expected: Sequence[str], classes: Sequence[str]) -> np.ndarray:
@@ -225,7 +225,7 @@ def read_predicted_mask(uri: str, expected: Sequence[str], classes: Sequence[str
 def write_samples(
     units: Sequence[Callable[[], Iterable["fiftyone.Sample | Reject"]]],
     rejects: Sequence[Reject],
-    info: fiftyone.DatasetRules,
+    info: fiftyone.DatasetInfo,
     folder: Path,
     threads: int,
 ) -> ExportSummary:

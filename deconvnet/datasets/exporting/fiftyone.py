@@ -89,7 +89,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class DatasetRules:
+class DatasetInfo:
     """What the samples of a data set have in common.
 
     Attributes:
@@ -125,7 +125,7 @@ class DatasetRules:
         return 0 if self.background else 1
 
 
-def sample_files(sample: Sample, info: DatasetRules) -> tuple[dict[str, Any], dict[str, bytes]]:
+def sample_files(sample: Sample, info: DatasetInfo) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Convert a sample to its document and its files.
 
     Args:
@@ -165,7 +165,7 @@ def sample_files(sample: Sample, info: DatasetRules) -> tuple[dict[str, Any], di
     document |= {name: sample.measures.get(name) for name in info.measures}
     for group, names in info.groups.items():
         values = sample.groups.get(group, {})
-        keys = key_of_names(names)
+        keys = field_names_of(names)
         document[group] = {"_cls": "DynamicEmbeddedDocument", **{keys[name]: values.get(name) for name in names}}
     return document, files
 
@@ -178,7 +178,7 @@ def _image_file(sample: Sample) -> tuple[str, bytes]:
     return f"data/{name.with_suffix('.png')}", encode_png(decode_image(sample.image))
 
 
-def _to_values(name: str, mask: np.ndarray, info: DatasetRules) -> np.ndarray:
+def _to_values(name: str, mask: np.ndarray, info: DatasetInfo) -> np.ndarray:
     """Convert the class ids of a mask to the values that they have in the data set.
 
     Args:
@@ -198,7 +198,7 @@ def _to_values(name: str, mask: np.ndarray, info: DatasetRules) -> np.ndarray:
     return np.where(mask == VOID_ID, VOID_ID, mask + info.first_value).astype(np.uint8)
 
 
-def dataset_files(documents: Sequence[Mapping[str, Any]], info: DatasetRules) -> dict[str, bytes]:
+def dataset_files(documents: Sequence[Mapping[str, Any]], info: DatasetInfo) -> dict[str, bytes]:
     """Return the contents of metadata.json and samples.json, by file name.
 
     Args:
@@ -233,7 +233,7 @@ def dataset_files(documents: Sequence[Mapping[str, Any]], info: DatasetRules) ->
     return {name: json.dumps(content, allow_nan=False).encode() for name, content in contents.items()}
 
 
-def _fields(info: DatasetRules) -> Iterator[dict[str, Any]]:
+def _fields(info: DatasetInfo) -> Iterator[dict[str, Any]]:
     """Describe the fields of the samples, as items of `sample_fields` in metadata.json."""
     yield _field("id", "ObjectIdField", db_field="_id")
     yield _field("filepath", "StringField")
@@ -253,7 +253,7 @@ def _fields(info: DatasetRules) -> Iterator[dict[str, Any]]:
     for name in info.measures:
         yield _field(name, "FloatField")
     for name, names in info.groups.items():
-        inner = [_field(key, "FloatField") | {"description": each} for each, key in key_of_names(names).items()]
+        inner = [_field(key, "FloatField") | {"description": each} for each, key in field_names_of(names).items()]
         yield _document(name, "odm.embedded_document.DynamicEmbeddedDocument", inner)
 
 
@@ -284,7 +284,7 @@ def _document(name: str, kind: str, fields: Sequence[Mapping[str, Any]]) -> dict
     return _field(name, "EmbeddedDocumentField") | {"embedded_doc_type": f"fiftyone.core.{kind}", "fields": list(fields)}
 
 
-def key_of_names(names: Sequence[str]) -> dict[str, str]:
+def field_names_of(names: Sequence[str]) -> dict[str, str]:
     """Choose a valid field name in FiftyOne for each measure of a group.
 
     Letters, digits, "_", "-" and blanks are kept, and other characters become "_". Every "_" and blank at the start is removed. A

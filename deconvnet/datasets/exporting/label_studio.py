@@ -11,7 +11,7 @@ from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from deconvnet.datasets.exporting import ExportFormat, ExportRules, ImageExport, PredictedImage, PredictedObject
+from deconvnet.datasets.exporting import ExportFormat, ExportOptions, ImageExport, PredictedImage, PredictedObject
 from deconvnet.datasets.formats.label_studio.brush_runs import encode_brush
 from deconvnet.datasets.palette import class_palette
 
@@ -20,7 +20,7 @@ _CONTROL, _IMAGE = "label", "image"  # names that the tasks and the configuratio
 _TAGS = {"polygons": ("PolygonLabels", "polygonlabels"), "masks": ("BrushLabels", "brushlabels")}
 
 
-def to_label_studio(image: PredictedImage, objects: Sequence[PredictedObject], options: ExportRules) -> ImageExport:
+def to_label_studio(image: PredictedImage, objects: Sequence[PredictedObject], options: ExportOptions) -> ImageExport:
     """Convert an image to a task with a prediction, which has a result for each object.
 
     Args:
@@ -58,7 +58,7 @@ def to_label_studio(image: PredictedImage, objects: Sequence[PredictedObject], o
     return ImageExport({"data": {_IMAGE: options.image_url + urllib.parse.quote(image.name)}, "predictions": [prediction]})
 
 
-def label_studio_files(entries: Sequence[Any], options: ExportRules) -> Mapping[str, bytes]:
+def label_studio_files(entries: Sequence[Any], options: ExportOptions) -> Mapping[str, bytes]:
     """Return the file of tasks and the labelling configuration of the project, by file name.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from deconvnet.datasets.exporting import ExportFormat, ExportRules, ImageExport, PredictedImage, PredictedObject
+from deconvnet.datasets.exporting import ExportFormat, ExportOptions, ImageExport, PredictedImage, PredictedObject
 from deconvnet.datasets.formats.labelme import BACKGROUND_LABEL, VOID_LABEL
 from proposals.image_codec import encode_mask
 
@@ -19,7 +19,7 @@ _FOLDER = "images"
 _VERSION = "5.5.0"  # version of LabelMe that introduced this form of mask shapes; later versions still use it
 
 
-def to_labelme(image: PredictedImage, objects: Sequence[PredictedObject], options: ExportRules) -> ImageExport:
+def to_labelme(image: PredictedImage, objects: Sequence[PredictedObject], options: ExportOptions) -> ImageExport:
     """Convert an image to a LabelMe file.
 
     Args:
@@ -43,7 +43,7 @@ def to_labelme(image: PredictedImage, objects: Sequence[PredictedObject], option
     return ImageExport(None, {str(path.with_suffix(".json")): json.dumps(document, ensure_ascii=False, indent=1).encode()})
 
 
-def _shape(each: PredictedObject, score: float, options: ExportRules) -> dict[str, Any]:
+def _shape(each: PredictedObject, score: float, options: ExportOptions) -> dict[str, Any]:
     """Return an object as a shape of a LabelMe file."""
     region = each.region
     shape: dict[str, Any] = {
@@ -64,7 +64,7 @@ def _shape(each: PredictedObject, score: float, options: ExportRules) -> dict[st
     return shape | {"points": [[float(x), float(y)] for x, y in corners], "shape_type": "mask", "mask": pixels}
 
 
-def labelme_files(entries: Sequence[Any], options: ExportRules) -> Mapping[str, bytes]:
+def labelme_files(entries: Sequence[Any], options: ExportOptions) -> Mapping[str, bytes]:
     """Return the list of labels for LabelMe, by file name. It also has the labels that mean void and background."""
     return {"labels.txt": "".join(f"{name}\n" for name in (VOID_LABEL, BACKGROUND_LABEL, *options.labels.values())).encode()}
 

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from deconvnet.datasets.exporting import ExportRules, PredictedObject
+from deconvnet.datasets.exporting import ExportOptions, PredictedObject
 from deconvnet.datasets.importing.regions import Region, polygon_region
 
 
-def find_objects(mask: np.ndarray, options: ExportRules) -> list[PredictedObject]:
+def find_objects(mask: np.ndarray, options: ExportOptions) -> list[PredictedObject]:
     """Find the objects in a class mask.
 
     Args:
@@ -109,7 +109,7 @@ def _join_hole(outer: np.ndarray, hole: np.ndarray) -> np.ndarray:
     return np.concatenate([outer[: at + 1], turned, turned[:1], outer[at:]])
 
 
-def measure_agreement(mask: np.ndarray, objects: Sequence[PredictedObject], options: ExportRules) -> float:
+def measure_agreement(mask: np.ndarray, objects: Sequence[PredictedObject], options: ExportOptions) -> float:
     """Compare the exported objects with their mask, to measure how much simplified polygons and left-out objects changed.
 
     Args:

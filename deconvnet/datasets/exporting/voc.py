@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from deconvnet.datasets import voc
-from deconvnet.datasets.exporting import ExportFormat, ExportRules, ImageExport, PredictedImage, PredictedObject
+from deconvnet.datasets.exporting import ExportFormat, ExportOptions, ImageExport, PredictedImage, PredictedObject
 from deconvnet.datasets.exporting.score_table import SCORES, score_table
 from deconvnet.datasets.importing.dataset import image_id_of
 from deconvnet.datasets.palette import class_palette
@@ -34,7 +34,7 @@ def image_path(name: str) -> str:
     return f"{voc.IMAGES_DIR}/{image_id}{suffix if suffix in _SUFFIXES else '.png'}"
 
 
-def to_voc(image: PredictedImage, objects: Sequence[PredictedObject], options: ExportRules) -> ImageExport:
+def to_voc(image: PredictedImage, objects: Sequence[PredictedObject], options: ExportOptions) -> ImageExport:
     """Convert an image to a paletted PNG of class ids.
 
     Args:
@@ -65,7 +65,7 @@ def has_label_map(classes: Sequence[str]) -> bool:
     return not any(set(name) & set(":#") for name in classes)
 
 
-def voc_files(entries: Sequence[Any], options: ExportRules) -> Mapping[str, bytes]:
+def voc_files(entries: Sequence[Any], options: ExportOptions) -> Mapping[str, bytes]:
     """Return the list of images, the class names, CVAT's table of labels (labelmap.txt), and the table of scores, by file name.
 
     The table of labels is left out if it can't hold the name of a class (see `has_label_map`).

@@ -9,13 +9,13 @@ from typing import Any
 
 import yaml
 
-from deconvnet.datasets.exporting import ExportFormat, ExportRules, ImageExport, PredictedImage, PredictedObject
+from deconvnet.datasets.exporting import ExportFormat, ExportOptions, ImageExport, PredictedImage, PredictedObject
 from deconvnet.datasets.exporting.score_table import SCORES, score_table
 
 _FILE = "data.yaml"
 
 
-def to_yolo(image: PredictedImage, objects: Sequence[PredictedObject], options: ExportRules) -> ImageExport:
+def to_yolo(image: PredictedImage, objects: Sequence[PredictedObject], options: ExportOptions) -> ImageExport:
     """Convert an image to a text file with a line for each object: its class, and the corners as shares of the image's sides.
 
     Args:
@@ -35,7 +35,7 @@ def to_yolo(image: PredictedImage, objects: Sequence[PredictedObject], options: 
     return ImageExport((image.name, image.score), {str(path): "".join(f"{line}\n" for line in lines).encode()})
 
 
-def yolo_files(entries: Sequence[Any], options: ExportRules) -> Mapping[str, bytes]:
+def yolo_files(entries: Sequence[Any], options: ExportOptions) -> Mapping[str, bytes]:
     """Return data.yaml and the table of scores, by file name. In data.yaml, both train and val are the folder of all images.
 
     Args:

@@ -5,12 +5,12 @@ import_data.py (`ImportSettings` in workflows/settings/import_data.py). Its `rea
 
 * `sources`, a sequence of `AnnotationSource`, says where the images and annotations are. There is one source for the whole data
   set, or one each for train and val.
-* `options`, an `ImportRules`, has the options of the import: which classes, which object is on top, and so on.
+* `options`, an `ImportOptions`, has the options of the import: which classes, which object is on top, and so on.
 
 It returns an `AnnotatedDataset`. It usually works in three steps:
 
 1. Read the annotation files (`importing.images.read_json`), and find the images by the names that they list
-   (`importing.image_index.ImageIndex.find_all`).
+   (`importing.image_index.ImageIndex.find_listed`).
 2. Choose the classes and their ids (`AnnotatedDataset.choose_classes`).
 3. Call `AnnotatedDataset.add` for each image, with a function that loads the image and returns an `AnnotatedImage`. That function
    is called later, once, in any thread; bind its arguments with `functools.partial`.
@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
+    from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportOptions
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class DatasetFormat:
     """
 
     annotations: str
-    read: "Callable[[Sequence[AnnotationSource], ImportRules], AnnotatedDataset]"
+    read: "Callable[[Sequence[AnnotationSource], ImportOptions], AnnotatedDataset]"
     images_beside_annotations: bool = False
 
 

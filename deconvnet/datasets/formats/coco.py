@@ -15,7 +15,7 @@ from typing import Any
 
 from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.importing import shapes
-from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules, Loss, case_folded
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportOptions, LostAnnotation, case_folded
 from deconvnet.datasets.importing.image_index import ImageIndex, common_spelling, complete_name
 from deconvnet.datasets.importing.images import read_json
 from deconvnet.datasets.importing.painting import ImagePainter
@@ -27,7 +27,7 @@ from proposals.masks import VOID_ID
 _SECTIONS = ("images", "annotations", "categories")
 
 
-def read_coco(sources: Sequence[AnnotationSource], options: ImportRules) -> AnnotatedDataset:
+def read_coco(sources: Sequence[AnnotationSource], options: ImportOptions) -> AnnotatedDataset:
     """Read one or two COCO JSON files as one data set.
 
     Args:
@@ -146,12 +146,12 @@ def _add_images(
     source: AnnotationSource,
     document: Mapping[str, Any],
     converter: "_Converter",
-    options: ImportRules,
+    options: ImportOptions,
 ) -> None:
     """Add the images of one COCO file to a data set, without loading them.
 
     Images that can't be used are added to `dataset.rejects`, and annotations of images that the file does not list to
-    `dataset.losses`.
+    `dataset.lost_annotations`.
 
     Args:
         dataset: data set to add to.
@@ -170,7 +170,7 @@ def _add_images(
     names: dict[Any, set[str]] = defaultdict(set)
     for image in document["images"]:
         names[_image_key(image.get("id"))].add(str(image.get("file_name")))
-    found, missing, notes = index.find_all(name for of_image in names.values() for name in of_image)
+    found, missing, notes = index.find_listed(name for of_image in names.values() for name in of_image)
     dataset.notes += notes
     ids_of = Counter(file for of_image in names.values() for file in {found[name] for name in of_image if name in found})
     added = set()
@@ -195,7 +195,7 @@ def _add_images(
     if unlisted and len(unlisted) == len(document["annotations"]):
         raise UserError(f"--annotations {source.annotations}: no annotation has the id of one of its images (image_id)")
     lost = [(f"image {each.get('image_id')}", source.annotations, converter.describe_unlisted(each)) for each in unlisted]
-    dataset.losses += [(image, uri, each) for image, uri, each in lost if each]
+    dataset.lost_annotations += [(image, uri, each) for image, uri, each in lost if each]
     if unlisted and (without := sum(not annotations[key] for key in names)):
         dataset.notes.append(f"{source.annotations}: {without:,} images that it lists have no annotation")
 
@@ -252,7 +252,7 @@ class _Converter:
                 converted.append(self._convert_one(name, annotation))
         return shapes.ImageAnnotations((image.get("width"), image.get("height")), converted)
 
-    def describe_unlisted(self, annotation: Mapping[str, Any]) -> Loss | None:
+    def describe_unlisted(self, annotation: Mapping[str, Any]) -> LostAnnotation | None:
         """Describe an annotation whose image the file does not list. Returns None if its class is not imported."""
         category = annotation.get("category_id")
         with suppress(BadInput):
@@ -260,7 +260,9 @@ class _Converter:
         label = self.names.get(category, f"category {category}") if isinstance(category, int) else f"category {category}"
         if self.ids.get(label, VOID_ID) == 0:
             return None
-        return Loss(f"annotation {annotation.get('id')}", label, "is of an image that the file does not list under images")
+        return LostAnnotation(
+            f"annotation {annotation.get('id')}", label, "is of an image that the file does not list under images"
+        )
 
     def _convert_one(self, name: str, annotation: Mapping[str, Any]) -> shapes.Annotation:
         """Convert one annotation of a COCO file.

@@ -15,7 +15,7 @@ import numpy as np
 
 from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.importing import shapes
-from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportOptions
 from deconvnet.datasets.importing.image_index import ImageIndex, complete_name
 from deconvnet.datasets.importing.images import read_text
 from deconvnet.datasets.importing.painting import ImagePainter
@@ -27,7 +27,7 @@ _SPLITS = dict.fromkeys(("train", "training"), "train") | dict.fromkeys(("val", 
 _CORNERS = 256  # corners of the polygon that is drawn for an ellipse
 
 
-def read_cvat(sources: Sequence[AnnotationSource], options: ImportRules) -> AnnotatedDataset:
+def read_cvat(sources: Sequence[AnnotationSource], options: ImportOptions) -> AnnotatedDataset:
     """Read one or two CVAT files as one data set.
 
     Args:
@@ -61,7 +61,7 @@ FORMAT = DatasetFormat("CVAT's annotations.xml", read_cvat, images_beside_annota
 
 
 def _add_images(
-    dataset: AnnotatedDataset, source: AnnotationSource, document: Element, ids: Mapping[str, int], options: ImportRules
+    dataset: AnnotatedDataset, source: AnnotationSource, document: Element, ids: Mapping[str, int], options: ImportOptions
 ) -> None:
     """Add the images of a CVAT file to a data set, without loading them.
 
@@ -83,7 +83,7 @@ def _add_images(
     painter = ImagePainter(replace(options, small_over_large=False) if layers else options)
     names = [image.get("name", "") for image in images]
     paths = _listed_paths(images, index)
-    found, missing, notes = index.find_all(paths)
+    found, missing, notes = index.find_listed(paths)
     counts = Counter(found[path] for path in paths if path in found)
     first = dict(zip(reversed(names), reversed(paths), strict=True))  # the first path of each name, which subsets may share
     dataset.notes += notes
@@ -169,7 +169,7 @@ def _labels(document: Element) -> list[str]:
     return [name for name in dict.fromkeys(map(str.strip, [*listed, *used])) if name]
 
 
-def _convert(image: Element, ids: Mapping[str, int], options: ImportRules) -> shapes.ImageAnnotations:
+def _convert(image: Element, ids: Mapping[str, int], options: ImportOptions) -> shapes.ImageAnnotations:
     """Convert the XML entries of one image to shapes.
 
     Args:

@@ -17,7 +17,7 @@ import numpy as np
 
 from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.importing import shapes
-from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportOptions
 from deconvnet.datasets.importing.image_index import ImageIndex
 from deconvnet.datasets.importing.images import read_text
 from deconvnet.datasets.importing.painting import ImagePainter
@@ -53,7 +53,7 @@ class _Line:
     size: tuple[str | None, str | None]
 
 
-def read_kaggle(sources: Sequence[AnnotationSource], options: ImportRules) -> AnnotatedDataset:
+def read_kaggle(sources: Sequence[AnnotationSource], options: ImportOptions) -> AnnotatedDataset:
     """Read one or two tables of run lengths as one data set.
 
     Args:
@@ -75,7 +75,7 @@ def read_kaggle(sources: Sequence[AnnotationSource], options: ImportRules) -> An
     for source, (table, order) in zip(sources, tables, strict=True):
         dataset.notes.append(f"{source.annotations}: the pixels of run lengths are counted along the {order} (see --run_order)")
         index, painter = ImageIndex(source.images), ImagePainter(options)
-        found, missing, notes = index.find_all(table)
+        found, missing, notes = index.find_listed(table)
         dataset.notes += notes
         lines_of: dict[str, list[_Line]] = defaultdict(list)
         for name, lines in table.items():
@@ -94,7 +94,7 @@ def read_kaggle(sources: Sequence[AnnotationSource], options: ImportRules) -> An
 FORMAT = DatasetFormat("the CSV file of run lengths", read_kaggle)
 
 
-def _read_table(file: str, options: ImportRules) -> tuple[dict[str, list[_Line]], str]:
+def _read_table(file: str, options: ImportOptions) -> tuple[dict[str, list[_Line]], str]:
     """Read a table of run lengths.
 
     Args:

@@ -23,7 +23,7 @@ from PIL import Image
 from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.image_folder import SUFFIXES
 from deconvnet.datasets.importing import shapes
-from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportOptions
 from deconvnet.datasets.importing.image_index import ImageIndex, normalise
 from deconvnet.datasets.importing.images import SourceImage, read_json, same_image
 from deconvnet.datasets.importing.painting import ImagePainter
@@ -42,7 +42,7 @@ _NOT_THE_FILE = "was taken from its JSON file (imageData), because its image fil
 _EMBEDDED_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png"}  # file name suffix by name of the format in Pillow
 
 
-def read_labelme(sources: Sequence[AnnotationSource], options: ImportRules) -> AnnotatedDataset:
+def read_labelme(sources: Sequence[AnnotationSource], options: ImportOptions) -> AnnotatedDataset:
     """Read one or two folders of LabelMe files as one data set.
 
     Args:
@@ -172,7 +172,7 @@ def _find_images(index: ImageIndex, image_paths: Mapping[str, str]) -> tuple[dic
         notes: sentences for the user about images that were found by file name, whatever their folder.
     """
     listed = {name: PurePosixPath(name).parent / path.replace("\\", "/") for name, path in image_paths.items() if path}
-    found, _, notes = index.find_all(str(path) for path in listed.values())
+    found, _, notes = index.find_listed(str(path) for path in listed.values())
     images = {name: found[str(path)] for name, path in listed.items() if str(path) in found}
     taken = set(images.values())
     for name in listed.keys() - images.keys():

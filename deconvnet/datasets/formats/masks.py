@@ -13,7 +13,7 @@ import numpy as np
 from deconvnet.datasets import voc
 from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.importing.class_table import ClassTable, infer_table, read_table
-from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotatedImage, AnnotationSource, ImportRules
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotatedImage, AnnotationSource, ImportOptions
 from deconvnet.datasets.importing.image_index import ImageIndex, normalise
 from deconvnet.datasets.importing.images import as_layout_file, read_input, read_text
 from deconvnet.datasets.importing.mask_values import MaskValues, read_mask_values
@@ -21,9 +21,9 @@ from deconvnet.datasets.importing.orientation import (
     Evidence,
     FrameChooser,
     apply_orientation,
+    collect_evidence,
     displayed_size,
     is_reoriented,
-    weigh_image,
 )
 from deconvnet.datasets.thread_map import thread_map
 from infra import storage
@@ -35,7 +35,7 @@ _TABLES = ("_classes.csv", "class_dict.csv", "labelmap.txt", "label_colors.txt")
 _SAMPLE = 200  # masks whose values are read to check a class table that the user named
 
 
-def read_masks(sources: Sequence[AnnotationSource], options: ImportRules) -> AnnotatedDataset:
+def read_masks(sources: Sequence[AnnotationSource], options: ImportOptions) -> AnnotatedDataset:
     """Read one or two folders of masks as one data set.
 
     Args:
@@ -46,7 +46,7 @@ def read_masks(sources: Sequence[AnnotationSource], options: ImportRules) -> Ann
             the classes are inferred from the values of all masks.
 
     Returns:
-        The data set. Its `class_table_text` is the table that was given or inferred.
+        The data set. Its `class_table` is the table that was given or inferred.
 
     Raises:
         UserError: if a folder of masks has no mask for any of its images, the table can't be read, or the values of the masks
@@ -70,11 +70,11 @@ def read_masks(sources: Sequence[AnnotationSource], options: ImportRules) -> Ann
             )
     table = _make_table([uri for *_, uri in pairs], options)
     dataset.notes += table.notes
-    dataset.classes, dataset.class_table_text = table.classes, table.to_text()
+    dataset.classes, dataset.class_table = table.classes, table.to_text()
     frames = {source.annotations: FrameChooser() for source in sources}
     for source, index, name, uri in pairs:
         chooser = frames[source.annotations]
-        chooser.weigh.append(partial(_weigh, index, name, uri, options))
+        chooser.evidence_readers.append(partial(_read_evidence, index, name, uri, options))
         dataset.add(name, uri, source.split, partial(_load, index, name, uri, table, chooser, options))
     return dataset
 
@@ -82,7 +82,9 @@ def read_masks(sources: Sequence[AnnotationSource], options: ImportRules) -> Ann
 FORMAT = DatasetFormat("the folder of masks", read_masks)
 
 
-def _match(dataset: AnnotatedDataset, source: AnnotationSource, index: ImageIndex, options: ImportRules) -> list[tuple[str, str]]:
+def _match(
+    dataset: AnnotatedDataset, source: AnnotationSource, index: ImageIndex, options: ImportOptions
+) -> list[tuple[str, str]]:
     """Find the images and masks of a source that belong together.
 
     Args:
@@ -201,7 +203,7 @@ def _by_stem(names: Sequence[str], suffix: str) -> dict[str, list[str]]:
     return stems
 
 
-def _make_table(uris: Sequence[str], options: ImportRules) -> ClassTable:
+def _make_table(uris: Sequence[str], options: ImportOptions) -> ClassTable:
     """Read the class table that the user named, or infer one from the values of the masks.
 
     Args:
@@ -271,7 +273,7 @@ def _describe_palettes(masks: Mapping[str, MaskValues]) -> str:
     return ""
 
 
-def _weigh(index: ImageIndex, name: str, mask_uri: str, options: ImportRules) -> Evidence | None:
+def _read_evidence(index: ImageIndex, name: str, mask_uri: str, options: ImportOptions) -> Evidence | None:
     """Compare the sizes of a mask and its image to find out whether the image was annotated as stored or as displayed.
 
     Args:
@@ -291,11 +293,11 @@ def _weigh(index: ImageIndex, name: str, mask_uri: str, options: ImportRules) ->
     if not is_reoriented(image):
         return None
     size = image_size(read_input(mask_uri), options.max_pixels)
-    return weigh_image(image, size, np.zeros((0, 2)), {}, options.max_pixels)
+    return collect_evidence(image, size, np.zeros((0, 2)), {}, options.max_pixels)
 
 
 def _load(
-    index: ImageIndex, name: str, mask_uri: str, table: ClassTable, chooser: FrameChooser, options: ImportRules
+    index: ImageIndex, name: str, mask_uri: str, table: ClassTable, chooser: FrameChooser, options: ImportOptions
 ) -> AnnotatedImage:
     """Load one image and its class mask. No object mask is made.
 
@@ -316,7 +318,7 @@ def _load(
     image = index.read(name)
     displayed_size(image, options.max_pixels)  # rejects a bad image before its mask is read
     class_mask, strange = table.read_class_mask(read_input(mask_uri), options)
-    evidence = weigh_image(image, class_mask.shape[::-1], np.zeros((0, 2)), {}, options.max_pixels)
+    evidence = collect_evidence(image, class_mask.shape[::-1], np.zeros((0, 2)), {}, options.max_pixels)
     frame, remark = chooser.choose(evidence)
     if frame == "stored":
         class_mask = apply_orientation(image, class_mask)

@@ -22,7 +22,7 @@ from PIL import Image
 from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.image_folder import SUFFIXES
 from deconvnet.datasets.importing import shapes
-from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportOptions
 from deconvnet.datasets.importing.image_index import ImageIndex, normalise
 from deconvnet.datasets.importing.images import read_json
 from deconvnet.datasets.importing.painting import ImagePainter
@@ -34,7 +34,7 @@ from infra.runtime.progress import progress
 _MAX_BYTES, _MAX_PIXELS = 1 << 28, 100_000_000  # limits of a bitmap's PNG file
 
 
-def read_supervisely(sources: Sequence[AnnotationSource], options: ImportRules) -> AnnotatedDataset:
+def read_supervisely(sources: Sequence[AnnotationSource], options: ImportOptions) -> AnnotatedDataset:
     """Read one or two Supervisely projects as one data set.
 
     Args:
@@ -181,7 +181,7 @@ def _find_image(index: ImageIndex, images: Mapping[str, str], name: str, shown: 
     return found if found and (directly or "/" in found) else None
 
 
-def _convert(uri: str, ids: Mapping[str, int], options: ImportRules) -> shapes.ImageAnnotations:
+def _convert(uri: str, ids: Mapping[str, int], options: ImportOptions) -> shapes.ImageAnnotations:
     """Read an annotation file and convert its objects to shapes.
 
     Args:

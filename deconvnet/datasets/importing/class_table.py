@@ -13,7 +13,7 @@ import numpy as np
 from deconvnet.datasets.importing.dataset import (
     BACKGROUND,
     BACKGROUND_NAMES,
-    ImportRules,
+    ImportOptions,
     case_folded,
     check_class_names,
     describe_variants,
@@ -40,7 +40,7 @@ _NO_CLASS_NAMES = ("null", "none", "nothing", "bg", "no label", "no_label", "no 
 """Names that mean background if the class has id 0 (or is black), or if no class has id 0."""
 _MUCH_VOID = 0.5  # share of the pixels; a class with more of them is more likely the background than void
 _BLENDS = 3  # this many values that look like blends are taken for blends; one or two may be thin classes
-_DEFAULTS = ImportRules()
+_DEFAULTS = ImportOptions()
 _JPEG = "was saved as JPEG or WebP, which changes values along edges: export PNG, or give --table and --strange void"
 
 
@@ -60,7 +60,7 @@ class ClassTable:
     has_colours: bool
     notes: tuple[str, ...] = ()
 
-    def read_class_mask(self, data: bytes, options: ImportRules) -> tuple[np.ndarray, str]:
+    def read_class_mask(self, data: bytes, options: ImportOptions) -> tuple[np.ndarray, str]:
         """Decode a mask file and convert its values to class ids.
 
         Args:
@@ -138,7 +138,7 @@ def _format_value(value: int, is_colour: bool) -> str:
     return f"#{value:06x}" if is_colour else f"id {value}"
 
 
-def read_table(text: str, name: str, options: ImportRules = _DEFAULTS, masks: Sequence[MaskValues] = ()) -> ClassTable:
+def read_table(text: str, name: str, options: ImportOptions = _DEFAULTS, masks: Sequence[MaskValues] = ()) -> ClassTable:
     """Read a class table from the text of a file.
 
     Args:
@@ -158,7 +158,7 @@ def read_table(text: str, name: str, options: ImportRules = _DEFAULTS, masks: Se
     return _make_table(parse_rows(text, name), name, options, masks)
 
 
-def infer_table(masks_by_uri: Mapping[str, MaskValues], options: ImportRules = _DEFAULTS) -> ClassTable:
+def infer_table(masks_by_uri: Mapping[str, MaskValues], options: ImportOptions = _DEFAULTS) -> ClassTable:
     """Infer the class table from the values of all masks.
 
     Args:
@@ -206,7 +206,7 @@ def infer_table(masks_by_uri: Mapping[str, MaskValues], options: ImportRules = _
 
 
 def _make_table(
-    rows: Sequence[TableRow], source: str, options: ImportRules, masks: Sequence[MaskValues], notes: tuple[str, ...] = ()
+    rows: Sequence[TableRow], source: str, options: ImportOptions, masks: Sequence[MaskValues], notes: tuple[str, ...] = ()
 ) -> ClassTable:
     """Make a class table from rows of names and mask values: find the background, and number the other classes.
 
@@ -279,7 +279,7 @@ def _check_void(masks: Sequence[MaskValues]) -> None:
 
 
 def _find_background(
-    rows: Sequence[TableRow], source: str, options: ImportRules, masks: Sequence[MaskValues]
+    rows: Sequence[TableRow], source: str, options: ImportOptions, masks: Sequence[MaskValues]
 ) -> tuple[list[str], str, str]:
     """Find out which class is the background.
 

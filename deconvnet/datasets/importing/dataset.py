@@ -24,13 +24,13 @@ _MAX_CLASSES = 254  # classes besides background: ids have 8 bits, and 255 is vo
 
 
 @dataclass(frozen=True)
-class ImportRules:
+class ImportOptions:
     """Options of an import: how annotations become masks. A format ignores the options that do not apply to it.
 
     Attributes:
         classes: names of the classes to import, in the order of their ids, with or without background. If empty, all are
             imported.
-        known: class names of the data set that the images are added to, in the order of their ids; empty for a new
+        existing_classes: class names of the data set that the images are added to, in the order of their ids; empty for a new
             data set. If `classes` is empty, these classes are imported. Then any other class in the annotations is an
             error, but not every one of these classes must occur.
         background: name of the background class, if it is not "background". For masks it may also be the mask value of that
@@ -54,7 +54,7 @@ class ImportRules:
     """
 
     classes: tuple[str, ...] = ()
-    known: tuple[str, ...] = ()
+    existing_classes: tuple[str, ...] = ()
     background: str | None = None
     fold_case: bool = False
     small_over_large: bool = True
@@ -87,7 +87,7 @@ class AnnotationSource:
 
 
 @dataclass(frozen=True)
-class Loss:
+class LostAnnotation:
     """An annotation that is left out or becomes void instead of an object, although its class is imported.
 
     Attributes:
@@ -120,7 +120,7 @@ class AnnotatedImage:
         overlap_pixels: number of pixels that more than one object covers.
         hidden_objects: number of objects that lie wholly under others.
         annotations: number of annotations of classes to import; 0 if it is not known.
-        losses: the annotations that become void or are left out, with the reasons.
+        lost_annotations: the annotations that become void or are left out, with the reasons.
         remark: phrase about the image for the user, such as "is tiny"; "" if there is none. The summary of the import counts the
             images with each remark.
     """
@@ -132,7 +132,7 @@ class AnnotatedImage:
     overlap_pixels: int = 0
     hidden_objects: int = 0
     annotations: int = 0
-    losses: tuple[Loss, ...] = ()
+    lost_annotations: tuple[LostAnnotation, ...] = ()
     remark: str = ""
 
 
@@ -163,21 +163,21 @@ class AnnotatedDataset:
         entries: images to import, in the order in which the source lists them.
         rejects: a Reject (an input that can't be used, with the reason) for each image that is known to be unusable before any
             image is loaded.
-        losses: annotations of imported classes whose image is not in the source, as tuples: id or name of the missing
+        lost_annotations: annotations of imported classes whose image is not in the source, as tuples: id or name of the missing
             image, path or URI of the annotation file, and the reason.
         notes: sentences for the user about the data set as a whole.
         source_names: name of each image in the source, such as a relative path, by image id.
-        class_table_text: text of the class table, which says which class each mask value stands for. None for formats whose
+        class_table: text of the class table, which says which class each mask value stands for. None for formats whose
             annotations are not masks.
     """
 
     classes: tuple[str, ...] = ()
     entries: list[DatasetEntry] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
-    losses: list[tuple[str, str, Loss]] = field(default_factory=list)
+    lost_annotations: list[tuple[str, str, LostAnnotation]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     source_names: dict[str, str] = field(default_factory=dict, repr=False)
-    class_table_text: str | None = None
+    class_table: str | None = None
 
     def add(self, name: str, uri: str, split: str | None, load: Callable[[], AnnotatedImage], source_name: str = "") -> None:
         """Add an image to the data set, without loading it.
@@ -204,18 +204,18 @@ class AnnotatedDataset:
             self.entries.append(DatasetEntry(image_id, uri, split, load))
 
     @property
-    def says_splits(self) -> bool:
+    def has_splits(self) -> bool:
         """Return whether the source assigns any image to train or val."""
         return any(entry.split in ("train", "val") for entry in self.entries)
 
-    def choose_classes(self, annotated: Sequence[str], options: ImportRules, must_exist: bool = True) -> dict[str, int]:
+    def choose_classes(self, annotated: Sequence[str], options: ImportOptions, must_exist: bool = True) -> dict[str, int]:
         """Choose the classes of the data set, and the class id of each class name in the annotations.
 
         Sentences for the user about the choice are added to `notes`, for example that names differ only in case.
 
         Args:
             annotated: class names in the annotations, in the order of their ids; they may repeat.
-            options: options of the import. `classes`, `known`, `others_void`, `background` and `fold_case` apply.
+            options: options of the import. `classes`, `existing_classes`, `others_void`, `background` and `fold_case` apply.
             must_exist: True to raise an error if any of `options.classes` is missing from the annotations, False only if all are.
 
         Returns:
@@ -223,7 +223,7 @@ class AnnotatedDataset:
 
         Raises:
             UserError: if classes of `options.classes` or `options.background` are missing, a class is not among
-                `options.known`, there are no classes or more than 254, or a name is empty or unprintable.
+                `options.existing_classes`, there are no classes or more than 254, or a name is empty or unprintable.
         """
         key = case_folded if options.fold_case else str
         first: dict[str, str] = {}
@@ -233,18 +233,18 @@ class AnnotatedDataset:
         if asked and asked not in first:
             raise UserError(f"--background {options.background} is not in the annotations, which have {_some(first.values())}")
         background = {each for each, name in first.items() if each == asked or name.lower() in BACKGROUND_NAMES}
-        chosen = options.classes or options.known
+        chosen = options.classes or options.existing_classes
         requested = {key(name): name for name in chosen if name.lower() not in BACKGROUND_NAMES and key(name) != asked}
         found = {each: name for each, name in first.items() if each not in background}
         strange = [name for each, name in found.items() if each not in requested]
-        if strange and options.known and not options.classes:
+        if strange and options.existing_classes and not options.classes:
             raise UserError(
                 f"the annotations have the class {_some(strange)}, and the data set has {_some(requested.values())}: rename it "
                 "in the annotations, or leave it out by naming the others in --classes"
             )
         names = requested or found
         unknown = [name for each, name in names.items() if each not in found]
-        if unknown and not options.known and (must_exist or len(unknown) == len(names)):
+        if unknown and not options.existing_classes and (must_exist or len(unknown) == len(names)):
             raise UserError(f"--classes: {', '.join(unknown)} is not in the annotations, which have {_some(found.values())}")
         check_class_names(list(names.values()))
         if unknown:
@@ -294,7 +294,7 @@ def describe_variants(names: Iterable[str], joined: bool) -> list[str]:
 
     Args:
         names: class names.
-        joined: True if they were made one class (`ImportRules.fold_case`), False if each remains a class.
+        joined: True if they were made one class (`ImportOptions.fold_case`), False if each remains a class.
 
     Returns:
         One sentence for the user for each group of such names. The list is empty if there is no such group.

@@ -23,9 +23,9 @@ class NameIndex:
     * If none of them exists, the image must lie in the folder of images itself, not in a subfolder of it.
     * A name without the suffix of an image file, such as frame_1, fits an image whose path is this name and such a suffix.
 
-    `find_many` and `find_all` consider all listed names together. If at least one listed folder exists (or is the folder of
+    `find_many` and `find_listed` consider all listed names together. If at least one listed folder exists (or is the folder of
     images itself), then images in listed folders that don't exist are missing. If no listed folder exists, the list was made on
-    another machine, and `find_all` finds the images by their file names, whatever the folders.
+    another machine, and `find_listed` finds the images by their file names, whatever the folders.
 
     Attributes:
         folder: the folder or bucket prefix of the images. Its name may be part of the names that are searched.
@@ -54,7 +54,7 @@ class NameIndex:
     def find(self, name: str) -> str | None:
         """Find an image by the name that an annotation gives it.
 
-        Use `find_all` or `find_many` where all names are known beforehand.
+        Use `find_listed` or `find_many` where all names are known beforehand.
 
         Args:
             name: path of the image, in which folders are separated by "/" or "\\".
@@ -88,7 +88,7 @@ class NameIndex:
                 found[name] = file
         return found, missing
 
-    def find_all(self, names: Iterable[str]) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    def find_listed(self, names: Iterable[str]) -> tuple[dict[str, str], dict[str, str], list[str]]:
         """Find the images of all names that a data set lists.
 
         If several names fit one image, only the names that are its path find it, such as 1.jpg, ./1.jpg and 1 for 1.jpg. (So

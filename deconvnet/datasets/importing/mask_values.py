@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from deconvnet.datasets.importing.dataset import BACKGROUND, BACKGROUND_NAMES, ImportRules
+from deconvnet.datasets.importing.dataset import BACKGROUND, BACKGROUND_NAMES, ImportOptions
 from deconvnet.datasets.importing.table_text import TableRow
 from deconvnet.datasets.palette import VOC_CLASSES, VOC_PALETTE
 from deconvnet.datasets.validation.lossy_masks import is_lossy
@@ -319,7 +319,7 @@ def rows_of_ids(values: Sequence[int], background: str | None) -> tuple[list[Tab
     return [TableRow(zero, 0, False), *rows], f"each id found was taken for a class, 0 for {zero}, 255 for void"
 
 
-def rows_of_names(options: ImportRules, values: Sequence[int]) -> list[TableRow]:
+def rows_of_names(options: ImportOptions, values: Sequence[int]) -> list[TableRow]:
     """Make the rows of a class table from the option `--classes`, whose names belong to the ids 0, 1, 2 and so on.
 
     Args:

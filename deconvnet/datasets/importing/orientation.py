@@ -26,7 +26,7 @@ from proposals.image_codec import DAMAGE_ERRORS, encode_mask, image_size
 
 Frame = Literal["stored", "displayed"]
 _ENOUGH = 100  # reading stops once this many images of an annotation file show their frame
-_ENOUGH_TURNED = 1000  # reading also stops after this many images with an EXIF orientation
+_ENOUGH_REORIENTED = 1000  # reading also stops after this many images with an EXIF orientation
 _SPREAD = 500  # this many images, evenly spread over the annotation file, are read first
 GUESSED = "has an EXIF orientation, and nothing tells whether it was annotated as stored or as displayed: displayed is assumed"
 _FEW = 0.1  # a minority of up to this share of the majority is ignored; its points may have been set carelessly
@@ -70,7 +70,7 @@ class Evidence:
     points: Frame | None
 
 
-def weigh_image(
+def collect_evidence(
     image: bytes, stated: Sequence[Any], points: np.ndarray, masks: Mapping[str, tuple[int, int]], max_pixels: int
 ) -> Evidence:
     """Collect the evidence of one image for the frame in which it was annotated, as stored or as displayed.
@@ -157,12 +157,12 @@ class FrameChooser:
     from several threads.
 
     Attributes:
-        weigh: for each image of the file, a function that returns its evidence, or None if the image is displayed as
+        evidence_readers: for each image of the file, a function that returns its evidence, or None if the image is displayed as
             it is stored. It may raise BadInput. The functions are called once `choose` gets an image whose own
             evidence does not decide. All must be in the list before `choose` is called.
     """
 
-    weigh: list[Callable[[], Evidence | None]] = field(default_factory=list)
+    evidence_readers: list[Callable[[], Evidence | None]] = field(default_factory=list)
     _lock: Lock = field(default_factory=Lock)
     _votes: Counter[tuple[Frame | None, Frame | None]] | None = None
 
@@ -216,13 +216,13 @@ class FrameChooser:
         with self._lock:
             if self._votes is None:
                 self._votes = Counter()
-                step = -(-len(self.weigh) // _SPREAD)
-                for weigh in (each for start in range(step) for each in self.weigh[start::step]):
+                step = -(-len(self.evidence_readers) // _SPREAD)
+                for read_evidence in (each for start in range(step) for each in self.evidence_readers[start::step]):
                     with contextlib.suppress(BadInput):  # the image is rejected when it is loaded
-                        if evidence := weigh():
+                        if evidence := read_evidence():
                             self._votes[evidence.size, evidence.points] += 1
                     telling = sum(count for (_, points), count in self._votes.items() if points)
-                    if telling >= _ENOUGH or self._votes.total() >= _ENOUGH_TURNED:
+                    if telling >= _ENOUGH or self._votes.total() >= _ENOUGH_REORIENTED:
                         break
             return self._votes
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deconvnet.datasets.importing.dataset import AnnotatedImage, ImportRules, Loss
+from deconvnet.datasets.importing.dataset import AnnotatedImage, ImportOptions, LostAnnotation
 from deconvnet.datasets.importing.images import SourceImage, as_layout_file
-from deconvnet.datasets.importing.orientation import Evidence, FrameChooser, apply_orientation, is_reoriented, weigh_image
+from deconvnet.datasets.importing.orientation import Evidence, FrameChooser, apply_orientation, collect_evidence, is_reoriented
 from deconvnet.datasets.importing.regions import Region, merge_regions
 from deconvnet.datasets.importing.shapes import Annotation, ImageAnnotations, prefix_errors
 from infra.errors import BadInput
@@ -79,7 +79,7 @@ class ImagePainter:
     has an EXIF orientation, all planned images help to find out whether it was annotated as stored or as displayed.
     """
 
-    def __init__(self, options: ImportRules) -> None:
+    def __init__(self, options: ImportOptions) -> None:
         """Create a painter. Of the options `options` of the import, `small_over_large` and `max_pixels` apply."""
         self._options = options
         self._frames = FrameChooser()
@@ -98,12 +98,12 @@ class ImagePainter:
             A function for `AnnotatedDataset.add`, which paints the image. It raises BadInput if the image or an annotation can't
             be used.
         """
-        self._frames.weigh.append(
-            lambda: self._weigh(image, read_annotations()) if is_reoriented(image := read_image().data) else None
+        self._frames.evidence_readers.append(
+            lambda: self._collect_evidence(image, read_annotations()) if is_reoriented(image := read_image().data) else None
         )
         return lambda: self._paint(read_image(), read_annotations())
 
-    def _weigh(self, image: bytes, annotated: ImageAnnotations) -> Evidence:
+    def _collect_evidence(self, image: bytes, annotated: ImageAnnotations) -> Evidence:
         """Collect the evidence of an image for whether it was annotated as stored or as displayed.
 
         Args:
@@ -119,7 +119,7 @@ class ImagePainter:
         drawn = {each.name: each.shape for each in annotated.annotations if each.shape}
         points = np.concatenate([np.zeros((0, 2)), *(shape.points for shape in drawn.values())])
         masks = {name: shape.mask_size for name, shape in drawn.items() if shape.mask_size}
-        return weigh_image(image, annotated.size, points, masks, self._options.max_pixels)
+        return collect_evidence(image, annotated.size, points, masks, self._options.max_pixels)
 
     def _paint(self, image: SourceImage, annotated: ImageAnnotations) -> AnnotatedImage:
         """Make the masks of an image.
@@ -134,7 +134,7 @@ class ImagePainter:
         Raises:
             BadInput: if the image or an annotation can't be used.
         """
-        evidence = self._weigh(image.data, annotated)
+        evidence = self._collect_evidence(image.data, annotated)
         frame, remark = self._frames.choose(evidence)
         width, height = evidence.sizes[frame]
         regions, lost, crowds = _draw(annotated.annotations, height, width)
@@ -154,7 +154,7 @@ class ImagePainter:
         )
 
 
-def _draw(annotations: Sequence[Annotation], height: int, width: int) -> tuple[list[Region], list[Loss], str]:
+def _draw(annotations: Sequence[Annotation], height: int, width: int) -> tuple[list[Region], list[LostAnnotation], str]:
     """Draw the annotations of an image.
 
     Args:
@@ -184,6 +184,6 @@ def _draw(annotations: Sequence[Annotation], height: int, width: int) -> tuple[l
             else:
                 reason = "covers no pixel"
         if reason and each.class_id is not None:
-            lost.append(Loss(each.name, each.label, reason, each.remedy))
+            lost.append(LostAnnotation(each.name, each.label, reason, each.remedy))
     others = f"has crowds of classes that are not imported ({', '.join(sorted(crowds))}), which become void" if crowds else ""
     return [merge_regions(pieces) for pieces in groups.values()], lost, others

@@ -66,7 +66,7 @@ def split_images(
     val_list: Sequence[str] | None = None,
     val_share: float = 0.2,
     seed: int = 0,
-    among: Collection[str] = (),
+    existing_ids: Collection[str] = (),
 ) -> dict[str, str]:
     """Assign each image of a data set to train or val.
 
@@ -82,7 +82,7 @@ def split_images(
         val_list: names or ids of the images of val; None if the user gave no such list.
         val_share: share of the images to choose for val if it is chosen at random, in [0, 1).
         seed: seed of the random choice.
-        among: ids of the images of the existing data set, if these images are added to one. They take part in the draw,
+        existing_ids: ids of the images of the existing data set, if these images are added to one. They take part in the draw,
             so that a few new images get the splits that they would get if all images were imported at once.
 
     Returns:
@@ -97,10 +97,10 @@ def split_images(
             dataset.notes.append(f"{len(others):,} annotated images are in neither list and are left out")
     elif has_lists:
         splits |= dict.fromkeys(others, "train" if train_list is None else "val")
-    elif dataset.says_splits:
+    elif dataset.has_splits:
         splits = {image_id: split or "train" for image_id, split in others.items()}
     else:
-        drawn = draw_val({*others, *among}, val_share, seed)
+        drawn = draw_val({*others, *existing_ids}, val_share, seed)
         splits = {image_id: "val" if image_id in drawn else "train" for image_id in others}
     if tests := [entry.image_id for entry in unlisted if entry.split == "test"]:
         dataset.notes.append(f"{len(tests):,} images that belong to test are left out, such as {tests[0]}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deconvnet.datasets import voc
-from deconvnet.datasets.importing.dataset import STAGE, AnnotatedDataset, AnnotatedImage, DatasetEntry, Loss
+from deconvnet.datasets.importing.dataset import STAGE, AnnotatedDataset, AnnotatedImage, DatasetEntry, LostAnnotation
 from deconvnet.datasets.palette import VOC_PALETTE
 from deconvnet.datasets.thread_map import thread_map
 from infra import storage
@@ -32,12 +32,12 @@ class _Written(NamedTuple):
     """The data about one written image that go into the summary of the import.
 
     Attributes:
-        losses: annotations that became void or were left out.
+        lost_annotations: annotations that became void or were left out.
         remark: phrase about the image, printed for the user, such as "is tiny"; "" if there is none.
         counts: numbers to add up over all images, as in `ImportSummary.counts`.
     """
 
-    losses: tuple[Loss, ...]
+    lost_annotations: tuple[LostAnnotation, ...]
     remark: str
     counts: Counter[str]
 
@@ -49,7 +49,7 @@ class ImportSummary:
     Attributes:
         splits: sorted ids of the imported images by split, "train" and "val".
         rejects: a Reject (an input that can't be used, with the reason) for each image that could not be imported.
-        losses: annotations that became void or were left out: the id of the image, the file that names it, and the
+        lost_annotations: annotations that became void or were left out: the id of the image, the file that names it, and the
             reason.
         remarks: number of images by remark, a phrase about an image such as "is tiny".
         counts: numbers over all imported images: "pixels", "overlap_pixels" (that more than one object covers),
@@ -59,7 +59,7 @@ class ImportSummary:
 
     splits: dict[str, list[str]]
     rejects: list[Reject] = field(default_factory=list)
-    losses: list[tuple[str, str, Loss]] = field(default_factory=list)
+    lost_annotations: list[tuple[str, str, LostAnnotation]] = field(default_factory=list)
     remarks: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -75,7 +75,7 @@ class ImportSummary:
             self.rejects.append(result)
             return
         self.splits[split].append(entry.image_id)
-        self.losses += [(entry.image_id, entry.uri, lost) for lost in result.losses]
+        self.lost_annotations += [(entry.image_id, entry.uri, lost) for lost in result.lost_annotations]
         self.remarks.update([result.remark] if result.remark else [])
         self.counts.update(result.counts)
 
@@ -83,16 +83,16 @@ class ImportSummary:
         """Return the rows of rejects.csv (the columns are `REJECTS_HEADING`): first the images, then the annotations."""
         return [
             *(("image", reject.image_id, reject.path, reject.reason) for reject in self.rejects),
-            *(("annotation", image_id, uri, str(lost)) for image_id, uri, lost in self.losses),
+            *(("annotation", image_id, uri, str(lost)) for image_id, uri, lost in self.lost_annotations),
         ]
 
-    def count_losses(self) -> list[tuple[str, str, int]]:
+    def count_lost(self) -> list[tuple[str, str, int]]:
         """Count the annotations that became void or were left out, by their class and the reason.
 
         Returns:
             Tuples of the class name in the annotations, the reason, and the number of such annotations, the largest number first.
         """
-        counts = Counter((lost.label, lost.reason) for *_, lost in self.losses)
+        counts = Counter((lost.label, lost.reason) for *_, lost in self.lost_annotations)
         return [(*key, count) for key, count in counts.most_common()]
 
 
@@ -166,8 +166,8 @@ def load_images(
             already given to `store`.
     """
     entries = [entry for entry in dataset.entries if entry.image_id in splits]
-    summary = ImportSummary({"train": [], "val": []}, list(dataset.rejects), list(dataset.losses))
-    summary.counts["annotations"] += len(dataset.losses)
+    summary = ImportSummary({"train": [], "val": []}, list(dataset.rejects), list(dataset.lost_annotations))
+    summary.counts["annotations"] += len(dataset.lost_annotations)
 
     def import_one(entry: DatasetEntry) -> _Written | Reject:
         try:
@@ -181,7 +181,7 @@ def load_images(
     for entry, result in zip(entries, thread_map(import_one, entries, threads, "importing", "images"), strict=True):
         summary.add(entry, splits[entry.image_id], result)
     _check_summary(summary, len(entries) + len(dataset.rejects), max_rejects, min_images)
-    _check_losses(summary, max_void)
+    _check_lost(summary, max_void)
     dataset.notes += [f"{count:,}× an image {remark}" for remark, count in summary.remarks.items()]
     return summary
 
@@ -195,7 +195,7 @@ def _measure(image: AnnotatedImage) -> _Written:
         hidden_objects=image.hidden_objects,
         annotations=image.annotations,
     )
-    return _Written(image.losses, image.remark, counts)
+    return _Written(image.lost_annotations, image.remark, counts)
 
 
 def _write_image(image_id: str, image: AnnotatedImage, folder: Path) -> None:
@@ -241,7 +241,7 @@ def _check_summary(summary: ImportSummary, inputs: int, max_rejects: float, min_
             )
 
 
-def _check_losses(summary: ImportSummary, max_void: float) -> None:
+def _check_lost(summary: ImportSummary, max_void: float) -> None:
     """Check that not too many annotations became void or were left out.
 
     Args:
@@ -251,11 +251,11 @@ def _check_losses(summary: ImportSummary, max_void: float) -> None:
     Raises:
         UserError: if the share is larger. The message names the options that turn such annotations into objects.
     """
-    count, total = len(summary.losses), summary.counts["annotations"]
+    count, total = len(summary.lost_annotations), summary.counts["annotations"]
     if count > max_void * max(total, count):
-        found = summary.count_losses()
+        found = summary.count_lost()
         reasons = "; ".join(f"{number:,}× {label} {reason}" for label, reason, number in found[:5]) + ("; …" if found[5:] else "")
-        remedies = dict.fromkeys(lost.remedy for *_, lost in summary.losses if lost.remedy)
+        remedies = dict.fromkeys(lost.remedy for *_, lost in summary.lost_annotations if lost.remedy)
         raise UserError(
             f"{count:,} of {total:,} annotations don't become objects ({reasons}), and max_void allows {max_void:.0%}: correct "
             f"them, {''.join(f'give {remedy}, ' for remedy in remedies)}leave their classes out by --classes, or raise "
@@ -304,7 +304,7 @@ def _write_lists(dataset: AnnotatedDataset, summary: ImportSummary, folder: Path
         "images": {split: len(ids) for split, ids in summary.splits.items()},
         "rejects": len(summary.rejects),
         "annotations": summary.counts["annotations"],
-        "losses": [{"class": label, "reason": reason, "annotations": n} for label, reason, n in summary.count_losses()],
+        "losses": [{"class": label, "reason": reason, "annotations": n} for label, reason, n in summary.count_lost()],
         "overlaps": {
             "images": summary.counts["overlapping_images"],
             "share_of_pixels": summary.counts["overlap_pixels"] / summary.counts["pixels"],

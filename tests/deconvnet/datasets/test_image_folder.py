@@ -17,7 +17,7 @@ def make(folder: Path, *names: str) -> None:
 def test_images_are_found_in_all_folders_by_suffix_in_any_case(tmp_path: Path) -> None:
     make(tmp_path, "z.jpg", "b/c/d.TIFF", "b/e.WebP", "b/a.b.png", "x.txt", ".h.jpg", ".cache/y.jpg", "b/._e.webp")
     make(tmp_path, "out/m.png", "out2/n.png")
-    found = list_folder(str(tmp_path), leave_out=str(tmp_path / "out")).images
+    found = list_folder(str(tmp_path), exclude=str(tmp_path / "out")).images
     assert [p.name for p in found] == ["b/a.b.png", "b/c/d.TIFF", "b/e.WebP", "out2/n.png", "z.jpg"]
     assert [p.stem for p in found] == ["b/a.b", "b/c/d", "b/e", "out2/n", "z"]
     assert not any(p.refused for p in found)
@@ -49,17 +49,17 @@ def test_links_to_nothing_are_refused_and_a_link_to_a_folder_above_lists_nothing
     make(tmp_path, "a.png", "b/c.jpg", "out/m.png")
     for link, target in (("a.jpg", "gone.jpg"), ("b/up", ".."), ("b/d.png", "c.jpg"), (".git", "gone"), ("note", "gone")):
         (tmp_path / link).symlink_to(target)
-    found = list_folder(str(tmp_path), leave_out=str(tmp_path / "out"))
+    found = list_folder(str(tmp_path), exclude=str(tmp_path / "out"))
     assert {p.name: p.refused for p in found.images} == {
         "a.jpg": "it is a broken link: was the file fetched (dvc pull, git annex get)?",
         "a.png": "",
         "b/c.jpg": "",
         "b/d.png": "",
     }
-    assert found.passed_over == ["note"]
+    assert found.other_files == ["note"]
     before = {p.name: p.stamp for p in found.images}
     make(tmp_path, "gone.jpg")
-    after = {p.name: p for p in list_folder(str(tmp_path), leave_out=str(tmp_path / "out")).images}
+    after = {p.name: p for p in list_folder(str(tmp_path), exclude=str(tmp_path / "out")).images}
     assert after["a.jpg"].stamp != before["a.jpg"] and not after["a.jpg"].refused
 
 
@@ -73,12 +73,12 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
 
 def test_files_passed_over_are_counted_and_named(tmp_path: Path) -> None:
     make(tmp_path, "a.jpg", "b/x.HEIC", "c.jp2", "d.jfif", "e.heic", ".DS_Store", "README", "out/m.txt")
-    found = list_folder(str(tmp_path), leave_out=str(tmp_path / "out"))
-    assert found.passed_over == ["README", "b/x.HEIC", "c.jp2", "d.jfif", "e.heic"]
-    assert found.passed_over_text.startswith("skipped 5 files whose suffix is not that of an image (2 .heic, ")
-    assert found.passed_over_text.endswith("): README, b/x.HEIC, c.jp2, d.jfif, e.heic")
+    found = list_folder(str(tmp_path), exclude=str(tmp_path / "out"))
+    assert found.other_files == ["README", "b/x.HEIC", "c.jp2", "d.jfif", "e.heic"]
+    assert found.other_files_text.startswith("skipped 5 files whose suffix is not that of an image (2 .heic, ")
+    assert found.other_files_text.endswith("): README, b/x.HEIC, c.jp2, d.jfif, e.heic")
     make(tmp_path, *(f"more/{i:02d}.raw" for i in range(30)))
-    assert list_folder(str(tmp_path)).passed_over_text.endswith(", …")
+    assert list_folder(str(tmp_path)).other_files_text.endswith(", …")
 
 
 def test_a_folder_of_other_files_alone_names_them(tmp_path: Path) -> None:
@@ -88,4 +88,4 @@ def test_a_folder_of_other_files_alone_names_them(tmp_path: Path) -> None:
     (tmp_path / "c.jpg").write_bytes(b"x")
     (tmp_path / "a.heic").unlink()
     (tmp_path / "b.heic").unlink()
-    assert list_folder(str(tmp_path)).passed_over_text == ""
+    assert list_folder(str(tmp_path)).other_files_text == ""

@@ -31,20 +31,20 @@ def test_new_images_leave_most_of_dev_unchanged():
 def test_images_of_an_earlier_table_stay_where_they_are_and_dev_grows_from_the_new_ones():
     before = assign_splits(TRAIN, VAL, 0.1, seed=0)
     new = [f"n{i}" for i in range(10)]
-    after = assign_splits([*TRAIN, *new], VAL, 0.1, seed=0, before=before)
+    after = assign_splits([*TRAIN, *new], VAL, 0.1, seed=0, earlier_splits=before)
     assert {image_id: after[image_id] for image_id in before} == before
     assert len(members(after, "dev") & set(new)) == 1
-    fewer = assign_splits(TRAIN[:100], [*VAL, *TRAIN[100:]], 0.1, seed=0, before=before)
+    fewer = assign_splits(TRAIN[:100], [*VAL, *TRAIN[100:]], 0.1, seed=0, earlier_splits=before)
     assert {i: fewer[i] for i in TRAIN[:100]} == {i: before[i] for i in TRAIN[:100]}
     assert members(fewer, "val") == {*VAL, *TRAIN[100:]}, "the lists decide on val"
-    moved = assign_splits([*TRAIN, *VAL], ["v"], 0.1, seed=0, before=before)
+    moved = assign_splits([*TRAIN, *VAL], ["v"], 0.1, seed=0, earlier_splits=before)
     assert len(members(moved, "dev")) == 23 and members(moved, "dev") - set(VAL) == members(before, "dev")
 
 
 def test_dev_is_drawn_anew_if_no_image_or_every_image_would_be_in_it():
     dev = members(assign_splits(TRAIN, VAL, 0.05, seed=0), "dev")
     for left in ([t for t in TRAIN if t not in dev], sorted(dev)):
-        found = assign_splits(left, VAL, 0.05, seed=0, before=assign_splits(TRAIN, VAL, 0.05, seed=0))
+        found = assign_splits(left, VAL, 0.05, seed=0, earlier_splits=assign_splits(TRAIN, VAL, 0.05, seed=0))
         assert 0 < len(members(found, "dev")) < len(left)
 
 

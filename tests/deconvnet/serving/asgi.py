@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from deconvnet.datasets.palette import class_palette
-from deconvnet.serving.gate import Gate
+from deconvnet.serving.app import ServingApp
 from deconvnet.serving.http import Answer, Reply, error_reply
 from deconvnet.serving.limits import Limits
 from deconvnet.serving.routing import LoadedModel
@@ -128,16 +128,16 @@ async def call(
     return received
 
 
-def made(predictors: Predictors | None = None, ready: bool = True, limits: Limits | None = None, **options: Any) -> Gate:
+def made(predictors: Predictors | None = None, ready: bool = True, limits: Limits | None = None, **options: Any) -> ServingApp:
     """A server with version 1, whose processes predict at once if they are `ready`."""
     predictors = predictors or Predictors()
     if ready:
         predictors.open.set()
-    return Gate(predictors, loaded(1), limits or Limits(max_bytes=20_000), **options)
+    return ServingApp(predictors, loaded(1), limits or Limits(max_bytes=20_000), **options)
 
 
-def ask(gate: Gate, *arguments: Any, **named: Any) -> Received:
-    return asyncio.run(call(gate, *arguments, **named))
+def ask(app: ServingApp, *arguments: Any, **named: Any) -> Received:
+    return asyncio.run(call(app, *arguments, **named))
 
 
 def error(received: Received) -> str:

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import pytest
 
 from deconvnet.serving import follow
-from deconvnet.serving.follow import Follower, challenger_uri, check_challenger, find_wanted
-from deconvnet.serving.gate import Gate
+from deconvnet.serving.app import ServingApp
+from deconvnet.serving.follow import Follower, challenger_uri, check_challenger, find_targets
 from deconvnet.serving.limits import Limits
-from deconvnet.serving.routing import LoadedModel, Wanted
+from deconvnet.serving.routing import LoadedModel, TargetVersions
 from deconvnet.tracking import registry
 from deconvnet.tracking.registry import NoSuchAlias, NotRegistered, Version
 from infra.errors import UserError
@@ -48,19 +48,19 @@ class Server:
 
     replicas: Replicas = field(default_factory=Replicas)
     predictors: Predictors = field(default_factory=Predictors)
-    wanted: Wanted | UserError = field(default_factory=lambda: Wanted(loaded(1).version))
+    targets: TargetVersions | UserError = field(default_factory=lambda: TargetVersions(loaded(1).version))
 
     def __post_init__(self) -> None:
-        self.gate = Gate(self.predictors, loaded(1), Limits(), canary=0.5)
-        self.follower = Follower(self.gate, self.replicas, self.find, 10)
+        self.app = ServingApp(self.predictors, loaded(1), Limits(), canary=0.5)
+        self.follower = Follower(self.app, self.replicas, self.find, 10)
 
-    def find(self) -> Wanted:
-        if isinstance(self.wanted, UserError):
-            raise self.wanted
-        return self.wanted
+    def find(self) -> TargetVersions:
+        if isinstance(self.targets, UserError):
+            raise self.targets
+        return self.targets
 
     def want(self, champion: int, challenger: int | None = None) -> None:
-        self.wanted = Wanted(loaded(champion).version, loaded(challenger).version if challenger else None)
+        self.targets = TargetVersions(loaded(champion).version, loaded(challenger).version if challenger else None)
 
     def settle(self) -> tuple[str, str | None]:
         """Take steps until there is nothing to do, and return the numbers of the versions that are announced."""
@@ -69,9 +69,9 @@ class Server:
                 break
         else:
             raise AssertionError("it does not come to an end")
-        challenger = self.gate.challenger.version.number if self.gate.challenger else None
-        assert self.gate.model.version == self.gate.routes.champion
-        return self.gate.model.version.number, challenger
+        challenger = self.app.challenger.version.number if self.app.challenger else None
+        assert self.app.model.version == self.app.routes.champion
+        return self.app.model.version.number, challenger
 
 
 @pytest.fixture
@@ -96,19 +96,19 @@ def test_the_change_is_announced_after_the_last_answer_of_the_earlier_version(se
     assert server.follower.step()
 
     async def run() -> None:
-        first = asyncio.ensure_future(call(server.gate, body=[b"photo"]))
+        first = asyncio.ensure_future(call(server.app, body=[b"photo"]))
         await server.predictors.asked(1)
         change = threading.Thread(target=server.follower.step)
         change.start()
-        while server.gate.routes.champion == loaded(1).version:
+        while server.app.routes.champion == loaded(1).version:
             await asyncio.sleep(0)
-        second = asyncio.ensure_future(call(server.gate, body=[b"photo"]))
+        second = asyncio.ensure_future(call(server.app, body=[b"photo"]))
         await server.predictors.asked(2)
-        assert server.gate.model == loaded(1) and server.predictors.calls == ["1", "2"]
+        assert server.app.model == loaded(1) and server.predictors.calls == ["1", "2"]
         server.predictors.open.set()
         assert (await first).headers["x-model"] == "net version 1"
         await asyncio.to_thread(change.join, 30)
-        assert server.gate.model == loaded(2)
+        assert server.app.model == loaded(2)
         assert (await second).headers["x-model"] == "net version 2"
 
     asyncio.run(run())
@@ -119,7 +119,7 @@ def test_where_a_new_version_fails_the_present_one_goes_on_and_it_is_said_once(s
     server.want(2)
     server.replicas.missing = {"2"}
     if failure == "registry":
-        server.wanted = UserError("the registry does not answer")
+        server.targets = UserError("the registry does not answer")
     for _ in range(2):
         try:
             assert server.settle() == ("1", None)
@@ -168,7 +168,7 @@ def test_a_challenger_is_followed_too(server: Server, moves: list, announced: tu
 def test_the_follower_goes_on_after_any_error_and_says_once_that_the_registry_is_away(
     server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    follower = Follower(server.gate, server.replicas, server.find, 0)
+    follower = Follower(server.app, server.replicas, server.find, 0)
     stop, errors = threading.Event(), [*[UserError("no registry")] * 3, RuntimeError("a bug")]
 
     def step() -> bool:
@@ -201,7 +201,7 @@ def test_a_registry_without_a_challenger_is_served_and_one_without_a_champion_is
         return Version("net", source, "id", "nowhere")
 
     monkeypatch.setattr(registry, "find", find)
-    ask: Callable[[str | None], Wanted] = lambda challenger: find_wanted("c", challenger, "store")  # noqa: E731
+    ask: Callable[[str | None], TargetVersions] = lambda challenger: find_targets("c", challenger, "store")  # noqa: E731
     if not present:
         with pytest.raises(UserError, match="c is not there"):
             ask("d")
@@ -226,15 +226,15 @@ def test_only_the_answer_that_there_is_no_such_version_ends_a_trial(
         with pytest.raises(NotRegistered, match=r"which has net|net has champion") as caught:
             registry.find(missing, store, "challenger")
         assert isinstance(caught.value, NoSuchAlias) == (missing == "models:/net@challenger")
-        assert find_wanted("models:/net@champion", missing, store).challenger is None
+        assert find_targets("models:/net@champion", missing, store).challenger is None
     find = registry.find
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr(
         registry, "find", lambda uri, _, name: find(uri, store if name == "model" else "http://127.0.0.1:9", name)
     )
-    wanted = find_wanted("models:/net@champion", "models:/net@challenger", store)
-    assert wanted.champion.number == "1" and wanted.challenger is None and "can't be reached" in wanted.problem
-    check_challenger(wanted.champion, "models:/net@champion", "models:/net/2", store)
+    targets = find_targets("models:/net@champion", "models:/net@challenger", store)
+    assert targets.champion.number == "1" and targets.challenger is None and "can't be reached" in targets.problem
+    check_challenger(targets.champion, "models:/net@champion", "models:/net/2", store)
     assert (
         "the registry could not be asked for the challenger: challenger models:/net/2 is not in http://127.0.0.1:9" in caplog.text
     )
@@ -246,7 +246,7 @@ def test_a_challenger_of_which_the_registry_says_nothing_goes_on_and_the_champio
 ) -> None:
     server.want(1, 2)
     assert server.settle() == ("1", "2")
-    server.wanted = Wanted(loaded(champion).version, problem="PERMISSION_DENIED")
+    server.targets = TargetVersions(loaded(champion).version, problem="PERMISSION_DENIED")
     assert server.settle() == announced and server.settle() == announced and "drop 2" not in server.replicas.log
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert warnings == ["the challenger stays as it is: PERMISSION_DENIED"]

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from deconvnet.serving import limits
-from deconvnet.serving.gate import Gate
+from deconvnet.serving.app import ServingApp
 from deconvnet.serving.limits import Limits
-from deconvnet.serving.listener import listen_at, listening
+from deconvnet.serving.listener import listen_at, run_http_server
 from infra.errors import UserError
 from tests.deconvnet.serving.asgi import PNG, Predictors, loaded
 
@@ -21,12 +21,12 @@ MIB = 2**20
 
 
 @contextmanager
-def server(seconds: float = 30, most_waiting: int = 100, **found: float) -> Iterator[int]:
+def server(seconds: float = 30, max_connections: int = 100, **found: float) -> Iterator[int]:
     """A server without a model, which answers at once; yields its port."""
     predictors = Predictors()
     predictors.open.set()
-    gate = Gate(predictors, loaded(1), Limits(**{"max_bytes": MIB, **found}))  # type: ignore[arg-type]
-    with listening(gate, "127.0.0.1", 0, seconds=seconds, most_waiting=most_waiting, grace_seconds=5) as port:
+    app = ServingApp(predictors, loaded(1), Limits(**{"max_bytes": MIB, **found}))  # type: ignore[arg-type]
+    with run_http_server(app, "127.0.0.1", 0, seconds=seconds, max_connections=max_connections, grace_seconds=5) as port:
         yield port
 
 
@@ -84,7 +84,7 @@ def test_connections_that_wait_with_their_header_are_closed() -> None:
 
 def test_an_answer_may_take_longer_than_a_header() -> None:
     predictors = Predictors()
-    with listening(Gate(predictors, loaded(1), Limits()), "127.0.0.1", 0, seconds=0.05) as port:
+    with run_http_server(ServingApp(predictors, loaded(1), Limits()), "127.0.0.1", 0, seconds=0.05) as port:
         threading.Timer(0.3, predictors.open.set).start()
         assert post(port, b"photo") == (200, PNG)
 
@@ -97,7 +97,7 @@ def test_a_header_without_end_is_refused() -> None:
 
 
 def test_connections_that_send_nothing_keep_nobody_out() -> None:
-    with server(most_waiting=5) as port:
+    with server(max_connections=5) as port:
         silent = [connect(port) for _ in range(30)]
         assert get(port) == 200
         assert received(silent[0]) == b"", "the oldest was closed"
@@ -173,8 +173,8 @@ def test_a_system_that_refuses_this_limit_is_listened_at_all_the_same(monkeypatc
 
 def test_requests_that_have_arrived_are_answered_when_the_server_stops() -> None:
     predictors, found = Predictors(), []
-    gate = Gate(predictors, loaded(1), Limits())
-    with listening(gate, "127.0.0.1", 0) as port:
+    app = ServingApp(predictors, loaded(1), Limits())
+    with run_http_server(app, "127.0.0.1", 0) as port:
         client = threading.Thread(target=lambda: found.append(post(port, b"photo")))
         client.start()
         deadline = time.monotonic() + 30
@@ -189,6 +189,6 @@ def test_a_port_in_use_is_a_user_error() -> None:
     with (
         server() as port,
         pytest.raises(UserError, match=f"can't listen at 127.0.0.1:{port}: "),
-        listening(None, "127.0.0.1", port),
+        run_http_server(None, "127.0.0.1", port),
     ):
         pytest.fail("it listens")

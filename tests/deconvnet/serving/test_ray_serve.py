@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from deconvnet.serving import ray_serve
-from deconvnet.serving.ray_serve import Replicas, check_installed, failure_reason, running_replicas, serving
+from deconvnet.serving.ray_serve import Replicas, check_installed, failure_reason, run_replicas, running_replicas
 from deconvnet.serving.replica import Replica, ServedModel
 from deconvnet.serving.routing import LoadedModel
 from deconvnet.tracking.registry import Version
@@ -177,14 +177,14 @@ def test_replicas_get_the_number_the_size_and_the_nodes_of_the_settings(shared: 
     }
     for name, function in replaced.items():
         monkeypatch.setattr(serve, name, function)
-    with serving(model, {"pool": "gpu"}, shared_ray=shared) as replicas:
+    with run_replicas(model, {"pool": "gpu"}, shared_ray=shared) as replicas:
         assert replicas.loaded == {V1: MODEL} and not ended
     assert ended == ["deconvnet", "shutdown"][: 1 + shared]
     assert options["kind"] is Replica and options["num_replicas"] == 3
     assert options["ray_actor_options"] == {"num_cpus": 2, "num_gpus": 0.5, "label_selector": {"pool": "gpu"}}
     with pytest.raises(UserError, match="already runs Ray Serve"):
         monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(proxies={}, applications={"another": None}))
-        serving(model).__enter__()
+        run_replicas(model).__enter__()
 
 
 def test_a_call_that_is_given_up_is_cancelled_in_the_replica() -> None:

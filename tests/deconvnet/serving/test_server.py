@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from deconvnet.serving import server
-from deconvnet.serving.follow import find_wanted
+from deconvnet.serving.follow import find_targets
 from deconvnet.serving.limits import Limits
 from deconvnet.serving.replica import ServedModel
-from deconvnet.serving.server import Following
+from deconvnet.serving.server import FollowOptions
 from infra.errors import UserError
 from infra.settings import ClusterSettings
 from tests.deconvnet.serving.asgi import loaded
@@ -28,17 +28,17 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     running = [2, 0, 1, None]
 
     @contextmanager
-    def serving(model: ServedModel, nodes: dict[str, str], *, shared_ray: bool) -> Iterator[SimpleNamespace]:
+    def run_replicas(model: ServedModel, nodes: dict[str, str], *, shared_ray: bool) -> Iterator[SimpleNamespace]:
         seen.update(served=(model, nodes), shared=shared_ray, replicas=SimpleNamespace(loaded={V1: loaded(1)}))
         yield seen["replicas"]
 
     @contextmanager
-    def listening(gate: Any, host: str, port: int) -> Iterator[int]:
-        seen.update(gate=gate, at=(host, port))
+    def run_http_server(app: Any, host: str, port: int) -> Iterator[int]:
+        seen.update(app=app, at=(host, port))
         yield port
 
-    def follower(gate: Any, replicas: Any, find: Any, poll: float) -> SimpleNamespace:
-        seen.update(find=find, poll=poll, follows=(gate, replicas), followed=threading.Event())
+    def follower(app: Any, replicas: Any, find: Any, poll: float) -> SimpleNamespace:
+        seen.update(find=find, poll=poll, follows=(app, replicas), followed=threading.Event())
         return SimpleNamespace(run=lambda stop: stop.wait(60) and seen["followed"].set())
 
     replaced = {
@@ -49,7 +49,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "Follower": follower,
         "_log_address": lambda *given: seen.update(logged=given),
         "running_replicas": lambda: running.pop(0),
-        "time": SimpleNamespace(sleep=lambda seconds: seen["healthy"].append(seen["gate"].healthy)),
+        "time": SimpleNamespace(sleep=lambda seconds: seen["healthy"].append(seen["app"].healthy)),
     }
     for name, value in replaced.items():
         monkeypatch.setattr(server, name, value)
@@ -59,14 +59,14 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def test_the_settings_of_a_server_reach_its_parts_and_its_health_is_that_of_the_replicas(seen: dict[str, Any]) -> None:
     model = ServedModel(V1, "store", replicas=3)
-    following = Following("models:/net@champion", None, canary=0.25, shadow=True, poll_seconds=7)
+    following = FollowOptions("models:/net@champion", None, canary=0.25, shadow=True, poll_seconds=7)
     with pytest.raises(UserError, match="Ray Serve gave net version 1 up"):
         server.serve(model, following, LIMITS, "host", 8001, ClusterSettings())
-    gate = seen["gate"]
-    assert (gate._predictors, gate.model, gate._limits) == (seen["replicas"], loaded(1), LIMITS)
-    assert (gate._replicas, gate.routes.share, gate._shadow) == (3, 0.25, True)
-    assert seen["follows"] == (gate, seen["replicas"]) and seen["poll"] == 7 and seen["followed"].wait(60), "it was told to stop"
-    assert seen["find"].func is find_wanted and seen["find"].args == ("models:/net@champion", "models:/net@challenger", "store")
+    app = seen["app"]
+    assert (app._predictors, app.model, app._limits) == (seen["replicas"], loaded(1), LIMITS)
+    assert (app._replicas, app.routes.share, app._shadow) == (3, 0.25, True)
+    assert seen["follows"] == (app, seen["replicas"]) and seen["poll"] == 7 and seen["followed"].wait(60), "it was told to stop"
+    assert seen["find"].func is find_targets and seen["find"].args == ("models:/net@champion", "models:/net@challenger", "store")
     assert (seen["at"], seen["logged"]) == (("host", 8001), (model, "host", 8001))
     assert seen["healthy"] == [True, False, True]
 
@@ -83,7 +83,7 @@ def test_replicas_with_a_gpu_run_where_trainings_run_and_a_ray_that_was_joined_g
         data_nodes="pool=data", training_nodes="pool=training", address=named if address == "setting" else None
     )
     with pytest.raises(UserError, match="gave net version 1 up"):
-        server.serve(model, Following("models:/net/1"), LIMITS, "host", 8001, cluster)
+        server.serve(model, FollowOptions("models:/net/1"), LIMITS, "host", 8001, cluster)
     nodes = {"pool": pool}
     assert seen["room"] == (model, cluster, nodes) and seen["served"] == (model, nodes) and seen["shared"] is bool(address)
     assert seen["find"].args[1] is None, "neither canary nor shadow, so there is no challenger"

@@ -60,7 +60,7 @@ class Client(asyncio.Transport):
 def connect_client() -> Callable[[], tuple[Connection, Client]]:
     """Opens connections with a limit of 10 s, of which two may wait for a header. Their `loop` is one clock."""
     config, clock = uvicorn.Config(lambda: None, lifespan="off", ws="none", log_config=None), Clock()
-    limited = type("Limited", (Connection,), {"seconds": 10.0, "most": 2, "waiting": {}})
+    limited = type("Limited", (Connection,), {"seconds": 10.0, "max_connections": 2, "waiting": {}})
 
     def connect() -> tuple[Connection, Client]:
         connection, client = limited(config, ServerState(), {}, clock), Client()  # type: ignore[arg-type]

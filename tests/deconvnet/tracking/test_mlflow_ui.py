@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deconvnet.tracking.champion.own_model import OwnModel
+from deconvnet.tracking.champion.workspace_model import WorkspaceModel
 from deconvnet.tracking.mlflow_runs import MlflowTracker
 from deconvnet.tracking.promotion import Decision, promote
 from deconvnet.tracking.registry import update_model_description
@@ -50,7 +50,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, running_mlflow: RunningMlflow
             tracker.client.create_model_version("net", f"file://{folder}/model", tags=tags)
         tracker.client.set_registered_model_alias("net", "challenger", "2")
         update_model_description(tracker.client, "net")
-        model = OwnModel(tracker.uri, "net", str(folder), "ours")
+        model = WorkspaceModel(tracker.uri, "net", str(folder), "ours")
         with hold_lock(str(folder / "workspace.lock"), "retrain.py") as lock:
             promote(parent, model, 2, 1, Decision(True, "it is better"), lock)
     with browser(1400, 1000) as window:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from deconvnet.serving.listener import listening
+from deconvnet.serving.listener import run_http_server
 from tests.deconvnet.serving.asgi import ask, made
 from tests.infra.deploy.files import KUBERAY
 from tests.infra.deploy.rendering import built, needs_kubectl, pods, selects
@@ -74,7 +74,7 @@ def test_the_server_answers_the_health_checks_and_prometheus(container: dict[str
 
 def test_a_pod_that_is_stopped_has_time_to_answer_what_has_arrived(pod: dict[str, Any], container: dict[str, Any]) -> None:
     command, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
-    answers = inspect.signature(listening).parameters["grace_seconds"].default
+    answers = inspect.signature(run_http_server).parameters["grace_seconds"].default
     assert command == "sleep" and int(seconds) + answers + 10 + 30 <= pod["spec"]["terminationGracePeriodSeconds"]
 
 

@@ -7,7 +7,7 @@ import shlex
 import numpy as np
 import pytest
 
-from deconvnet.datasets.exporting import ExportRules
+from deconvnet.datasets.exporting import ExportOptions
 from deconvnet.datasets.exporting.outlines import find_objects
 from infra import storage
 from infra.storage.lock import hold_lock
@@ -24,7 +24,7 @@ def test_the_printed_command_imports_the_export_with_the_ids_of_the_model(run, t
     assert done.returncode == 0, done.stderr
     assert "exported     6 images with 48 objects" in done.stdout
     assert ("agreement " in done.stdout) == (name == "cvat"), "masks keep all"
-    small = sum(each.region.area < 20 for n in range(6) for each in find_objects(scene_mask(n), ExportRules(CLASSES)))
+    small = sum(each.region.area < 20 for n in range(6) for each in find_objects(scene_mask(n), ExportOptions(CLASSES)))
     assert f"specks       {small} objects have fewer than 20 px: --min_area 20 leaves them out" in done.stdout and 0 < small < 48
     command = shlex.split(done.stdout.strip().splitlines()[-1])
     assert command[:2] == ["python", "workflows/import_data.py"]

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.formats.label_studio.brush_masks import read_brush_masks
 from deconvnet.datasets.formats.label_studio.results import read_results
-from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportOptions
 
 
-def read_label_studio(sources: Sequence[AnnotationSource], options: ImportRules) -> AnnotatedDataset:
+def read_label_studio(sources: Sequence[AnnotationSource], options: ImportOptions) -> AnnotatedDataset:
     """Read one or two exports of Label Studio as one data set.
 
     Args:

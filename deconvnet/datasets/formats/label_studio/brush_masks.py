@@ -17,7 +17,7 @@ import pyarrow.fs as pafs
 
 from deconvnet.datasets.formats.label_studio.task_images import choose_images, find_images
 from deconvnet.datasets.importing import shapes
-from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules, Loss
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportOptions, LostAnnotation
 from deconvnet.datasets.importing.image_index import ImageIndex
 from deconvnet.datasets.importing.images import read_input, read_json
 from deconvnet.datasets.importing.painting import ImagePainter
@@ -30,7 +30,7 @@ _MASK_NAME = re.compile(r"task-(?P<task>\d+)-annotation-(?P<annotation>\d+)-by-(
 _OPAQUE = 128  # lowest value of a pixel that belongs to a region; brush strokes may have soft edges
 
 
-def read_brush_masks(sources: Sequence[AnnotationSource], options: ImportRules) -> AnnotatedDataset:
+def read_brush_masks(sources: Sequence[AnnotationSource], options: ImportOptions) -> AnnotatedDataset:
     """Read one or two folders of Label Studio's masks as one data set.
 
     Args:
@@ -69,7 +69,7 @@ def read_brush_masks(sources: Sequence[AnnotationSource], options: ImportRules) 
     for source, by_task, listed, left_out in zip(sources, masks, tasks, unpainted, strict=True):
         index, painter = ImageIndex(source.images), ImagePainter(options)
         images = find_images(index, by_task, listed)
-        dataset.losses += _lost_shapes(listed, by_task, ids, source)
+        dataset.lost_annotations += _lost_shapes(listed, by_task, ids, source)
         if not listed:
             dataset.notes.append(
                 "there is no JSON export of the project, so the image of task 1 is assumed to be named 1, and so on"
@@ -153,8 +153,8 @@ def _shapes(task: Mapping[str, Any], but: str = "") -> list[tuple[str, str]]:
 
 def _lost_shapes(
     tasks: Sequence[Mapping[str, Any]], masked: Collection[str], ids: Mapping[str, int], source: AnnotationSource
-) -> list[tuple[str, str, Loss]]:
-    """Return an entry of `AnnotatedDataset.losses` for each shape of a class to import whose task has no mask.
+) -> list[tuple[str, str, LostAnnotation]]:
+    """Return an entry of `AnnotatedDataset.lost_annotations` for each shape of a class to import whose task has no mask.
 
     Args:
         tasks: the tasks of the JSON export.
@@ -163,7 +163,7 @@ def _lost_shapes(
         source: the source of the export.
     """
     return [
-        (f"task-{task['id']}", source.annotations, Loss(f"a {kind}", label, "belongs to a task without masks"))
+        (f"task-{task['id']}", source.annotations, LostAnnotation(f"a {kind}", label, "belongs to a task without masks"))
         for task in tasks
         if str(task["id"]) not in masked
         for kind, label in _shapes(task)

@@ -13,7 +13,7 @@ import numpy as np
 from deconvnet.datasets.formats.label_studio.brush_runs import decode_brush
 from deconvnet.datasets.formats.label_studio.task_images import choose_images, find_images
 from deconvnet.datasets.importing import shapes
-from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportOptions
 from deconvnet.datasets.importing.image_index import ImageIndex
 from deconvnet.datasets.importing.images import read_json
 from deconvnet.datasets.importing.painting import ImagePainter
@@ -23,7 +23,7 @@ from infra.errors import BadInput, UserError
 Task = Mapping[str, Any]
 
 
-def read_results(sources: Sequence[AnnotationSource], options: ImportRules) -> AnnotatedDataset:
+def read_results(sources: Sequence[AnnotationSource], options: ImportOptions) -> AnnotatedDataset:
     """Read one or two JSON exports of Label Studio as one data set.
 
     Args:
@@ -103,7 +103,7 @@ def _labels(results: Sequence[Mapping[str, Any]]) -> set[str]:
 
 
 def _add_tasks(
-    dataset: AnnotatedDataset, source: AnnotationSource, tasks: Sequence[Task], ids: Mapping[str, int], options: ImportRules
+    dataset: AnnotatedDataset, source: AnnotationSource, tasks: Sequence[Task], ids: Mapping[str, int], options: ImportOptions
 ) -> None:
     """Add the images of an export to a data set, without loading them.
 
@@ -130,7 +130,7 @@ def _add_tasks(
         )
 
 
-def _convert(results: Sequence[Mapping[str, Any]], ids: Mapping[str, int], options: ImportRules) -> shapes.ImageAnnotations:
+def _convert(results: Sequence[Mapping[str, Any]], ids: Mapping[str, int], options: ImportOptions) -> shapes.ImageAnnotations:
     """Convert the results of an annotation to shapes.
 
     Args:

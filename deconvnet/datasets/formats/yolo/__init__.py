@@ -16,7 +16,7 @@ import numpy as np
 from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.formats.yolo.layout import NAMES_FILES, Layout, find_layout, find_splits
 from deconvnet.datasets.importing import shapes
-from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportOptions
 from deconvnet.datasets.importing.image_index import ImageIndex, normalise
 from deconvnet.datasets.importing.images import read_text
 from deconvnet.datasets.importing.painting import ImagePainter
@@ -27,7 +27,7 @@ from infra.errors import BadInput, UserError
 _TOLERANCE = 0.01  # how far outside the image a corner may lie, as a share of the image's side
 
 
-def read_yolo(sources: Sequence[AnnotationSource], options: ImportRules) -> AnnotatedDataset:
+def read_yolo(sources: Sequence[AnnotationSource], options: ImportOptions) -> AnnotatedDataset:
     """Read one or two data sets in the YOLO format as one.
 
     Args:
@@ -53,7 +53,7 @@ FORMAT = DatasetFormat("data.yaml, or the folder of YOLO's text files", read_yol
 
 
 def _add_images(
-    dataset: AnnotatedDataset, source: AnnotationSource, layout: Layout, ids: Mapping[str, int], options: ImportRules
+    dataset: AnnotatedDataset, source: AnnotationSource, layout: Layout, ids: Mapping[str, int], options: ImportOptions
 ) -> None:
     """Add the images of a data set in the YOLO format, without loading them.
 
@@ -127,7 +127,7 @@ def _match_files(names: Sequence[str], images: str, files: Sequence[str], texts:
 
 
 def _convert(
-    label: str | None, names: Mapping[int, str], ids: Mapping[str, int], options: ImportRules
+    label: str | None, names: Mapping[int, str], ids: Mapping[str, int], options: ImportOptions
 ) -> shapes.ImageAnnotations:
     """Read the text file of one image and convert its lines to shapes.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import yaml
 
-from deconvnet.datasets.importing.dataset import BACKGROUND_NAMES, AnnotatedDataset, ImportRules, parse_class_names
+from deconvnet.datasets.importing.dataset import BACKGROUND_NAMES, AnnotatedDataset, ImportOptions, parse_class_names
 from deconvnet.datasets.importing.image_index import ImageIndex
 from deconvnet.datasets.importing.images import read_text
 from infra import storage
@@ -34,7 +34,7 @@ class Layout:
     splits: dict[str, list[str]] = field(default_factory=dict)
 
 
-def find_layout(annotations: str, options: ImportRules) -> Layout:
+def find_layout(annotations: str, options: ImportOptions) -> Layout:
     """Find the class names of a data set and the splits that it names.
 
     Args:
@@ -78,7 +78,7 @@ def _resolve(folder: str, path: str) -> str:
     return scheme + separator + posixpath.normpath(rest)
 
 
-def _read_names(file: str, options: ImportRules) -> Layout:
+def _read_names(file: str, options: ImportOptions) -> Layout:
     """Read the class names, and from data.yaml also the splits.
 
     Args:

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from deconvnet.datasets.exporting import ExportRules, get_format
+from deconvnet.datasets.exporting import ExportOptions, get_format
 from deconvnet.datasets.exporting.export_writer import ExportSummary, Prediction, write_export
 from proposals.image_codec import encode_mask
 
@@ -58,4 +58,4 @@ def export(folder: Path, name: str, masks: dict[str, np.ndarray] | None = None, 
     to = folder / name
     to.mkdir()
     given = {"classes": CLASSES, "model": "models:/edeconvnet/3", **rules}
-    return to, write_export(predictions, [], get_format(name), ExportRules(**given), to, 1)  # type: ignore[arg-type]
+    return to, write_export(predictions, [], get_format(name), ExportOptions(**given), to, 1)  # type: ignore[arg-type]

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from deconvnet.datasets.exporting import ExportRules, get_format
+from deconvnet.datasets.exporting import ExportOptions, get_format
 from deconvnet.datasets.exporting.export_writer import write_export
 from deconvnet.datasets.formats import get_format as get_reader
 from deconvnet.datasets.images_table import prepare_images
-from deconvnet.datasets.importing.dataset import AnnotationSource, ImportRules
+from deconvnet.datasets.importing.dataset import AnnotationSource, ImportOptions
 from deconvnet.datasets.writing.new_folder import new_folder
 from deconvnet.datasets.writing.voc_writer import write_voc_layout
 from deconvnet.settings import DataSettings
@@ -18,7 +18,7 @@ from infra.storage.tables import Reject
 from proposals.image_notes import count_changes
 from tests.deconvnet.datasets.exporting.scenes import CLASSES, export, scene_mask, write_prediction
 
-RULES = ExportRules(CLASSES)
+RULES = ExportOptions(CLASSES)
 
 
 def test_images_that_cannot_be_exported_are_listed_with_the_reason(tmp_path):
@@ -65,14 +65,14 @@ def test_labels_with_a_meaning_of_their_own_in_cvats_table_leave_it_out(tmp_path
     prediction = write_prediction(tmp_path, "a.jpg", np.zeros((5, 6), np.uint8))
     for name, has_table in (("cat", True), ("cat: tabby", False), ("#1", False)):
         (to := tmp_path / name.replace(":", "")).mkdir()
-        write_export([prediction], [], get_format("voc"), ExportRules(("background", name), shapes="masks"), to, 1)
+        write_export([prediction], [], get_format("voc"), ExportOptions(("background", name), shapes="masks"), to, 1)
         assert (to / "labelmap.txt").exists() == has_table
 
 
 def import_coco(folder: Path, images: Path, to: Path) -> None:
     """Import COCO's JSON as import_data.py does; the image e.jpg is val."""
     source = AnnotationSource(str(images), str(folder / "annotations/instances_default.json"))
-    dataset = get_reader("coco").read([source], ImportRules(classes=CLASSES[1:]))
+    dataset = get_reader("coco").read([source], ImportOptions(classes=CLASSES[1:]))
     splits = {entry.image_id: "val" if entry.image_id == "e" else "train" for entry in dataset.entries}
     with new_folder(to) as temporary:
         write_voc_layout(dataset, splits, temporary, max_rejects=0, threads=1, origin={})

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from deconvnet.datasets.exporting.export_writer import ExportSummary, write_samples
-from deconvnet.datasets.exporting.fiftyone import PREDICTION, TRUTH, DatasetRules, Sample, key_of_names
+from deconvnet.datasets.exporting.fiftyone import PREDICTION, TRUTH, DatasetInfo, Sample, field_names_of
 from deconvnet.datasets.palette import class_palette
 from infra.errors import UserError
 from infra.storage.tables import Reject
@@ -15,7 +15,7 @@ from proposals.image_codec import encode_jpeg, encode_png
 from tests.deconvnet.datasets.exporting.fiftyone_reader import read_dataset
 from tests.deconvnet.datasets.exporting.scenes import CLASSES, HEIGHT, WIDTH, scene_mask
 
-RULES = DatasetRules(
+RULES = DatasetInfo(
     "mine", "predictions by models:/a/1", CLASSES, (PREDICTION, TRUTH), ("entropy", "boundary_f"), {"iou": CLASSES}, has_maps=True
 )
 MAP = np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH)).astype(np.uint8)
@@ -33,7 +33,7 @@ def sample(name: str, seed: int = 0, **changes: object) -> Sample:
     return Sample(name, f"/photos/{name}", **{**given, **changes})  # type: ignore[arg-type]
 
 
-def write(folder: Path, *samples: Sample | Reject, rules: DatasetRules = RULES) -> ExportSummary:
+def write(folder: Path, *samples: Sample | Reject, rules: DatasetInfo = RULES) -> ExportSummary:
     """Write samples, which two functions load."""
     folder.mkdir()
     return write_samples([lambda: samples[:1], lambda: samples[1:]], [], rules, folder, 2)
@@ -72,7 +72,7 @@ def test_void_has_a_name_in_the_truth_alone_and_every_value_its_classs_colour(tm
 
 def test_without_background_no_class_has_the_value_0_that_fiftyone_hides(tmp_path: Path) -> None:
     classes = ("sky", "road", "car", "sign")
-    rules = DatasetRules("mine", "", classes, (PREDICTION, TRUTH), background=False)
+    rules = DatasetInfo("mine", "", classes, (PREDICTION, TRUTH), background=False)
     given = sample("a.jpg", confidence_map=None)
     write(tmp_path / "to", given, rules=rules)
     metadata, samples = read_dataset(tmp_path / "to")
@@ -83,7 +83,7 @@ def test_without_background_no_class_has_the_value_0_that_fiftyone_hides(tmp_pat
     colours = {each["intTarget"]: each["color"] for each in metadata["app_config"]["color_scheme"]["default_mask_targets_colors"]}
     assert colours[1] == "#{:02x}{:02x}{:02x}".format(*class_palette(background=False)[0]) and set(colours) == {1, 2, 3, 4, 255}
     with pytest.raises(UserError, match="255 classes are too many: FiftyOne's masks have room for 254"):
-        DatasetRules("mine", "", tuple(map(str, range(255))), (PREDICTION,), background=False)
+        DatasetInfo("mine", "", tuple(map(str, range(255))), (PREDICTION,), background=False)
 
 
 def test_a_size_that_differs_and_an_id_without_class_are_rejected_and_nothing_of_the_image_is_written(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_the_mask_of_a_turned_image_is_as_the_image_is_displayed(tmp_path: Path)
 
 def test_names_that_fiftyone_cannot_have_are_replaced_by_others_which_all_differ() -> None:
     names = ("copy", "a.b", "a_b", "_x", "road sign", "$", "é-1", "..", "id")
-    keys = key_of_names(names)
+    keys = field_names_of(names)
     assert len(set(keys.values())) == len(names) and list(keys) == list(names)
     assert all(keys[each] == each for each in ("a_b", "road sign", "é-1"))
     assert not {"copy", "id"} & set(keys.values()) and not any(

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from deconvnet.datasets.exporting import ExportRules
+from deconvnet.datasets.exporting import ExportOptions
 from deconvnet.datasets.exporting.outlines import find_objects, measure_agreement, run_lengths
 from tests.deconvnet.datasets.exporting.scenes import CLASSES, HEIGHT, WIDTH, scene_mask
 
-EXACT = ExportRules(CLASSES, tolerance=0)
+EXACT = ExportOptions(CLASSES, tolerance=0)
 
 
 def random_masks():
@@ -25,13 +25,14 @@ def test_without_tolerance_exactly_the_pixels_of_an_object_lie_inside_its_polygo
 
 
 def test_the_default_tolerance_needs_a_fifth_of_the_corners_and_keeps_99_percent_of_the_pixels():
-    mask, rules = scene_mask(), ExportRules(CLASSES)
+    mask, rules = scene_mask(), ExportOptions(CLASSES)
     exact, simple = find_objects(mask, EXACT), find_objects(mask, rules)
     assert measure_agreement(mask, simple, rules) >= 0.995
     corners = [sum(len(each.polygon) for each in objects) for objects in (exact, simple)]
     assert corners[1] <= corners[0] / 4
     assert (
-        measure_agreement(mask, find_objects(mask, ExportRules(CLASSES, tolerance=6)), ExportRules(CLASSES, tolerance=6)) < 0.99
+        measure_agreement(mask, find_objects(mask, ExportOptions(CLASSES, tolerance=6)), ExportOptions(CLASSES, tolerance=6))
+        < 0.99
     )
 
 
@@ -41,14 +42,14 @@ def test_objects_are_connected_regions_largest_first_and_small_ones_may_be_left_
     assert sorted(region.class_id for region in objects) == [1, 1, 2, 2, 2, 3, 3, 3]  # corners join the last ball
     areas = [region.area for region in objects]
     assert areas == sorted(areas, reverse=True) and areas[-1] == 1 and sum(areas) == (mask > 0).sum()
-    large = ExportRules(CLASSES, tolerance=0, min_area=2)
+    large = ExportOptions(CLASSES, tolerance=0, min_area=2)
     assert len(find_objects(mask, large)) == 7
     assert measure_agreement(mask, find_objects(mask, large), large) == 1 - 1 / mask.size
 
 
 def test_a_class_0_that_is_no_background_is_annotated_too():
     mask = scene_mask()
-    scene = ExportRules(CLASSES, background=False, tolerance=0)
+    scene = ExportOptions(CLASSES, background=False, tolerance=0)
     objects = find_objects(mask, scene)
     assert {each.region.class_id for each in objects} == {0, 1, 2, 3} and measure_agreement(mask, objects, scene) == 1
     assert sum(each.region.area for each in objects) == HEIGHT * WIDTH

@@ -10,10 +10,10 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from deconvnet.datasets import voc
-from deconvnet.datasets.exporting import FORMAT_NAMES, ExportRules, get_format
+from deconvnet.datasets.exporting import FORMAT_NAMES, ExportOptions, get_format
 from deconvnet.datasets.exporting.export_writer import write_export
 from deconvnet.datasets.formats import get_format as get_reader
-from deconvnet.datasets.importing.dataset import AnnotationSource, ImportRules, image_id_of
+from deconvnet.datasets.importing.dataset import AnnotationSource, ImportOptions, image_id_of
 from deconvnet.datasets.palette import VOC_PALETTE
 from infra.errors import UserError
 from tests.deconvnet.datasets.exporting.scenes import CLASSES, HEIGHT, NAMES, WIDTH, export, scene_mask, write_prediction
@@ -38,10 +38,10 @@ def read_back(folder, name, classes=CLASSES[1:]):
         accept(folder / "tasks.json")
     images = folder / ("JPEGImages" if name == "voc" else "images")
     source = AnnotationSource(str(images), str(folder / get_format(name).annotations))
-    dataset = get_reader(readers.get(name, name)).read([source], ImportRules(classes=() if name == "voc" else classes))
+    dataset = get_reader(readers.get(name, name)).read([source], ImportOptions(classes=() if name == "voc" else classes))
     assert dataset.classes == ("background", *classes) and not dataset.rejects
     masks = {entry.image_id: entry.load() for entry in dataset.entries}
-    assert not any(image.losses for image in masks.values())
+    assert not any(image.lost_annotations for image in masks.values())
     return {name: image.class_mask for name, image in masks.items()}
 
 
@@ -142,7 +142,7 @@ def test_label_studios_predictions_are_not_imported_before_they_are_accepted(tmp
     folder, _ = export(tmp_path, "labelstudio")
     source = AnnotationSource(str(folder / "images"), str(folder / "tasks.json"))
     with pytest.raises(UserError, match="predictions are not read before someone has accepted them"):
-        get_reader("label_studio").read([source], ImportRules())
+        get_reader("label_studio").read([source], ImportOptions())
 
 
 def test_labelme_finds_the_image_beside_its_file_and_the_labels_that_mean_void_and_background(tmp_path):
@@ -167,11 +167,11 @@ def test_a_scene_without_background_comes_back_with_an_empty_background(tmp_path
         (place := tmp_path / name).mkdir()
         prediction = write_prediction(place, "a.jpg", scene_mask(), classes=classes)
         (to := place / "to").mkdir()
-        rules = ExportRules(classes, background=False, tolerance=0, shapes=("polygons", "masks")[number])
+        rules = ExportOptions(classes, background=False, tolerance=0, shapes=("polygons", "masks")[number])
         assert write_export([prediction], [], get_format(name), rules, to, 1).worst[0] == 1
         images = to / ("images", "JPEGImages")[number]
         source = AnnotationSource(str(images), str(to / get_format(name).annotations))
-        chosen = (ImportRules(classes=classes), ImportRules(background="none"))[number]
+        chosen = (ImportOptions(classes=classes), ImportOptions(background="none"))[number]
         dataset = get_reader(("yolo", "masks")[number]).read([source], chosen)
         assert dataset.classes == ("background", *classes)
         np.testing.assert_array_equal(dataset.entries[0].load().class_mask, scene_mask() + 1)

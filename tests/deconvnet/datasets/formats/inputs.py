@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from deconvnet.datasets.formats.masks import read_masks
-from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportOptions
 from infra.errors import BadInput
 
 HEIGHT, WIDTH = 40, 60
@@ -67,7 +67,7 @@ def compressed(lengths: Sequence[int]) -> str:
 
 
 def starts_and_lengths(mask: np.ndarray) -> str:
-    """Return the runs of a bool mask, row by row, as Kaggle's tables have them: the starts are counted from 1."""
+    """Return the runs of a bool mask, row by row, as Kaggle's tables have them: the starts count from 1."""
     lengths = runs(mask)
     starts = np.cumsum([0, *lengths])[1:-1:2] + 1
     return " ".join(f"{start} {length}" for start, length in zip(starts, lengths[1::2], strict=True))
@@ -85,4 +85,4 @@ def read_mask_folder(
     if table:
         (folder / "table.txt").write_text(table)
         rules["class_table_uri"] = str(folder / "table.txt")
-    return read_masks([AnnotationSource(str(folder / "images"), str(folder / "masks"))], ImportRules(**rules))
+    return read_masks([AnnotationSource(str(folder / "images"), str(folder / "masks"))], ImportOptions(**rules))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from deconvnet.datasets.formats.coco import read_coco
-from deconvnet.datasets.importing.dataset import AnnotationSource, ImportRules
+from deconvnet.datasets.importing.dataset import AnnotationSource, ImportOptions
 from infra.errors import UserError
 from tests.deconvnet.datasets.formats.inputs import HEIGHT, WIDTH, rejection_reason, write_image
 
@@ -24,7 +24,7 @@ def read(folder, annotations, images=None, categories=None, **rules):
         "categories": categories or [{"id": 90, "name": "cat"}, {"id": -3, "name": "dog"}],
     }
     (folder / "coco.json").write_text(json.dumps(document))
-    return read_coco([AnnotationSource(str(folder / "images"), str(folder / "coco.json"))], ImportRules(**rules))
+    return read_coco([AnnotationSource(str(folder / "images"), str(folder / "coco.json"))], ImportOptions(**rules))
 
 
 def test_polygons_run_lengths_and_crowds_of_any_category_ids_become_masks(tmp_path):
@@ -69,7 +69,7 @@ def test_a_box_without_outline_is_void_and_an_annotation_without_pixels_is_skipp
     ]
     image = read(tmp_path, annotations).entries[0].load()
     assert (image.class_mask == 255).sum() == 200 and image.class_mask[10, 45] == 255
-    assert image.annotations == 4 and list(map(str, image.losses)) == [
+    assert image.annotations == 4 and list(map(str, image.lost_annotations)) == [
         "annotation 2 (cat) has a box and no outline: its box becomes void",
         "annotation 3 (cat) covers no pixel",
         "annotation 4 (cat) has neither outline nor box",
@@ -95,7 +95,7 @@ def test_boxes_of_classes_that_are_not_imported_become_what_others_say(tmp_path,
     ]
     image = read(tmp_path, annotations, classes=("cat",), others_void=others_void).entries[0].load()
     assert image.class_mask[8, 45] == (255 if others_void else 0) and image.class_mask[20, 28] == 1
-    assert image.class_mask[32, 2] == 255 and image.losses[-1].label == "cat"
+    assert image.class_mask[32, 2] == 255 and image.lost_annotations[-1].label == "cat"
 
 
 def test_images_that_are_missing_or_repeated_are_rejected(tmp_path):
@@ -125,7 +125,7 @@ def test_images_that_are_missing_or_repeated_are_rejected(tmp_path):
     ]
     assert all(reason in reject.reason for reason, reject in zip(reasons, dataset.rejects, strict=True))
     assert dataset.notes == [f"{tmp_path}/coco.json: 5 images that it lists have no annotation"]
-    assert [image for image, *_ in dataset.losses] == ["image 99", "image None"]
+    assert [image for image, *_ in dataset.lost_annotations] == ["image 99", "image None"]
 
 
 @pytest.mark.parametrize(
@@ -138,14 +138,14 @@ def test_images_that_are_missing_or_repeated_are_rejected(tmp_path):
     ],
 )
 def test_annotations_of_images_that_are_not_listed_are_lost(tmp_path, annotation, lost):
-    ((image, uri, loss),) = read(tmp_path, [{"segmentation": [SQUARE]}, annotation]).losses
+    ((image, uri, loss),) = read(tmp_path, [{"segmentation": [SQUARE]}, annotation]).lost_annotations
     assert str(loss).startswith(lost) and uri == f"{tmp_path}/coco.json" and image == f"image {annotation['image_id']}"
 
 
 def test_lost_annotations_of_other_classes_are_not_counted(tmp_path):
     annotations = [{"segmentation": [SQUARE]}, {"image_id": 9, "category_id": -3}]
-    assert not read(tmp_path, annotations, classes=("cat",)).losses
-    assert read(tmp_path, annotations, classes=("cat",), others_void=True).losses
+    assert not read(tmp_path, annotations, classes=("cat",)).lost_annotations
+    assert read(tmp_path, annotations, classes=("cat",), others_void=True).lost_annotations
 
 
 def test_entries_that_are_no_json_objects_are_counted(tmp_path):
@@ -156,8 +156,8 @@ def test_entries_that_are_no_json_objects_are_counted(tmp_path):
         "categories": [{"id": 1, "name": "cat"}],
     }
     (tmp_path / "c.json").write_text(json.dumps(document))
-    dataset = read_coco([AnnotationSource(str(tmp_path), str(tmp_path / "c.json"))], ImportRules())
-    assert len(dataset.entries) == 1 and len(dataset.rejects) == len(dataset.losses) == 2
+    dataset = read_coco([AnnotationSource(str(tmp_path), str(tmp_path / "c.json"))], ImportOptions())
+    assert len(dataset.entries) == 1 and len(dataset.rejects) == len(dataset.lost_annotations) == 2
 
 
 @pytest.mark.parametrize("listed", [["a.jpg", "a.jpg"], ["a.jpg", "./a.jpg"], ["y\\a.jpg", "x/a.jpg"]])
@@ -174,7 +174,7 @@ def test_a_file_that_is_no_coco_json_is_refused(tmp_path, text):
     write_image(tmp_path / "a.jpg")
     (tmp_path / "c.json").write_text(text, "latin-1")
     with pytest.raises(UserError, match="is not COCO JSON"):
-        read_coco([AnnotationSource(str(tmp_path), str(tmp_path / "c.json"))], ImportRules())
+        read_coco([AnnotationSource(str(tmp_path), str(tmp_path / "c.json"))], ImportOptions())
 
 
 ROBOFLOW = [
@@ -207,7 +207,7 @@ def test_a_category_that_only_groups_others_may_be_the_background(tmp_path, name
 
 def test_boxes_are_objects_if_the_user_wants_them(tmp_path):
     image = read(tmp_path, [{"bbox": [1, 2, 3, 4]}], boxes_void=False).entries[0].load()
-    assert (image.class_mask == 2).sum() == 12 and (image.class_mask[2:6, 1:4] == 2).all() and not image.losses
+    assert (image.class_mask == 2).sum() == 12 and (image.class_mask[2:6, 1:4] == 2).all() and not image.lost_annotations
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_numbers_written_as_text_are_the_numbers_they_say(tmp_path, as_text):
         "categories": [{"id": 0, "name": "cat"}, {"id": as_text(7), "name": "dog"}],
     }
     (tmp_path / "c.json").write_text(json.dumps(document))
-    dataset = read_coco([AnnotationSource(str(tmp_path), str(tmp_path / "c.json"))], ImportRules())
+    dataset = read_coco([AnnotationSource(str(tmp_path), str(tmp_path / "c.json"))], ImportOptions())
     first, second = (entry.load().class_mask for entry in dataset.entries)
     assert dataset.classes == ("background", "cat", "dog")
     assert (first == 1).sum() == 400 and (first == 255).sum() == 50 and (second == 2).sum() == 50
@@ -270,7 +270,7 @@ def test_crowds_are_void_unless_all_annotations_are_masks_that_are_crowds(tmp_pa
     crowd = {"segmentation": MASK, "iscrowd": 1}
     dataset = read(tmp_path, [crowd, {**crowd, "iscrowd": "1"}, {**crowd, "iscrowd": True}])
     image = dataset.entries[0].load()
-    assert (image.class_mask == 2).sum() == HEIGHT and not image.losses
+    assert (image.class_mask == 2).sum() == HEIGHT and not image.lost_annotations
     assert dataset.notes == [
         f"{tmp_path}/coco.json: every annotation is a crowd (iscrowd) with run lengths, so each is an object"
     ]
@@ -281,16 +281,16 @@ def test_crowds_are_void_unless_all_annotations_are_masks_that_are_crowds(tmp_pa
         {"bbox": [1, 2, 3, 4], "iscrowd": 1},
     ):
         dataset = read(tmp_path, [crowd, other])
-        losses = dataset.entries[0].load().losses
+        losses = dataset.entries[0].load().lost_annotations
         assert losses[0].reason == "is a crowd, which becomes void" and losses[0].remedy == "--crowd object" and not dataset.notes
     image = read(tmp_path, [crowd, {"segmentation": [SQUARE]}], crowd_void=False).entries[0].load()
-    assert not image.losses and (image.class_mask == 2).sum() == 400 + HEIGHT
+    assert not image.lost_annotations and (image.class_mask == 2).sum() == 400 + HEIGHT
 
 
 def test_crowds_of_classes_that_are_not_imported_are_void_and_named_but_not_counted_as_losses(tmp_path):
     annotations = [{"segmentation": [SQUARE]}, {"segmentation": MASK, "iscrowd": 1, "category_id": -3}]
     image = read(tmp_path, annotations, classes=("cat",)).entries[0].load()
-    assert image.annotations == 1 and not image.losses and image.class_mask[0, 0] == 255
+    assert image.annotations == 1 and not image.lost_annotations and image.class_mask[0, 0] == 255
     assert image.remark == "has crowds of classes that are not imported (dog), which become void"
     assert read(tmp_path, annotations).entries[0].load().remark == ""
     assert read(tmp_path, annotations, classes=("cat",), crowd_void=False).entries[0].load().class_mask[0, 0] == 0

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deconvnet.datasets.formats.cvat import read_cvat
-from deconvnet.datasets.importing.dataset import AnnotationSource, ImportRules
+from deconvnet.datasets.importing.dataset import AnnotationSource, ImportOptions
 from deconvnet.datasets.importing.train_val_split import split_images
 from infra.errors import UserError
 from tests.deconvnet.datasets.formats.inputs import (
@@ -31,7 +31,7 @@ def polygon(label, points, z=0, more=""):
 SCENE = polygon("crate", SQUARE) + polygon("ball", TRIANGLE)
 
 
-def read(folder, shapes, name="a.jpg", meta=f"<task><id>1</id>{LABELS}</task>", rules=ImportRules(), encoding="utf-8"):  # noqa: B008
+def read(folder, shapes, name="a.jpg", meta=f"<task><id>1</id>{LABELS}</task>", rules=ImportOptions(), encoding="utf-8"):  # noqa: B008
     """The data set of an annotations.xml with one image, images/a.jpg, that has these shapes."""
     write_image(folder / "images/a.jpg")
     text = (
@@ -60,7 +60,7 @@ def test_the_file_or_its_folder_is_named(tmp_path, given):
     read(tmp_path, SCENE)
     annotations = tmp_path if given == "folder" else tmp_path / "annotations.xml"
     images = tmp_path / "images" if given == "file and images" else annotations
-    dataset = read_cvat([AnnotationSource(str(images), str(annotations))], ImportRules())
+    dataset = read_cvat([AnnotationSource(str(images), str(annotations))], ImportOptions())
     np.testing.assert_array_equal(dataset.entries[0].load().class_mask, scene_mask())
 
 
@@ -77,7 +77,7 @@ def test_ellipses_and_boxes_turn_clockwise(tmp_path):
     inside = ((x - 30) / 4) ** 2 + ((y - 20) / 16) ** 2 <= 1
     assert ((mask_of(tmp_path / "e", ellipse) == 2) != inside).sum() <= 8
     box = '<box label="crate" xtl="10" ytl="10" xbr="30" ybr="20" rotation="{}" z_order="0"/>'
-    objects = ImportRules(boxes_void=False)
+    objects = ImportOptions(boxes_void=False)
     upright = mask_of(tmp_path / "b", box.format(0), rules=objects)
     assert upright.sum() == 200 and (upright[10:20, 10:30] == 1).all()
     turned = mask_of(tmp_path / "t", box.format(90), rules=objects)
@@ -88,7 +88,7 @@ def test_ellipses_and_boxes_turn_clockwise(tmp_path):
 
 def test_boxes_become_void_unless_they_are_to_be_objects(tmp_path):
     image = read(tmp_path, SCENE + '<box label="crate" xtl="40" ytl="2" xbr="50" ybr="6" z_order="0"/>').entries[0].load()
-    assert (image.class_mask[2:6, 40:50] == 255).all() and [loss.remedy for loss in image.losses] == ["--boxes object"]
+    assert (image.class_mask[2:6, 40:50] == 255).all() and [loss.remedy for loss in image.lost_annotations] == ["--boxes object"]
 
 
 def test_shapes_without_area_are_counted_and_tags_are_not_shapes(tmp_path):
@@ -98,11 +98,11 @@ def test_shapes_without_area_are_counted_and_tags_are_not_shapes(tmp_path):
     )
     image = read(tmp_path, others + SCENE).entries[0].load()
     np.testing.assert_array_equal(image.class_mask, scene_mask())
-    assert [str(loss) for loss in image.losses][:2] == [
+    assert [str(loss) for loss in image.lost_annotations][:2] == [
         "polyline 2 (crate) covers no area",
         "points 3 (ball) covers no area",
     ]
-    assert len(image.losses) == 4 and image.annotations == 6
+    assert len(image.lost_annotations) == 4 and image.annotations == 6
 
 
 def test_the_higher_z_order_lies_on_top_else_the_smaller(tmp_path):
@@ -149,13 +149,13 @@ def test_a_malformed_shape_rejects_its_image(tmp_path, shapes, words):
 def test_other_files_are_refused(tmp_path, text, words):
     write_text(tmp_path / "annotations.xml", text)
     with pytest.raises(UserError, match=words):
-        read_cvat([AnnotationSource(str(tmp_path), str(tmp_path))], ImportRules())
+        read_cvat([AnnotationSource(str(tmp_path), str(tmp_path))], ImportOptions())
 
 
 @pytest.mark.parametrize("label", ["", "  "])
 @pytest.mark.parametrize("classes", [(), ("crate",)])
 def test_a_shape_without_a_label_rejects_its_image(tmp_path, label, classes):
-    dataset = read(tmp_path, SCENE + polygon(label, SQUARE), rules=ImportRules(classes=classes))
+    dataset = read(tmp_path, SCENE + polygon(label, SQUARE), rules=ImportOptions(classes=classes))
     assert rejection_reason(dataset) == "polygon 3 has no label"
 
 
@@ -179,7 +179,7 @@ def read_images(folder, entries, *files, split=None):
     write_text(
         folder / "annotations.xml", f"<annotations><meta><project>{LABELS}</project></meta>{''.join(entries)}</annotations>"
     )
-    return read_cvat([AnnotationSource(str(folder), str(folder), split)], ImportRules())
+    return read_cvat([AnnotationSource(str(folder), str(folder), split)], ImportOptions())
 
 
 def found(dataset):
@@ -252,6 +252,6 @@ def test_images_that_are_not_there_are_rejected(tmp_path):
 
 def test_labels_in_another_encoding_are_read_by_its_name(tmp_path):
     given = {"meta": "<labels><label><name>裂缝</name></label></labels>", "encoding": "gbk"}
-    assert read(tmp_path, polygon("裂缝", SQUARE), rules=ImportRules(encoding="gbk"), **given).classes[1] == "裂缝"
+    assert read(tmp_path, polygon("裂缝", SQUARE), rules=ImportOptions(encoding="gbk"), **given).classes[1] == "裂缝"
     with pytest.raises(UserError, match=r"annotations\.xml .*--encoding"):
         read(tmp_path, polygon("裂缝", SQUARE), **given)

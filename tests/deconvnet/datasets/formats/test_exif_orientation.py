@@ -17,7 +17,7 @@ from deconvnet.datasets.formats.coco import read_coco
 from deconvnet.datasets.formats.labelme import read_labelme
 from deconvnet.datasets.formats.masks import read_masks
 from deconvnet.datasets.importing import orientation
-from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportOptions
 from infra.errors import BadInput
 from proposals.image_codec import decode_image
 from tests.deconvnet.datasets.formats.inputs import runs
@@ -65,14 +65,14 @@ def read(kind: str, folder: Path, photos: list[Photo], size: str | None, points:
         (folder / "annotations").mkdir()
         for number, photo in enumerate(photos):
             Image.fromarray(photo.red[points].astype(np.uint8)).save(folder / f"annotations/{number:03d}.png")
-        return read_masks([source], ImportRules(classes=("background", "cat")))
+        return read_masks([source], ImportOptions(classes=("background", "cat")))
     if kind == "labelme":
         (folder / "annotations").mkdir()
         for number, (photo, (width, height)) in enumerate(zip(photos, images, strict=True)):
             content = {"imagePath": f"{number:03d}.{photo.suffix}", "imageWidth": width, "imageHeight": height}
             content["shapes"] = [{"label": "cat", "points": photo.polygon(points)}]
             (folder / f"annotations/{number:03d}.json").write_text(json.dumps(content))
-        return read_labelme([source], ImportRules())
+        return read_labelme([source], ImportOptions())
     content = {"categories": [{"id": 1, "name": "cat"}], "images": [], "annotations": []}
     for number, (photo, (width, height)) in enumerate(zip(photos, images, strict=True)):
         content["images"].append({"id": number, "file_name": f"{number:03d}.{photo.suffix}", "width": width, "height": height})
@@ -81,7 +81,7 @@ def read(kind: str, folder: Path, photos: list[Photo], size: str | None, points:
         segmentation = mask if kind == "run lengths" else photo.polygon(points)
         content["annotations"].append({"id": number, "image_id": number, "category_id": 1, "segmentation": segmentation})
     (folder / "annotations").write_text(json.dumps(content))
-    return read_coco([source], ImportRules())
+    return read_coco([source], ImportOptions())
 
 
 def assert_right(dataset: AnnotatedDataset, photos: list[Photo]) -> None:
@@ -192,7 +192,7 @@ def test_few_telling_images_among_many_are_found(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("enough", "turned", "read_images"), [(2, 1000, 4), (100, 5, 5), (100, 1000, 12)])
 def test_no_more_images_are_read_than_needed(enough, turned, read_images, monkeypatch):
     monkeypatch.setattr(orientation, "_ENOUGH", enough)
-    monkeypatch.setattr(orientation, "_ENOUGH_TURNED", turned)
+    monkeypatch.setattr(orientation, "_ENOUGH_REORIENTED", turned)
     calls = []
 
     def weigh(telling):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deconvnet.datasets.formats.kaggle import read_kaggle
-from deconvnet.datasets.importing.dataset import AnnotationSource, ImportRules
+from deconvnet.datasets.importing.dataset import AnnotationSource, ImportOptions
 from infra.errors import UserError
 from tests.deconvnet.datasets.formats.inputs import (
     HEIGHT,
@@ -28,7 +28,7 @@ def read(folder, text, *images, **rules):
     for name in images or ("a.jpg",):
         write_image(folder / f"images/{name}")
     write_text(folder / "train.csv", text)
-    return read_kaggle([AnnotationSource(str(folder / "images"), str(folder / "train.csv"))], ImportRules(**rules))
+    return read_kaggle([AnnotationSource(str(folder / "images"), str(folder / "train.csv"))], ImportOptions(**rules))
 
 
 CRATE, BALL = runs(SCENE == 1), runs(SCENE == 2)

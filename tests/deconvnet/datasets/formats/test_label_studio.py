@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from deconvnet.datasets.formats.label_studio import read_label_studio
-from deconvnet.datasets.importing.dataset import AnnotationSource, ImportRules
+from deconvnet.datasets.importing.dataset import AnnotationSource, ImportOptions
 from infra.errors import UserError
 from tests.deconvnet.datasets.formats.inputs import HEIGHT, WIDTH, rejection_reason, scene_mask, write_image, write_text
 
@@ -32,7 +32,7 @@ def task(number, image, control="tag"):
 
 
 def read(folder, **rules):
-    return read_label_studio([AnnotationSource(str(folder / "images"), str(folder / "masks"))], ImportRules(**rules))
+    return read_label_studio([AnnotationSource(str(folder / "images"), str(folder / "masks"))], ImportOptions(**rules))
 
 
 def check_scene(dataset, image_id):
@@ -107,7 +107,7 @@ def test_shapes_that_were_not_painted_are_counted(tmp_path):
         made["annotations"][0]["result"].append({"from_name": "tag", "type": kind, "value": {kind: [label]}})
     write_text(tmp_path / "export.json", json.dumps([made]))
     dataset = read(tmp_path)
-    losses = [str(loss) for loss in dataset.entries[0].load().losses]
+    losses = [str(loss) for loss in dataset.entries[0].load().lost_annotations]
     reason = "is in the JSON export, but only brush masks are read"
     assert losses == [f"a polygon (crate) {reason}", f"a rectangle (cone) {reason}"] and "cone" in dataset.classes
 
@@ -123,7 +123,7 @@ def test_shapes_of_tasks_without_a_mask_are_lost(tmp_path, kind):
     ]
     write_text(tmp_path / "export.json", json.dumps([task(1, "a.jpg"), other]))
     dataset = read(tmp_path, classes=("crate",))
-    ((image, _, loss),) = dataset.losses
+    ((image, _, loss),) = dataset.lost_annotations
     assert image == "task-2" and str(loss) == f"a {kind} (crate) belongs to a task without masks"
 
 
@@ -172,7 +172,7 @@ def test_two_tasks_of_one_id_are_rejected_and_the_shapes_of_both_are_lost(tmp_pa
     write_text(tmp_path / "export.json", json.dumps([task(1, "a.jpg"), task(1, "b.jpg"), *others]))
     dataset = read(tmp_path)
     assert not dataset.entries and dataset.rejects[0].reason.startswith("2 tasks of the export have the id 1")
-    assert [image for image, *_ in dataset.losses] == ["task-2", "task-2"]
+    assert [image for image, *_ in dataset.lost_annotations] == ["task-2", "task-2"]
 
 
 def test_masks_of_another_size_reject_their_image(tmp_path):

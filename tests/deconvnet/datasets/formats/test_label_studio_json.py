@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from deconvnet.datasets.formats.label_studio import read_label_studio
 from deconvnet.datasets.formats.label_studio.brush_runs import decode_brush, encode_brush
-from deconvnet.datasets.importing.dataset import AnnotationSource, ImportRules
+from deconvnet.datasets.importing.dataset import AnnotationSource, ImportOptions
 from infra.errors import BadInput, UserError
 from tests.deconvnet.datasets.formats.inputs import (
     HEIGHT,
@@ -115,7 +115,7 @@ def read(folder, *tasks, **rules):
     for name in ("a.jpg", "b.jpg"):
         write_image(folder / "images" / name)
     write_text(folder / "export.json", json.dumps(tasks))
-    return read_label_studio([AnnotationSource(str(folder / "images"), str(folder / "export.json"))], ImportRules(**rules))
+    return read_label_studio([AnnotationSource(str(folder / "images"), str(folder / "export.json"))], ImportOptions(**rules))
 
 
 def load(folder, results, **rules):
@@ -150,7 +150,7 @@ def test_rectangles_are_void_unless_they_are_to_be_objects_and_turn_about_their_
     box = {"x": 50, "y": 25, "width": 25, "height": 40, "rotation": 90}
     rectangle = result("crate", box, "rectanglelabels")
     void = load(tmp_path / "v", [rectangle])
-    assert [loss.remedy for loss in void.losses] == ["--boxes object"] and set(np.unique(void.class_mask)) == {0, 255}
+    assert [loss.remedy for loss in void.lost_annotations] == ["--boxes object"] and set(np.unique(void.class_mask)) == {0, 255}
     mask = load(tmp_path / "o", [rectangle], boxes_void=False).class_mask
     expected = np.zeros_like(mask)
     expected[10:25, 14:30] = 1  # 15×16 px from (30, 10), turned clockwise
@@ -160,9 +160,9 @@ def test_rectangles_are_void_unless_they_are_to_be_objects_and_turn_about_their_
 def test_other_shapes_are_counted(tmp_path):
     ellipse = result("ball", {"x": 5, "y": 5, "radiusX": 3, "radiusY": 2}, "ellipselabels")
     image = load(tmp_path, [*SCENE, ellipse])
-    assert [loss.label for loss in image.losses] == ["ball"] and "not a polygon, brush label or rectangle" in image.losses[
-        0
-    ].reason
+    assert [loss.label for loss in image.lost_annotations] == [
+        "ball"
+    ] and "not a polygon, brush label or rectangle" in image.lost_annotations[0].reason
     np.testing.assert_array_equal(image.class_mask, scene_mask(2, 1))
 
 
@@ -249,7 +249,7 @@ def test_two_exports_are_one_data_set_and_keep_their_splits(tmp_path):
         write_image(tmp_path / f"{split}/images/{name}.jpg")
         write_text(tmp_path / f"{split}/export.json", json.dumps([task(results[name], image=f"{name}.jpg")]))
         sources.append(AnnotationSource(str(tmp_path / split / "images"), str(tmp_path / split / "export.json"), split))
-    dataset = read_label_studio(sources, ImportRules(classes=("crate", "ball")))
+    dataset = read_label_studio(sources, ImportOptions(classes=("crate", "ball")))
     assert {entry.image_id: entry.split for entry in dataset.entries} == {"a": "train", "b": "val"} and not dataset.rejects
     for entry, triangle in zip(dataset.entries, (2, 0), strict=True):
         np.testing.assert_array_equal(entry.load().class_mask, scene_mask(triangle=triangle))
@@ -273,6 +273,6 @@ def test_files_of_another_kind_are_refused(tmp_path, content, words):
     write_text(tmp_path / "export.json", content)
     source = AnnotationSource(str(tmp_path / "images"), str(tmp_path / "export.json"))
     with pytest.raises(UserError, match=words):
-        read_label_studio([source], ImportRules())
+        read_label_studio([source], ImportOptions())
     with pytest.raises(UserError, match="can't be read: there is no file"):
-        read_label_studio([AnnotationSource(str(tmp_path / "images"), str(tmp_path / "images")), source], ImportRules())
+        read_label_studio([AnnotationSource(str(tmp_path / "images"), str(tmp_path / "images")), source], ImportOptions())

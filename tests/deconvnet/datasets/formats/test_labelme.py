@@ -9,14 +9,14 @@ import pytest
 from PIL import Image
 
 from deconvnet.datasets.formats.labelme import read_labelme
-from deconvnet.datasets.importing.dataset import AnnotationSource, ImportRules
+from deconvnet.datasets.importing.dataset import AnnotationSource, ImportOptions
 from deconvnet.datasets.validation.lossy_masks import is_lossy
 from infra.errors import BadInput, UserError
 from proposals.image_codec import decode_image
 from tests.deconvnet.datasets.formats.inputs import HEIGHT, WIDTH, rejection_reason, write_image
 
 
-def read(folder, shapes, rules=ImportRules(), file_encoding="utf-8", **document):  # noqa: B008
+def read(folder, shapes, rules=ImportOptions(), file_encoding="utf-8", **document):  # noqa: B008
     """The data set of a folder with one LabelMe file, a.json, that has these shapes."""
     folder.mkdir(exist_ok=True)
     content = {"shapes": shapes, "imagePath": "a.jpg", "imageData": None, "imageWidth": WIDTH, "imageHeight": HEIGHT, **document}
@@ -53,7 +53,7 @@ def test_shapes_of_all_types_become_masks(tmp_path):
     assert (classes == 1).sum() == 400 - 25 + 50 + 20 and (classes == 255).sum() == 25
     assert classes[30, 50] == 2 and classes[35, 3] == 2 and (classes == 2).sum() == 24 + 52
     assert objects[2, 45] == objects[2, 54] != objects[25, 25]
-    assert [f"{loss.name}: {loss.reason}" for loss in image.losses] == [
+    assert [f"{loss.name}: {loss.reason}" for loss in image.lost_annotations] == [
         "shape 8: is a point, which covers no area",
         "shape 9: covers no pixel",
     ]
@@ -123,7 +123,7 @@ def test_the_embedded_image_tells_sessions_with_the_same_file_names_apart(tmp_pa
         Image.fromarray(scenes[0]).save(tmp_path / "images" / image, quality=70)
     for name, pixels in zip(names, scenes, strict=True):
         write_session(tmp_path / "json", name, pixels, True, path)
-    dataset = read_labelme([AnnotationSource(str(tmp_path / "images"), str(tmp_path / "json"))], ImportRules())
+    dataset = read_labelme([AnnotationSource(str(tmp_path / "images"), str(tmp_path / "json"))], ImportOptions())
     for entry, pixels in zip(dataset.entries, scenes, strict=True):
         found = decode_image(entry.load().image).astype(int)
         assert np.abs(found - pixels).mean() < 12, entry.image_id
@@ -136,7 +136,7 @@ def test_two_files_of_one_image_are_rejected(tmp_path, path, embed):
     Image.fromarray(scene(0)).save(tmp_path / "images/1.jpg", quality=70)
     for name, shown, at in zip(("1.json", "other.json"), embed, (path, "../images/1.jpg"), strict=True):
         write_session(tmp_path / "json", name, scene(0), shown, at)
-    dataset = read_labelme([AnnotationSource(str(tmp_path / "images"), str(tmp_path / "json"))], ImportRules())
+    dataset = read_labelme([AnnotationSource(str(tmp_path / "images"), str(tmp_path / "json"))], ImportOptions())
     for entry, other in zip(dataset.entries, ("other.json", "1.json"), strict=True):
         with pytest.raises(BadInput, match=rf"its image, 1.jpg, is also that of .*json/{other}: put all shapes into one file"):
             entry.load()
@@ -148,7 +148,7 @@ def test_a_file_with_another_image_embedded_does_not_compete(tmp_path, embed):
     Image.fromarray(scene(0)).save(tmp_path / "images/1.jpg", quality=70)
     for number, name in enumerate(("1.json", "other.json")):
         write_session(tmp_path / "json", name, scene(number), embed[number], "../images/1.jpg")
-    dataset = read_labelme([AnnotationSource(str(tmp_path / "images"), str(tmp_path / "json"))], ImportRules())
+    dataset = read_labelme([AnnotationSource(str(tmp_path / "images"), str(tmp_path / "json"))], ImportOptions())
     for number, entry in enumerate(dataset.entries):
         assert np.abs(decode_image(entry.load().image).astype(int) - scene(number)).mean() < 12
 
@@ -159,7 +159,7 @@ def test_an_image_that_is_taken_from_the_json_although_it_has_a_file_is_reported
     Image.fromarray(scene(2)).save(tmp_path / "b.png")
     for name, embedded in {"a": scene(1), "b": scene(3), "c": scene(4)}.items():
         write_session(tmp_path, f"{name}.json", embedded, True, f"{name}.png")
-    dataset = read_labelme([AnnotationSource(str(tmp_path), str(tmp_path))], ImportRules())
+    dataset = read_labelme([AnnotationSource(str(tmp_path), str(tmp_path))], ImportOptions())
     remark = "was taken from its JSON file (imageData), because its image file shows another image"
     assert {entry.image_id: entry.load().remark for entry in dataset.entries} == {"a": "", "b": remark, "c": ""}
 
@@ -190,7 +190,7 @@ def test_a_session_without_image_files_takes_no_file_of_another_session(tmp_path
     write_image(tmp_path / "images/s1/1.jpg")
     for name in ("s1/1.json", "s2/1.json"):
         write_session(tmp_path / "json", name, scene(1), False, "1.jpg")
-    dataset = read_labelme([AnnotationSource(str(tmp_path / "images"), str(tmp_path / "json"))], ImportRules())
+    dataset = read_labelme([AnnotationSource(str(tmp_path / "images"), str(tmp_path / "json"))], ImportOptions())
     dataset.entries[0].load()
     with pytest.raises(BadInput, match=r"no image 1\.jpg below .*, and none is embedded"):
         dataset.entries[1].load()
@@ -201,7 +201,7 @@ def test_images_are_found_beside_the_annotations_folder_by_folder(tmp_path):
     for session in ("s1", "s2"):
         write_image(tmp_path / "images" / session / "1.jpg")
         write_session(tmp_path / "json", f"{session}/1.json", scene(1), False, "../photos/1.jpg")
-    dataset = read_labelme([AnnotationSource(str(tmp_path / "images"), str(tmp_path / "json"))], ImportRules())
+    dataset = read_labelme([AnnotationSource(str(tmp_path / "images"), str(tmp_path / "json"))], ImportOptions())
     assert [entry.load().suffix for entry in dataset.entries] == [".jpg", ".jpg"]
 
 
@@ -242,7 +242,7 @@ def test_files_in_other_encodings_are_read_by_its_name_or_refused_by_theirs(tmp_
     shapes = [shape(label, "rectangle", [[1, 1], [9, 9]])]
     with pytest.raises(UserError, match=r"none of the 1 \.json files can be used; .*a\.json: byte \d+ .*--encoding"):
         read(tmp_path, shapes, file_encoding=encoding)
-    dataset = read(tmp_path, shapes, ImportRules(encoding=encoding), encoding)
+    dataset = read(tmp_path, shapes, ImportOptions(encoding=encoding), encoding)
     assert dataset.classes == ("background", label) and (dataset.entries[0].load().class_mask == 1).sum() == 64
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from deconvnet.datasets.formats.coco import read_coco
 from deconvnet.datasets.formats.labelme import read_labelme
-from deconvnet.datasets.importing.dataset import AnnotationSource, ImportRules
+from deconvnet.datasets.importing.dataset import AnnotationSource, ImportOptions
 from infra.errors import BadInput, UserError
 from tests.deconvnet.datasets.formats.inputs import compressed
 from tests.examples import examples
@@ -115,6 +115,6 @@ def test_malformed_files_end_in_no_other_error_than_a_sentence(data: st.DataObje
         (folder / "json/b.json").write_text(json.dumps({**GOOD_LABELME, "imagePath": "3.png"}))
         for read, annotations in ((read_coco, "c.json"), (read_labelme, "json")):
             with contextlib.suppress(UserError):
-                for entry in read([AnnotationSource(temporary, str(folder / annotations))], ImportRules()).entries:
+                for entry in read([AnnotationSource(temporary, str(folder / annotations))], ImportOptions()).entries:
                     with contextlib.suppress(BadInput):
                         entry.load()

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from deconvnet.datasets.formats.masks import read_masks
-from deconvnet.datasets.importing.dataset import AnnotationSource, ImportRules
+from deconvnet.datasets.importing.dataset import AnnotationSource, ImportOptions
 from deconvnet.datasets.palette import VOC_CLASSES, VOC_PALETTE
 from infra.errors import UserError
 from tests.deconvnet.datasets.formats.inputs import HEIGHT, WIDTH, rejection_reason, write_image
@@ -39,14 +39,14 @@ def test_masks_are_matched_in_any_unicode_form_of_their_names(tmp_path, images, 
     mask_path.parent.mkdir(parents=True)
     Image.fromarray(IDS).save(mask_path)
     source = AnnotationSource(str(tmp_path / "images"), str(tmp_path / "masks"))
-    dataset = read_masks([source], ImportRules(mask_suffix=suffix))
+    dataset = read_masks([source], ImportOptions(mask_suffix=suffix))
     assert len(dataset.entries) == 1 and not dataset.rejects and (class_mask(dataset)[IDS == 11] == 2).all()
 
 
 def test_classes_of_ids_are_inferred(tmp_path):
     dataset = read(tmp_path, IDS)
     assert dataset.classes == ("background", "id_7", "id_11") and "each id found" in dataset.notes[0]
-    assert dataset.class_table_text == "background, 0\nid_7, 7\nid_11, 11\nvoid, 255\n"
+    assert dataset.class_table == "background, 0\nid_7, 7\nid_11, 11\nvoid, 255\n"
     mask = class_mask(dataset)
     assert (mask[IDS == 11] == 2).all() and (mask[IDS == 255] == 255).all()
 
@@ -98,9 +98,9 @@ def test_grey_masks_of_few_bits_are_refused_unless_a_table_names_their_levels(tm
     (tmp_path / "masks/0.png").write_bytes(grey_png(ids, 2))
     source = AnnotationSource(str(tmp_path / "images"), str(tmp_path / "masks"))
     with pytest.raises(UserError, match=r"none of the 1 masks can be used; .*0\.png: it is grey with 2 bits, so its ids may be"):
-        read_masks([source], ImportRules())
+        read_masks([source], ImportOptions())
     (tmp_path / "t.txt").write_text("ground 0 0 0\ncat 255 255 255\ndog 85 85 85\n")
-    dataset = read_masks([source], ImportRules(class_table_uri=str(tmp_path / "t.txt"), background="ground"))
+    dataset = read_masks([source], ImportOptions(class_table_uri=str(tmp_path / "t.txt"), background="ground"))
     mask = dataset.entries[0].load().class_mask
     assert dataset.classes[mask[0, 0]] == "cat" and dataset.classes[mask[15, 0]] == "dog" and mask[10, 0] == 0
 
@@ -112,7 +112,7 @@ def test_masks_and_images_that_do_not_match_are_left_out_or_refused(tmp_path):
     assert "1 images" in dataset.notes[0] and dataset.rejects[0].image_id == "p1" and len(dataset.entries) == 1
     (tmp_path / "images/p0.jpg").unlink()
     with pytest.raises(UserError, match=r"no mask in .* has the name of an image in .* \(q.jpg and p0.png, for example\)"):
-        read_masks([AnnotationSource(str(tmp_path / "images"), str(tmp_path / "masks"))], ImportRules())
+        read_masks([AnnotationSource(str(tmp_path / "images"), str(tmp_path / "masks"))], ImportOptions())
 
 
 @pytest.mark.parametrize(
@@ -130,11 +130,11 @@ def test_images_and_masks_with_endings_of_their_own_belong_together(tmp_path, st
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(IDS).save(tmp_path / f"{name}{kind}")
     sources = [AnnotationSource(str(tmp_path / "i"), str(tmp_path / "m"))]
-    dataset = read_masks(sources, ImportRules(image_suffix=image_suffix, mask_suffix=mask_suffix))
+    dataset = read_masks(sources, ImportOptions(image_suffix=image_suffix, mask_suffix=mask_suffix))
     assert [entry.uri for entry in dataset.entries] == [str(tmp_path / f"{names[2]}{kind}")] and not dataset.rejects
     assert (class_mask(dataset)[IDS == 11] == 2).all() and any(f"don't end in {image_suffix}" in note for note in dataset.notes)
     with pytest.raises(UserError, match="with --mask_suffix in place of --image_suffix"):
-        read_masks(sources, ImportRules(image_suffix="_x", mask_suffix=mask_suffix))
+        read_masks(sources, ImportOptions(image_suffix="_x", mask_suffix=mask_suffix))
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_tables_of_two_folders_that_differ_are_refused(tmp_path):
         (tmp_path / split / "masks/_classes.csv").write_text(f"Pixel Value, Class\n0, background\n7, {name}\n11, ball\n")
         sources.append(AnnotationSource(str(tmp_path / split / "images"), str(tmp_path / split / "masks")))
     with pytest.raises(UserError, match="name different classes: name one by --table"):
-        read_masks(sources, ImportRules())
+        read_masks(sources, ImportOptions())
 
 
 def test_two_folders_are_one_data_set_and_keep_their_splits(tmp_path):
@@ -176,7 +176,7 @@ def test_two_folders_are_one_data_set_and_keep_their_splits(tmp_path):
         for each in ("images/p0.jpg", "masks/p0.png"):
             (tmp_path / split / each).rename(tmp_path / split / each.replace("p0", name))
         sources.append(AnnotationSource(str(tmp_path / split / "images"), str(tmp_path / split / "masks"), split))
-    dataset = read_masks(sources, ImportRules())
+    dataset = read_masks(sources, ImportOptions())
     assert {entry.image_id: entry.split for entry in dataset.entries} == {"a": "train", "b": "val"} and not dataset.rejects
     for entry, ids in zip(dataset.entries, (IDS, IDS[::-1]), strict=True):
         np.testing.assert_array_equal(entry.load().class_mask, np.select([ids == 7, ids == 11, ids == 255], [1, 2, 255]))
@@ -194,8 +194,8 @@ def test_images_and_masks_in_one_folder_are_told_apart_by_their_endings(tmp_path
     (tmp_path / "_classes.csv").write_text("Pixel Value, Class\n0, background\n7, crate\n11, ball\n")
     sources = [AnnotationSource(str(tmp_path), str(tmp_path))]
     with pytest.raises(UserError, match=r"in one folder, .*: say by --mask_suffix"):
-        read_masks(sources, ImportRules())
-    dataset = read_masks(sources, ImportRules(mask_suffix="_mask"))
+        read_masks(sources, ImportOptions())
+    dataset = read_masks(sources, ImportOptions(mask_suffix="_mask"))
     assert len(dataset.entries) == 1 and not dataset.rejects and (class_mask(dataset)[IDS == 11] == 2).all()
 
 
@@ -204,7 +204,7 @@ def test_of_masks_of_one_image_a_jpeg_is_left_out_and_others_are_rejected(tmp_pa
     Image.fromarray(IDS).convert("RGB").save(tmp_path / "masks/p0.jpg")
     Image.fromarray(IDS).save(tmp_path / "masks/p2.gif")
     Image.fromarray(IDS + 1).save(tmp_path / "masks/p1.bmp")
-    dataset = read_masks([AnnotationSource(str(tmp_path / "images"), str(tmp_path / "masks"))], ImportRules())
+    dataset = read_masks([AnnotationSource(str(tmp_path / "images"), str(tmp_path / "masks"))], ImportOptions())
     assert [entry.uri.rpartition("/")[2] for entry in dataset.entries] == ["p0.png", "p2.png"]
     assert [reject.reason for reject in dataset.rejects] == ["p1.bmp and p1.png are masks of one image: keep one"]
     assert any(note.startswith("2 JPEGs or GIFs") for note in dataset.notes)
@@ -267,7 +267,7 @@ def test_object_masks_beside_the_masks_are_said_to_be_ignored(tmp_path, objects)
         write_image(tmp_path / f"{name}/a.png")
     Image.fromarray(IDS).save(tmp_path / "SegmentationClass/a.png")
     sources = [AnnotationSource(str(tmp_path / "JPEGImages"), str(tmp_path / "SegmentationClass"))]
-    notes = [note for note in read_masks(sources, ImportRules()).notes if "each connected region" in note]
+    notes = [note for note in read_masks(sources, ImportOptions()).notes if "each connected region" in note]
     assert [note.partition(" ")[0] for note in notes] == ([str(tmp_path / objects)] if objects else [])
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from deconvnet.datasets.formats.coco import read_coco
 from deconvnet.datasets.formats.labelme import read_labelme
-from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportOptions
 from deconvnet.datasets.importing.orientation import GUESSED
 from infra.errors import BadInput, UserError
 from proposals.image_codec import decode_image
@@ -163,7 +163,7 @@ def compare(read: Callable[[], AnnotatedDataset], scenes: list[Scene]) -> int:
         found = np.array([*dataset.classes, *["?"] * (255 - len(dataset.classes)), "void"])[image.class_mask]
         wrong = names != found
         if wrong.any() and image.remark != GUESSED:
-            assert image.losses, f"{entry.image_id}\n{names}\n{found}"
+            assert image.lost_annotations, f"{entry.image_id}\n{names}\n{found}"
             for class_id, box in scene.objects:  # a void object hides no other
                 wrong &= (found != "void") & ~(scene.in_frame(box, False) & (found == CLASSES[class_id - 1]))
             assert not wrong.any(), f"{entry.image_id}\n{names}\n{found}"
@@ -251,7 +251,7 @@ def test_masks_are_the_truth_or_refused_and_enough_are_not_refused(write, read) 
         scenes, stored = case
         with tempfile.TemporaryDirectory() as temporary:
             source = write(data.draw, scenes, stored, Path(temporary))
-            compared += compare(lambda: read([source], ImportRules()), scenes)
+            compared += compare(lambda: read([source], ImportOptions()), scenes)
 
     check()
     assert compared > 12  # usually 25 to 50

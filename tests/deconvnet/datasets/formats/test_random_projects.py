@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from deconvnet.datasets import formats
-from deconvnet.datasets.importing.dataset import AnnotationSource, ImportRules
+from deconvnet.datasets.importing.dataset import AnnotationSource, ImportOptions
 from infra.errors import BadInput
 from tests.deconvnet.datasets.formats.inputs import runs, starts_and_lengths, write_image, write_text
 
@@ -252,7 +252,7 @@ def test_imported_masks_are_the_truth(tmp_path, name, seed):
     while not scenes[0].objects:
         scenes[0] = Scene(rng, scenes[0].name, forms)
     source = WRITERS[name](scenes, tmp_path, rng)
-    dataset = formats.get_format(name).read([source], ImportRules(boxes_void=False))
+    dataset = formats.get_format(name).read([source], ImportOptions(boxes_void=False))
     assert not dataset.rejects
     loaded = {entry.image_id.rpartition("_")[2]: entry.load() for entry in dataset.entries}
     in_layers = name == "cvat" and any("z_order" in note for note in dataset.notes)
@@ -277,7 +277,7 @@ def test_two_sources_are_one_data_set_and_keep_their_splits(tmp_path, name):
                 del scene.objects[1:]  # nothing overlaps
         sources.append(replace(WRITERS[name](made, tmp_path / split, rng), split=split))
         scenes |= {scene.name: scene for scene in made}
-    dataset = formats.get_format(name).read(sources, ImportRules(boxes_void=False))
+    dataset = formats.get_format(name).read(sources, ImportOptions(boxes_void=False))
     assert not dataset.rejects and len(dataset.entries) == 6
     for entry in dataset.entries:
         scene = scenes[entry.image_id.rpartition("_")[2]]
@@ -291,7 +291,7 @@ def test_images_larger_than_allowed_are_rejected(tmp_path, name):
     rng = np.random.default_rng(3)
     scenes = [Scene(rng, f"a{i}", FORMS[:1]) for i in range(4)]
     assert any(scene.objects for scene in scenes)
-    dataset = formats.get_format(name).read([WRITERS[name](scenes, tmp_path, rng)], ImportRules(max_pixels=300))
+    dataset = formats.get_format(name).read([WRITERS[name](scenes, tmp_path, rng)], ImportOptions(max_pixels=300))
     assert dataset.entries
     for entry in dataset.entries:
         with pytest.raises(BadInput, match="larger than 300 pixels"):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from deconvnet.datasets.formats.supervisely import read_supervisely
-from deconvnet.datasets.importing.dataset import AnnotationSource, ImportRules
+from deconvnet.datasets.importing.dataset import AnnotationSource, ImportOptions
 from infra.errors import UserError
 from tests.deconvnet.datasets.formats.inputs import (
     HEIGHT,
@@ -56,7 +56,7 @@ def write(folder, objects, image="ds0/img/a.jpg", annotation="ds0/ann/a.jpg.json
 
 
 def read(annotations, images=None, **rules):
-    return read_supervisely([AnnotationSource(str(images or annotations), str(annotations))], ImportRules(**rules))
+    return read_supervisely([AnnotationSource(str(images or annotations), str(annotations))], ImportOptions(**rules))
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,11 @@ def test_rectangles_become_void_or_objects_and_other_figures_are_counted(tmp_pat
     write(tmp_path, objects)
     image = read(tmp_path).entries[0].load()
     np.testing.assert_array_equal(image.class_mask, scene_mask(square=255))
-    assert [(loss.label, loss.remedy) for loss in image.losses] == [("crate", "--boxes object"), ("ball", ""), ("ball", "")]
+    assert [(loss.label, loss.remedy) for loss in image.lost_annotations] == [
+        ("crate", "--boxes object"),
+        ("ball", ""),
+        ("ball", ""),
+    ]
     np.testing.assert_array_equal(read(tmp_path, boxes_void=False).entries[0].load().class_mask, scene_mask())
 
 

@@ -26,11 +26,13 @@ def test_boxes_become_void_or_objects(tmp_path):
     write_text(tmp_path / "classes.txt", "crate\nball\n")
     image = read(tmp_path).entries[0].load()
     np.testing.assert_array_equal(image.class_mask, scene_mask(square=255))
-    assert [(loss.label, loss.remedy) for loss in image.losses] == [("crate", "--boxes object")] and image.annotations == 2
+    assert [(loss.label, loss.remedy) for loss in image.lost_annotations] == [
+        ("crate", "--boxes object")
+    ] and image.annotations == 2
     check_scene(read(tmp_path, boxes_void=False))
     image = read(tmp_path, classes=("ball",)).entries[0].load()  # a box of another class is background
     np.testing.assert_array_equal(image.class_mask, scene_mask(square=0, triangle=1))
-    assert not image.losses
+    assert not image.lost_annotations
     image = read(tmp_path, classes=("ball",), others_void=True).entries[0].load()
     np.testing.assert_array_equal(image.class_mask, scene_mask(square=255, triangle=1))
 
@@ -89,4 +91,4 @@ def test_a_line_that_repeats_another_is_counted_and_not_drawn(tmp_path):
     write_scenes(tmp_path, a=SCENE + SCENE)
     write_text(tmp_path / "classes.txt", "crate\nball\n")
     image = read(tmp_path).entries[0].load()
-    assert image.hidden_objects == 0 and [loss.reason for loss in image.losses] == ["repeats an earlier line"] * 2
+    assert image.hidden_objects == 0 and [loss.reason for loss in image.lost_annotations] == ["repeats an earlier line"] * 2

@@ -3,7 +3,7 @@
 import numpy as np
 
 from deconvnet.datasets.formats.yolo import read_yolo
-from deconvnet.datasets.importing.dataset import AnnotationSource, ImportRules
+from deconvnet.datasets.importing.dataset import AnnotationSource, ImportOptions
 from tests.deconvnet.datasets.formats.inputs import HEIGHT, SQUARE, TRIANGLE, WIDTH, scene_mask, write_image, write_text
 
 
@@ -15,7 +15,7 @@ SCENE = line(0, SQUARE) + line(1, TRIANGLE)
 
 
 def read(annotations, images=None, **rules):
-    return read_yolo([AnnotationSource(str(images or annotations), str(annotations))], ImportRules(**rules))
+    return read_yolo([AnnotationSource(str(images or annotations), str(annotations))], ImportOptions(**rules))
 
 
 def write_scenes(folder, **texts):

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from deconvnet.datasets.importing.class_table import ClassTable, infer_table, read_table
-from deconvnet.datasets.importing.dataset import ImportRules
+from deconvnet.datasets.importing.dataset import ImportOptions
 from deconvnet.datasets.importing.mask_values import MaskValues, blended_ids
 from deconvnet.datasets.synthetic import generate
 from infra.errors import UserError
@@ -69,9 +69,9 @@ def test_an_unknown_name_of_id_0_is_asked_about(text, words):
         read_table(text, "t", masks=masks)
     assert words in str(caught.value) and "--background none" in str(caught.value)
     name = text.split(",")[0].split()[0]
-    table = read_table(text, "t", ImportRules(background=name), masks)
+    table = read_table(text, "t", ImportOptions(background=name), masks)
     assert table.classes == (name, "road") and table.id_of_value[0] == 0
-    table = read_table(text, "t", ImportRules(background="none"), masks)
+    table = read_table(text, "t", ImportOptions(background="none"), masks)
     assert table.classes == ("background", *(["sky"] if name == "sky" else []), "road")
     assert table.id_of_value[0] == (1 if name == "sky" else 255)
 
@@ -79,13 +79,13 @@ def test_an_unknown_name_of_id_0_is_asked_about(text, words):
 def test_the_background_can_be_named_by_its_value():
     text = "sky, 0\nroad, 1\nfloor, 7\n"
     for asked in ("floor", "7"):
-        table = read_table(text, "t", ImportRules(background=asked))
+        table = read_table(text, "t", ImportOptions(background=asked))
         assert table.classes == ("floor", "sky", "road") and table.id_of_value == {0: 1, 1: 2, 7: 0, 255: 255}
-    assert read_table("a #102030\nb #405060", "t", ImportRules(background="#405060")).classes == ("b", "a")
+    assert read_table("a #102030\nb #405060", "t", ImportOptions(background="#405060")).classes == ("b", "a")
     with pytest.raises(UserError, match="--background wall is not in t, which has sky, road, floor"):
-        read_table(text, "t", ImportRules(background="wall"))
+        read_table(text, "t", ImportOptions(background="wall"))
     with pytest.raises(UserError, match="--background none, but t has a class background"):
-        read_table("background, 0\nroad, 1", "t", ImportRules(background="none"))
+        read_table("background, 0\nroad, 1", "t", ImportOptions(background="none"))
 
 
 def test_a_little_void_at_id_0_stays_void():
@@ -97,7 +97,7 @@ def test_a_little_void_at_id_0_stays_void():
 def test_names_in_a_table_that_differ_by_case_alone_are_told_and_can_be_joined():
     table = read_table("Car, 1\ncar, 2\nroad, 3", "t")
     assert table.classes == ("background", "Car", "car", "road") and "Car, car differ only in case" in table.notes[0]
-    table = read_table("Car, 1\ncar, 2\nroad, 3", "t", ImportRules(fold_case=True))
+    table = read_table("Car, 1\ncar, 2\nroad, 3", "t", ImportOptions(fold_case=True))
     assert table.classes == ("background", "Car", "road") and table.id_of_value[2] == 1
 
 
@@ -116,7 +116,7 @@ def test_names_in_a_table_that_differ_by_case_alone_are_told_and_can_be_joined()
     ],
 )
 def test_names_of_classes_are_those_of_the_ids_from_0(found, names, classes, ids):
-    table = infer_table(values(*found), ImportRules(classes=tuple(names.split(","))))
+    table = infer_table(values(*found), ImportOptions(classes=tuple(names.split(","))))
     assert table.classes == tuple(classes.split(",")) and ids.items() <= table.id_of_value.items()
 
 
@@ -132,7 +132,7 @@ def test_names_of_classes_are_those_of_the_ids_from_0(found, names, classes, ids
 )
 def test_names_that_do_not_fit_the_values_are_refused(found, names, words):
     with pytest.raises(UserError) as caught:
-        infer_table(values(*found), ImportRules(classes=tuple(names.split(","))))
+        infer_table(values(*found), ImportOptions(classes=tuple(names.split(","))))
     assert words in str(caught.value)
 
 
@@ -155,8 +155,8 @@ def test_masks_without_any_class_are_refused():
 
 
 def test_the_background_of_inferred_classes_can_be_chosen():
-    assert infer_table(values({0: 9, 3: 9, 7: 9}), ImportRules(background="7")).classes == ("id_7", "id_0", "id_3")
-    assert infer_table(values({0: 9, 3: 9, 7: 9}), ImportRules(background="none")).classes == (
+    assert infer_table(values({0: 9, 3: 9, 7: 9}), ImportOptions(background="7")).classes == ("id_7", "id_0", "id_3")
+    assert infer_table(values({0: 9, 3: 9, 7: 9}), ImportOptions(background="none")).classes == (
         "background",
         "id_0",
         "id_3",

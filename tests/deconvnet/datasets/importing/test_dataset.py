@@ -2,14 +2,14 @@
 
 import pytest
 
-from deconvnet.datasets.importing.dataset import AnnotatedDataset, ImportRules
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, ImportOptions
 from infra.errors import UserError
 
 
 def choose(annotated, must_exist=True, **rules):
     """The data set after the choice, and the ids of the names."""
     dataset = AnnotatedDataset()
-    ids = dataset.choose_classes(annotated, ImportRules(**rules), must_exist)
+    ids = dataset.choose_classes(annotated, ImportOptions(**rules), must_exist)
     return dataset, ids
 
 
@@ -67,9 +67,9 @@ def test_classes_that_are_missing_are_told_or_refused():
 def test_names_that_differ_in_blanks_or_unicode_form_are_told_and_joined():
     names = ["K\u00e4se", "Ka\u0308se", "a crate", "a  crate"]
     dataset = AnnotatedDataset()
-    assert len(set(dataset.choose_classes(names, ImportRules()).values())) == 4
+    assert len(set(dataset.choose_classes(names, ImportOptions()).values())) == 4
     assert [" differ only in case, blanks or Unicode form" in note for note in dataset.notes] == [True, True]
-    assert list(AnnotatedDataset().choose_classes(names, ImportRules(fold_case=True)).values()) == [1, 1, 2, 2]
+    assert list(AnnotatedDataset().choose_classes(names, ImportOptions(fold_case=True)).values()) == [1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("name", [" a.jpg", "a\n.jpg", "a .jpg"])

@@ -67,7 +67,7 @@ def test_outer_folders_may_be_left_out(index_of, listed, found):
 )
 def test_an_image_of_the_same_name_in_another_folder_is_never_taken(index_of, names, listed, reason):
     index = index_of(*names)
-    found, missing, _ = index.find_all([listed])
+    found, missing, _ = index.find_listed([listed])
     assert not found and reason in missing[listed] and index.find(listed) is None
 
 
@@ -87,7 +87,7 @@ def test_an_image_of_the_same_name_in_another_folder_is_never_taken(index_of, na
     ],
 )
 def test_file_names_alone_decide_only_if_no_listed_folder_exists_and_this_is_told(index_of, names, listed, by_name):
-    found, missing, notes = index_of(*names).find_all(listed)
+    found, missing, notes = index_of(*names).find_listed(listed)
     assert {name: file for name, file in found.items() if name in by_name} == by_name
     assert set(found) | set(missing) == set(listed) and not set(found) & set(missing)
     assert len(notes) == bool(by_name) and all(f"{len(by_name)} images" in note and listed[0] in note for note in notes)
@@ -96,11 +96,11 @@ def test_file_names_alone_decide_only_if_no_listed_folder_exists_and_this_is_tol
 
 def test_names_that_compete_for_an_image_are_not_found_unless_one_is_its_path(index_of):
     index = index_of("1.jpg", "2.jpg", "a/3.jpg")
-    found, missing, _ = index.find_all(["1.jpg", "x/1.jpg", "x/2.jpg", "y/2.jpg", "1.jpg"])
+    found, missing, _ = index.find_listed(["1.jpg", "x/1.jpg", "x/2.jpg", "y/2.jpg", "1.jpg"])
     assert found == {"1.jpg": "1.jpg"} and missing.keys() == {"x/1.jpg", "x/2.jpg", "y/2.jpg"}
     assert missing["x/1.jpg"].endswith("that fits, 1.jpg, is that of another entry, 1.jpg")
     assert missing["x/2.jpg"].endswith("that fits, 2.jpg, also fits another entry, y/2.jpg")
-    found, missing, _ = index.find_all(["3.jpg", "a/3.jpg"])
+    found, missing, _ = index.find_listed(["3.jpg", "a/3.jpg"])
     assert found == {"a/3.jpg": "a/3.jpg"} and missing["3.jpg"].endswith("is that of another entry, a/3.jpg")
 
 
@@ -114,7 +114,7 @@ def test_names_that_compete_for_an_image_are_not_found_unless_one_is_its_path(in
     ],
 )
 def test_a_list_that_names_existing_folders_finds_no_image_of_a_folder_that_is_missing(index_of, names, listed):
-    found, missing, notes = index_of(*names).find_all(listed)
+    found, missing, notes = index_of(*names).find_listed(listed)
     assert set(found) == {name for name in listed if name.rpartition("/")[0] in ("", "images", "/data/images", "a")} - {"a/3.jpg"}
     assert not notes and missing["site_b/7.jpg"].endswith(
         "in the folder site_b; images of the same name in other folders are not used"
@@ -138,20 +138,20 @@ def test_a_name_without_suffix_finds_the_one_image_of_this_name(index_of, names,
 
 
 def test_a_path_without_suffix_is_a_spelling_of_the_path(index_of):
-    found, missing, _ = index_of("a/1.jpg", "2.jpg").find_all(["a/1", "a/1.jpg", "2", "x/2"])
+    found, missing, _ = index_of("a/1.jpg", "2.jpg").find_listed(["a/1", "a/1.jpg", "2", "x/2"])
     assert found == {"a/1": "a/1.jpg", "a/1.jpg": "a/1.jpg", "2": "2.jpg"} and list(missing) == ["x/2"]
     assert [complete_name(name, "x/1.PNG") for name in ("a/1", "1.v2", "1.jpg")] == ["a/1.PNG", "1.v2.PNG", "1.jpg"]
 
 
 def test_the_name_that_competes_is_told(index_of):
-    found, missing, _ = index_of("x/a/1.jpg").find_all(["1.jpg", "a/1.jpg"])
+    found, missing, _ = index_of("x/a/1.jpg").find_listed(["1.jpg", "a/1.jpg"])
     assert not found and missing["1.jpg"].endswith("that fits, x/a/1.jpg, also fits another entry, a/1.jpg")
     assert missing["a/1.jpg"].endswith("also fits another entry, 1.jpg")
 
 
 def test_all_spellings_of_the_path_of_an_image_are_found(index_of):
     listed = ["a/1.jpg", "./a/1.jpg", "a\\1.jpg", "b/../a/1.jpg", "1.jpg"]
-    found, missing, _ = index_of("a/1.jpg").find_all(listed)
+    found, missing, _ = index_of("a/1.jpg").find_listed(listed)
     assert found == dict.fromkeys(listed[:4], "a/1.jpg") and list(missing) == ["1.jpg"]
 
 
@@ -173,5 +173,5 @@ def test_a_percent_sign_is_decoded_only_where_that_alone_fits(index_of):
     for name in ("a b.jpg", "a%20b.jpg", "c/d e.jpg", "c/d%20e.jpg"):
         assert index.find(name) == name
     assert index.find("d%20e.jpg") == "c/d%20e.jpg" and index.find("d e.jpg") == "c/d e.jpg"
-    found, missing, _ = index_of("f g.jpg").find_all(["f g.jpg", "f%20g.jpg"])
+    found, missing, _ = index_of("f g.jpg").find_listed(["f g.jpg", "f%20g.jpg"])
     assert found == {"f g.jpg": "f g.jpg"} and "another entry" in missing["f%20g.jpg"]

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from deconvnet.datasets import voc
-from deconvnet.datasets.importing.dataset import AnnotatedImage, Loss
+from deconvnet.datasets.importing.dataset import AnnotatedImage, LostAnnotation
 from deconvnet.datasets.importing.images import as_layout_file
 from deconvnet.datasets.palette import VOC_PALETTE
 from deconvnet.datasets.writing.addition import Addition, check_same_classes, temporary_folder
@@ -195,7 +195,7 @@ def test_an_interrupted_addition_is_completed_by_the_next(layout, tmp_path, monk
 
 
 def test_what_was_not_imported_is_appended_to_the_list_once(layout):
-    loss = Loss("shape 1", "cat", "covers no pixel")
+    loss = LostAnnotation("shape 1", "cat", "covers no pixel")
     for _ in range(2):
         add(
             layout.root,

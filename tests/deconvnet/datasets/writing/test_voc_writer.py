@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotatedImage, Loss
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotatedImage, LostAnnotation
 from deconvnet.datasets.writing.new_folder import new_folder
 from deconvnet.datasets.writing.voc_writer import write_voc_layout
 from infra.errors import BadInput, UserError
@@ -23,9 +23,17 @@ def loader(fault=""):
             raise BadInput(fault)
         mask = np.zeros((20, 30), np.uint8)
         mask[5:9] = 1
-        losses = (Loss("shape 1", "cat", "is a crowd, which becomes void", "--crowd object"),)
+        losses = (LostAnnotation("shape 1", "cat", "is a crowd, which becomes void", "--crowd object"),)
         return AnnotatedImage(
-            b"image", ".jpg", mask, mask, overlap_pixels=6, hidden_objects=1, annotations=10, losses=losses, remark="is grey"
+            b"image",
+            ".jpg",
+            mask,
+            mask,
+            overlap_pixels=6,
+            hidden_objects=1,
+            annotations=10,
+            lost_annotations=losses,
+            remark="is grey",
         )
 
     return load
@@ -57,7 +65,7 @@ def test_the_layout_has_lists_images_masks_rejects_and_counts(tmp_path):
     assert decode_mask((tmp_path / "SegmentationObject/p0.png").read_bytes()).sum() == 120
     rows = list(csv.reader((tmp_path / "rejects.csv").open()))
     assert rows[1] == ["image", "p3", "/src/p3.json", "it has 3 faults"] and len(rows) == 11
-    assert len(summary.rejects) == 1 and len(summary.losses) == 9
+    assert len(summary.rejects) == 1 and len(summary.lost_annotations) == 9
     assert rows[2] == ["annotation", "p0", "/src/p0.json", "shape 1 (cat) is a crowd, which becomes void"]
     content = read_json(str(tmp_path / "import.json"))
     assert content["annotations"] == 90 and content["notes"] == ["9× an image is grey"]
@@ -93,9 +101,11 @@ def test_too_many_annotations_that_become_no_objects_stop_the_import_and_the_opt
 
 def test_annotations_of_no_image_count_as_lost(tmp_path):
     dataset = make_dataset()
-    dataset.losses += [("image 99", "/src/c.json", Loss("annotation 7", "cat", "is of an image that is not listed"))] * 2
+    dataset.lost_annotations += [
+        ("image 99", "/src/c.json", LostAnnotation("annotation 7", "cat", "is of an image that is not listed"))
+    ] * 2
     summary = write(dataset, (9,), tmp_path, 0.1, max_void=0.2)
-    assert summary.count_losses()[1] == ("cat", "is of an image that is not listed", 2)
+    assert summary.count_lost()[1] == ("cat", "is of an image that is not listed", 2)
     rows = list(csv.reader((tmp_path / "rejects.csv").open()))
     assert rows.count(["annotation", "image 99", "/src/c.json", "annotation 7 (cat) is of an image that is not listed"]) == 2
     content = read_json(str(tmp_path / "import.json"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from deconvnet.tracking.champion.own_model import OwnModel
+from deconvnet.tracking.champion.workspace_model import WorkspaceModel
 from deconvnet.tracking.mlflow_runs import MlflowTracker
 from deconvnet.tracking.promotion import Decision, promote
 from infra.storage.lock import Lock, hold_lock
@@ -19,7 +19,7 @@ class Shop:
     """A workspace with a store of its own, its registered model "net" with two versions, and the lock of the workspace."""
 
     tracker: MlflowTracker
-    model: OwnModel
+    model: WorkspaceModel
     lock: Lock
 
     @property
@@ -54,7 +54,7 @@ def shop(tmp_path: Path, shop_database: Path) -> Iterator[Shop]:
     shutil.copy(shop_database, tmp_path / "w/mlflow")
     tracker = MlflowTracker(f"sqlite:///{tmp_path}/w/mlflow/mlflow.db", "e")
     with hold_lock(str(tmp_path / "w/workspace.lock"), "retrain.py") as lock:
-        yield Shop(tracker, OwnModel(tracker.uri, "net", str(tmp_path / "w"), "ours"), lock)
+        yield Shop(tracker, WorkspaceModel(tracker.uri, "net", str(tmp_path / "w"), "ours"), lock)
 
 
 @pytest.fixture

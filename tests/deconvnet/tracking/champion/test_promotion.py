@@ -19,10 +19,10 @@ from infra.storage.lock import Lock, LockRecord
 def test_a_promoted_challenger_gets_the_alias_and_the_reason(shop) -> None:
     client = shop.client
     client.set_registered_model_alias("net", "challenger", "1")
-    assert shop.model.version_to_beat() == 1
+    assert shop.model.baseline_version() == 1
     client.set_registered_model_alias("net", CHAMPION, "1")
     client.set_registered_model_alias("net", "challenger", "2")
-    assert shop.model.version_to_beat() == 1
+    assert shop.model.baseline_version() == 1
     with shop.tracker.pipeline("p", {}) as run:
         for _ in range(2):  # doing it twice changes nothing
             better = Decision(True, "because it is better")

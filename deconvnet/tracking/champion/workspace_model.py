@@ -19,7 +19,7 @@ _WORKSPACE, _WORKSPACE_ID, _GENERATION = "workspace", "workspace.id", "generatio
 
 
 @dataclass(frozen=True)
-class OwnModel:
+class WorkspaceModel:
     """A registered model, with methods that distinguish one workspace's versions from the versions of other workspaces.
 
     Users who share an MLflow server may register their models under the same name. A version of another workspace is called
@@ -101,7 +101,7 @@ class OwnModel:
         registered_by = storage.absolute(tags[_WORKSPACE]) if tags.get(_WORKSPACE) else ""
         return f"{registered_by}/".startswith(f"{root}/")
 
-    def version_to_beat(self) -> int | None:
+    def baseline_version(self) -> int | None:
         """Find the version with which the next new model is to be compared.
 
         Returns:

@@ -1,6 +1,6 @@
 """Receive the requests of a server's clients, limit them, and pass images on to the processes that predict.
 
-`Gate` is an ASGI application: a web server calls it for each request. It does no heavy work, and answers health
+`ServingApp` is an ASGI application: a web server calls it for each request. It does no heavy work, and answers health
 checks itself, so it replies at once even if all predicting processes are busy. It needs neither Ray nor MLflow.
 """
 
@@ -16,7 +16,7 @@ from deconvnet.serving import http
 from deconvnet.serving.http import USAGE, Answer, Reply
 from deconvnet.serving.limits import Disconnected, Limits, Receive, Refused, Uploads, discard_rest, retry_seconds
 from deconvnet.serving.metrics import Metrics
-from deconvnet.serving.routing import LoadedModel, Routes, ShadowTally, Tally
+from deconvnet.serving.routing import AnswerTotals, LoadedModel, Routes, ShadowTotals
 
 if TYPE_CHECKING:
     from deconvnet.tracking.registry import Version
@@ -80,7 +80,7 @@ class _Request:
         return parse_qs(self._query, keep_blank_values=True).get(name, [""])[-1]
 
 
-class Gate:
+class ServingApp:
     """The application that answers all requests of a server.
 
     Attributes:
@@ -116,8 +116,8 @@ class Gate:
         self._predictors, self._limits, self._replicas, self._shadow = predictors, limits, replicas, shadow
         self._uploads, self._metrics = Uploads(limits), Metrics()
         self._metrics.track_drift_of([model])
-        self._tallies: dict[Version, Tally] = {}
-        self._shadow_tally = ShadowTally()
+        self._totals: dict[Version, AnswerTotals] = {}
+        self._shadow_totals = ShadowTotals()
         self._comparisons: set[asyncio.Task[None]] = set()
         self._seconds = 1.0  # how long a prediction takes, averaged over the latest ones
 
@@ -129,7 +129,7 @@ class Gate:
             challenger: the version that is tried out, or None. If it is another one, its masks are compared anew.
         """
         if challenger != self.challenger:
-            self._shadow_tally = ShadowTally()
+            self._shadow_totals = ShadowTotals()
         self.model, self.challenger = model, challenger
         self._metrics.track_drift_of([model, challenger] if challenger else [model])
 
@@ -174,7 +174,7 @@ class Gate:
             case "GET" | "HEAD", "/version":
                 reply = http.json_reply(200, self._version())
             case "GET" | "HEAD", "/metrics":
-                reply = self._metrics.page(self.routes.busy, self._uploads.total)
+                reply = self._metrics.page(self.routes.in_flight, self._uploads.total)
             case "POST", "/":
                 return await self._predict(request, send)
             case _, path if path in PATHS:
@@ -205,7 +205,7 @@ class Gate:
             if not data:
                 raise Refused(400, f"the body is empty: {USAGE}")
             self._check_room()
-            with self.routes.answering() as version:
+            with self.routes.route_request() as version:
                 model, challenger = self.model, self.challenger
                 in_shadow = self._shadow and challenger is not None and version == model.version
                 answer = await self._answer(request, version, data, with_overlay, in_shadow)
@@ -220,7 +220,7 @@ class Gate:
 
     def _check_room(self) -> None:
         """Raise Refused with status 429 if too many requests wait already."""
-        if (busy := self.routes.busy) >= self._limits.max_waiting:
+        if (busy := self.routes.in_flight) >= self._limits.max_waiting:
             raise Refused(
                 429, f"{busy} requests are waiting already: try again", retry_seconds(busy, self._seconds, self._replicas)
             )
@@ -250,7 +250,7 @@ class Gate:
         if answer.confidence is None:
             return
         self._seconds += 0.2 * (sum(answer.seconds.values()) - self._seconds)
-        self._tallies.setdefault(version, Tally()).add(answer.confidence, answer.shares)
+        self._totals.setdefault(version, AnswerTotals()).add(answer.confidence, answer.shares)
         self._metrics.count_prediction(version, seconds, answer.confidence, answer.shares, answer.boxes)
 
     def _start_comparison(self, challenger: LoadedModel, data: bytes, champion: LoadedModel, mask: bytes) -> None:
@@ -262,8 +262,8 @@ class Gate:
             champion: the version that has answered.
             mask: its mask, as a PNG.
         """
-        if self.routes.busy + len(self._comparisons) >= self._replicas:
-            self._shadow_tally.skipped += 1
+        if self.routes.in_flight + len(self._comparisons) >= self._replicas:
+            self._shadow_totals.skipped += 1
             return
         task = asyncio.ensure_future(self._compare(challenger, data, champion, mask))
         self._comparisons.add(task)
@@ -271,15 +271,15 @@ class Gate:
 
     async def _compare(self, challenger: LoadedModel, data: bytes, champion: LoadedModel, mask: bytes) -> None:
         """Log and count how the challenger's mask of an image differs. For the arguments see `_start_comparison`."""
-        tally = self._shadow_tally
+        totals = self._shadow_totals
         try:
             different = await self._predictors.different_pixels(challenger, data, champion, mask)
         except Exception as error:
-            tally.failed += 1
+            totals.failed += 1
             logger.warning(f"shadow: {challenger.version.title} could not predict an image: {error!r}"[:500])
             return
-        tally.compared += 1
-        tally.different += different
+        totals.compared += 1
+        totals.different += different
         titles = f"{challenger.version.title} differs from {champion.version.title}"
         logger.info(f"shadow: {titles} in {100 * different:.1f} % of an image's pixels")
 
@@ -287,8 +287,8 @@ class Gate:
         """Return the content of /version: the versions, and statistics of their answers, for JSON."""
         challenger = self._number(self.challenger.version) if self.challenger else None
         canary = {"version": challenger, "share": self.routes.share} if challenger and self.routes.share else None
-        shadow = {"version": challenger, **self._shadow_tally.summary()} if challenger and self._shadow else None
-        answers = {self._number(version): tally.summary() for version, tally in self._tallies.items()}
+        shadow = {"version": challenger, **self._shadow_totals.summary()} if challenger and self._shadow else None
+        answers = {self._number(version): totals.summary() for version, totals in self._totals.items()}
         return {
             "model": self.model.version.name,
             "version": self.model.version.number,

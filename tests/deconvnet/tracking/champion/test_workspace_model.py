@@ -11,14 +11,14 @@ from infra.errors import UserError
 
 def test_a_model_that_does_not_exist_has_no_aliases(shop) -> None:
     other = replace(shop.model, name="other")
-    assert aliases(shop.tracker.uri, "other") == {} and other.version_to_beat() is None and other.foreign_version() is None
+    assert aliases(shop.tracker.uri, "other") == {} and other.baseline_version() is None and other.foreign_version() is None
 
 
 def test_a_rejected_challenger_is_not_the_version_to_beat(shop) -> None:
     shop.client.set_registered_model_alias("net", "challenger", "2")
-    assert shop.model.version_to_beat() == 2
+    assert shop.model.baseline_version() == 2
     shop.client.set_model_version_tag("net", "2", "verdict", "not promoted")
-    assert shop.model.version_to_beat() is None
+    assert shop.model.baseline_version() is None
 
 
 @pytest.mark.parametrize(

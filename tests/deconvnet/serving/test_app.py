@@ -13,9 +13,9 @@ import pytest
 
 from deconvnet.evaluation import drift
 from deconvnet.evaluation.drift import PredictionStatistics
-from deconvnet.serving import gate as gates
+from deconvnet.serving import app as serving_app
 from deconvnet.serving import limits
-from deconvnet.serving.gate import Gate
+from deconvnet.serving.app import ServingApp
 from deconvnet.serving.limits import Limits
 from deconvnet.serving.routing import LoadedModel
 from tests.deconvnet.serving.asgi import CLASSES, FOREVER, GONE, PHOTO, PNG, Predictors, Received, ask, call, error, loaded, made
@@ -31,12 +31,12 @@ def test_a_mask_is_passed_on_with_its_headers_and_the_version_that_made_it() -> 
 
 def test_page_health_version_and_metrics_are_answered_while_all_processes_are_busy() -> None:
     predictors = Predictors()
-    gate = made(predictors, ready=False)
+    app = made(predictors, ready=False)
 
     async def run() -> dict[str, Received]:
-        busy = asyncio.ensure_future(call(gate, body=PHOTO))
+        busy = asyncio.ensure_future(call(app, body=PHOTO))
         await predictors.asked(1)
-        found = {path: await call(gate, "GET", path) for path in gates.PATHS}
+        found = {path: await call(app, "GET", path) for path in serving_app.PATHS}
         predictors.open.set()
         assert (await busy).status == 200
         return found
@@ -51,19 +51,19 @@ def test_page_health_version_and_metrics_are_answered_while_all_processes_are_bu
 
 
 def test_an_overlay_is_asked_for_and_the_page_has_the_colours_of_classes_without_a_background() -> None:
-    gate = Gate(predictors := Predictors(), replace(loaded(1), background=False), Limits())
+    app = ServingApp(predictors := Predictors(), replace(loaded(1), background=False), Limits())
     predictors.open.set()
     for query in ("overlay=1", ""):
-        assert ask(gate, body=PHOTO, query=query).status == 200
+        assert ask(app, body=PHOTO, query=query).status == 200
     assert predictors.options == [(True, False), (False, False)]
-    shown = [b"rgb(0 0 0)" in ask(each, "GET", "/").body for each in (gate, made())]
+    shown = [b"rgb(0 0 0)" in ask(each, "GET", "/").body for each in (app, made())]
     assert shown == [False, True], "black is the colour of the background"
 
 
 def test_health_is_503_where_no_process_predicts() -> None:
-    gate = made()
-    gate.healthy = False
-    reply = ask(gate, "GET", "/healthz")
+    app = made()
+    app.healthy = False
+    reply = ask(app, "GET", "/healthz")
     assert reply.status == 503 and json.loads(reply.body)["status"] == "unavailable"
 
 
@@ -100,33 +100,33 @@ def test_a_body_that_is_too_large_is_not_kept_and_read_only_a_little_further() -
 def test_a_client_that_sends_half_a_body_is_refused_and_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "IDLE_SECONDS", 0.05)
     monkeypatch.setattr(limits, "_LINGER_SECONDS", 0.01)
-    gate = made()
+    app = made()
 
     async def run() -> tuple[list[Received], Received]:
-        slow = [asyncio.ensure_future(call(gate, body=[b"x", FOREVER])) for _ in range(50)]
+        slow = [asyncio.ensure_future(call(app, body=[b"x", FOREVER])) for _ in range(50)]
         await asyncio.sleep(0)
-        honest = await call(gate, body=PHOTO)
+        honest = await call(app, body=PHOTO)
         assert not any(each.done() for each in slow)
         return await asyncio.gather(*slow), honest
 
     slow, honest = asyncio.run(run())
     assert honest.status == 200 and {each.status for each in slow} == {408}
-    assert b'deconvnet_requests_total{code="408"} 50.0' in ask(gate, "GET", "/metrics").body
+    assert b'deconvnet_requests_total{code="408"} 50.0' in ask(app, "GET", "/metrics").body
 
 
 def test_where_too_many_wait_more_are_refused_with_the_time_to_try_again() -> None:
     predictors = Predictors()
-    gate = made(predictors, ready=False, limits=Limits(max_waiting=2))
+    app = made(predictors, ready=False, limits=Limits(max_waiting=2))
 
     async def run() -> None:
-        waiting = [asyncio.ensure_future(call(gate, body=PHOTO)) for _ in range(2)]
+        waiting = [asyncio.ensure_future(call(app, body=PHOTO)) for _ in range(2)]
         await predictors.asked(2)
-        refused = await call(gate, body=PHOTO)
+        refused = await call(app, body=PHOTO)
         assert refused.status == 429 and "2 requests are waiting" in error(refused)
-        assert (await call(gate, "GET", "/healthz")).status == 200
+        assert (await call(app, "GET", "/healthz")).status == 200
         predictors.open.set()
         assert {each.status for each in await asyncio.gather(*waiting)} == {200}
-        assert (await call(gate, body=PHOTO)).status == 200
+        assert (await call(app, body=PHOTO)).status == 200
 
     asyncio.run(run())
 
@@ -136,15 +136,15 @@ def test_the_time_to_try_again_follows_the_latest_answers_and_the_number_of_proc
     replicas: int, answers: int, seconds: str
 ) -> None:
     """Eight requests wait. A prediction takes half a second, but before the first answer a second is assumed."""
-    gate = made(predictors := Predictors(), limits=Limits(max_waiting=8), replicas=replicas)
+    app = made(predictors := Predictors(), limits=Limits(max_waiting=8), replicas=replicas)
 
     async def run() -> str:
         for _ in range(answers):
-            await call(gate, body=PHOTO)
+            await call(app, body=PHOTO)
         predictors.open.clear()
-        waiting = [asyncio.ensure_future(call(gate, body=PHOTO)) for _ in range(8)]
+        waiting = [asyncio.ensure_future(call(app, body=PHOTO)) for _ in range(8)]
         await predictors.asked(answers + 8)
-        refused = await call(gate, body=PHOTO)
+        refused = await call(app, body=PHOTO)
         predictors.open.set()
         await asyncio.gather(*waiting)
         return refused.headers["retry-after"]
@@ -154,13 +154,13 @@ def test_the_time_to_try_again_follows_the_latest_answers_and_the_number_of_proc
 
 def test_a_body_that_arrives_when_the_server_has_become_full_is_refused() -> None:
     predictors = Predictors()
-    gate = made(predictors, ready=False, limits=Limits(max_waiting=1))
+    app = made(predictors, ready=False, limits=Limits(max_waiting=1))
 
     async def run() -> None:
         rest = asyncio.Event()
-        late = asyncio.ensure_future(call(gate, body=[b"x", rest, b"y"]))
+        late = asyncio.ensure_future(call(app, body=[b"x", rest, b"y"]))
         await asyncio.sleep(0)
-        first = asyncio.ensure_future(call(gate, body=[b"x"]))
+        first = asyncio.ensure_future(call(app, body=[b"x"]))
         await predictors.asked(1)
         rest.set()
         assert (await late).status == 429
@@ -172,14 +172,14 @@ def test_a_body_that_arrives_when_the_server_has_become_full_is_refused() -> Non
 
 def test_nobody_predicts_for_a_client_that_has_gone() -> None:
     predictors = Predictors()
-    gate = made(predictors, ready=False)
-    reply = ask(gate, body=[b"x", GONE])
+    app = made(predictors, ready=False)
+    reply = ask(app, body=[b"x", GONE])
     assert reply.status == 0 and not predictors.calls
-    reply = asyncio.run(_gone_after_its_body(gate))
-    assert reply.status == 0 and predictors.calls == ["1"] and predictors.cancelled == 1 and gate.routes.busy == 0
+    reply = asyncio.run(_gone_after_its_body(app))
+    assert reply.status == 0 and predictors.calls == ["1"] and predictors.cancelled == 1 and app.routes.in_flight == 0
 
 
-async def _gone_after_its_body(gate: Gate) -> Received:
+async def _gone_after_its_body(app: ServingApp) -> Received:
     """A client that sends a whole body, and goes before the reply."""
     messages = [{"type": "http.request", "body": b"x"}, {"type": "http.disconnect"}]
 
@@ -189,7 +189,7 @@ async def _gone_after_its_body(gate: Gate) -> Received:
     async def send(message: dict[str, Any]) -> None:
         raise AssertionError("nobody is there")
 
-    await gate({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send)
+    await app({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send)
     await asyncio.sleep(0)
     return Received()
 
@@ -209,18 +209,18 @@ def test_an_error_of_the_server_itself_is_logged_and_counted(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The web server answers with 500, and logs nothing."""
-    gate = made()
+    app = made()
     with monkeypatch.context() as patch:
-        patch.setattr(gate, "_version", lambda: {}["number"])
+        patch.setattr(app, "_version", lambda: {}["number"])
         with pytest.raises(KeyError):
-            ask(gate, "GET", "/version")
+            ask(app, "GET", "/version")
     assert "GET /version could not be answered" in caplog.text and "KeyError" in caplog.text
-    text = ask(gate, "GET", "/metrics").body
+    text = ask(app, "GET", "/metrics").body
     assert b'deconvnet_requests_total{code="500"} 1.0' in text and b'code="499"' not in text
 
 
 def test_a_reply_that_the_client_does_not_take_is_given_up() -> None:
-    gate = made(limits=Limits(read_timeout=0.01))
+    app = made(limits=Limits(read_timeout=0.01))
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": b"x"} if not started else await asyncio.Event().wait()
@@ -232,17 +232,17 @@ def test_a_reply_that_the_client_does_not_take_is_given_up() -> None:
         await asyncio.Event().wait()
 
     scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
-    asyncio.run(gate(scope, receive, send))
-    assert b'deconvnet_requests_total{code="499"} 1.0' in ask(gate, "GET", "/metrics").body
+    asyncio.run(app(scope, receive, send))
+    assert b'deconvnet_requests_total{code="499"} 1.0' in ask(app, "GET", "/metrics").body
 
 
 def test_metrics_count_codes_durations_and_confidences(monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock goes on by two seconds from the arrival of a request to the end of its prediction."""
-    monkeypatch.setattr(gates, "time", SimpleNamespace(perf_counter=itertools.count(0, 2).__next__))
-    gate = made()
-    timing = [ask(gate, body=body).headers["server-timing"] for body in ([b"photo"], [b"photo"], [b"text"])]
+    monkeypatch.setattr(serving_app, "time", SimpleNamespace(perf_counter=itertools.count(0, 2).__next__))
+    app = made()
+    timing = [ask(app, body=body).headers["server-timing"] for body in ([b"photo"], [b"photo"], [b"text"])]
     assert timing[1] == "wait;dur=1500.0, crf;dur=500.0"
-    text = ask(gate, "GET", "/metrics").body.decode()
+    text = ask(app, "GET", "/metrics").body.decode()
     assert 'deconvnet_requests_total{code="200"} 2.0' in text and 'deconvnet_requests_total{code="400"} 1.0' in text
     assert "deconvnet_prediction_seconds_count 2.0" in text and "deconvnet_prediction_seconds_sum 4.0" in text
     assert 'deconvnet_confidence_sum{model="net",version="1"} 1.5' in text
@@ -258,15 +258,15 @@ def test_metrics_have_the_drift_of_the_versions_that_answer(monkeypatch: pytest.
     monkeypatch.setattr(drift, "MIN_ANSWERS", 2)
     statistics = [PredictionStatistics(40, {"background": b, "cat": 1 - b}, [0.6], [0.5, 0.5]) for b in (0.75, 0.5)]
     first, second = (replace(loaded(number), statistics=each) for number, each in enumerate(statistics, 1))
-    gate = Gate(Predictors(), first, Limits(max_bytes=20_000), canary=0.5)
-    gate._predictors.open.set()  # type: ignore[attr-defined]
+    app = ServingApp(Predictors(), first, Limits(max_bytes=20_000), canary=0.5)
+    app._predictors.open.set()  # type: ignore[attr-defined]
 
     def drifts(*answering: LoadedModel, answers: int) -> dict[str, float]:
-        gate.routes.change(answering[0].version, answering[1].version if answering[1:] else None)
-        gate.announce(answering[0], answering[1] if answering[1:] else None)
+        app.routes.change(answering[0].version, answering[1].version if answering[1:] else None)
+        app.announce(answering[0], answering[1] if answering[1:] else None)
         for _ in range(answers):
-            ask(gate, body=PHOTO)
-        text = ask(gate, "GET", "/metrics").body.decode()
+            ask(app, body=PHOTO)
+        text = ask(app, "GET", "/metrics").body.decode()
         found = re.findall(r'^deconvnet_drift_psi\{model="net",of="(\w+)",version="(\d)"\} (\S+)$', text, re.MULTILINE)
         return {f"{what} {version}": float(value) for what, version, value in found}
 

@@ -7,7 +7,7 @@ import pytest
 
 from deconvnet import DeconvNet, FCN8s
 from deconvnet.models.checkpoint import save_model
-from deconvnet.tracking.starting_model import find_start, starting_model
+from deconvnet.tracking.initial_model import find_initial_model, initial_model_folder
 from infra.errors import UserError
 
 
@@ -19,30 +19,30 @@ def workspace(tmp_path: Path) -> Path:
 
 
 def test_a_workspace_has_both_networks(workspace: Path) -> None:
-    start = find_start(str(workspace), "")
-    assert starting_model(start, "deconvnet", "", "") == str(workspace / "models" / "stage2")
-    assert starting_model(start, "fcn8s", "", "") == str(workspace / "models" / "fcn8s")
+    start = find_initial_model(str(workspace), "")
+    assert initial_model_folder(start, "deconvnet", "", "") == str(workspace / "models" / "stage2")
+    assert initial_model_folder(start, "fcn8s", "", "") == str(workspace / "models" / "fcn8s")
 
 
 def test_a_model_folder_has_only_its_own_architecture(workspace: Path) -> None:
     folder = str(workspace / "models" / "stage2")
-    start = find_start(folder, "")
-    assert starting_model(start, "deconvnet", "", "") == folder
-    assert starting_model(start, "fcn8s", "", "") is None
+    start = find_initial_model(folder, "")
+    assert initial_model_folder(start, "deconvnet", "", "") == folder
+    assert initial_model_folder(start, "fcn8s", "", "") is None
 
 
 def test_a_folder_without_a_model_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"init\.from .* holds no model"):
-        find_start(str(tmp_path), "")
+        find_initial_model(str(tmp_path), "")
 
 
 def test_a_network_that_is_replaced_or_removed_during_a_run_is_refused(workspace: Path) -> None:
-    start = find_start(str(workspace), "")
+    start = find_initial_model(str(workspace), "")
     save_model(FCN8s(3, 0.02), str(workspace / "models" / "fcn8s"), ["background", "a", "b"])
-    assert find_start(str(workspace), "").key != start.key
-    assert starting_model(start, "deconvnet", "", "") == str(workspace / "models" / "stage2"), "it is still the same"
+    assert find_initial_model(str(workspace), "").key != start.key
+    assert initial_model_folder(start, "deconvnet", "", "") == str(workspace / "models" / "stage2"), "it is still the same"
     with pytest.raises(UserError, match=rf"init\.from {workspace} was changed while the run needed it"):
-        starting_model(start, "fcn8s", "", "")
+        initial_model_folder(start, "fcn8s", "", "")
     shutil.rmtree(workspace / "models" / "stage2")
     with pytest.raises(UserError, match="was changed"):
-        starting_model(start, "deconvnet", "", "")
+        initial_model_folder(start, "deconvnet", "", "")

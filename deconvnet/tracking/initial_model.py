@@ -19,7 +19,7 @@ _COMPLETE = "fetched.json"  # written last, so it shows that a fetched model is 
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialModel:
     """What the setting `init.from` named when a run began. All trainings of the run start from it, even if an alias is moved.
 
     Attributes:
@@ -41,7 +41,7 @@ class Start:
         return f"{self.source} version {self.version.number}" if self.version else " ".join(self.weights.values())
 
 
-def find_start(source: str, tracking_uri: str) -> Start:
+def find_initial_model(source: str, tracking_uri: str) -> InitialModel:
     """Find what the setting `init.from` names now.
 
     Args:
@@ -53,18 +53,18 @@ def find_start(source: str, tracking_uri: str) -> Start:
         UserError: if `source` holds no network, or is a registered model that does not exist.
     """
     if source.startswith("models:"):
-        return Start(source, find(source, tracking_uri, "init.from"), {})
-    return Start(source, None, {name: _checksum(folder) for name, folder in _model_folders(source, source).items()})
+        return InitialModel(source, find(source, tracking_uri, "init.from"), {})
+    return InitialModel(source, None, {name: _checksum(folder) for name, folder in _model_folders(source, source).items()})
 
 
-def starting_model(start: Start, architecture: str, tracking_uri: str, cache: str) -> str | None:
+def initial_model_folder(start: InitialModel, architecture: str, tracking_uri: str, cache: str) -> str | None:
     """Find the weights of one architecture in the place from which the trainings of a run start.
 
     The weights are in a model folder, which is a folder with the weights of one network and a file model.json. A registered model
     is first copied to a cache folder, unless it is there already.
 
     Args:
-        start: the network or registered model that `init.from` named when the run began, from `find_start`.
+        start: the network or registered model that `init.from` named when the run began, from `find_initial_model`.
         architecture: "deconvnet" or "fcn8s".
         tracking_uri: URI of the MLflow store, used only for a registered model.
         cache: folder, local or in a bucket, to which a registered model is copied. All training workers must be able to read it.
