@@ -61,9 +61,9 @@ train:
   stage1: {lr: 0.1, schedule: poly}
 ```
 
-An empty value (`--data.limit ""`) unsets a setting whose default is –. Lists are separated by commas: `--data.classes background,cat,dog`;
-names that contain commas are written as JSON: `'["background", "lamp, lit"]'`. A file may use environment variables, `${NAME}` or
-`${NAME:-default}`. The type *path* is a local path or one in a bucket
+An empty value (`--data.limit ""`) unsets a setting whose default is –. Lists are separated by commas:
+`--data.classes background,cat,dog`; names that contain commas are written as JSON: `'["background", "lamp, lit"]'`.
+A file may use environment variables, `${NAME}` or `${NAME:-default}`. The type *path* is a local path or one in a bucket
 (`s3://bucket/folder`, `gs://…`, `abfs://…`); relative paths are relative to the working directory.
 Unknown settings and values that are not allowed are refused before anything starts.
 

@@ -38,8 +38,8 @@ def absolute_location(location: str) -> str:
         return location
     if "runtime_resources" in Path.cwd().parts and "://" not in location and not Path(location).is_absolute():
         raise ValueError(
-            "it is relative, and this job runs in Ray's temporary copy of the project: give an absolute path that every node sees, "
-            "or an s3:// one"
+            "it is relative, and this job runs in Ray's temporary copy of the project: give an absolute path that every node "
+            "sees, or an s3:// one"
         )
     return absolute(location)
 
@@ -105,8 +105,8 @@ class ClusterSettings(Section):
     )
     autoscaling: bool | None = Field(
         None,
-        description="whether the cluster adds nodes when work needs them; empty: true on a head that was started by `ray up`, or by "
-        "KubeRay with enableInTreeAutoscaling",
+        description="whether the cluster adds nodes when work needs them; empty: true on a head that was started by `ray up`, or "
+        "by KubeRay with enableInTreeAutoscaling",
     )
     object_store_mb: int = Field(512, ge=100, description="size of the object store of a Ray started on this machine, in MB")
     data_nodes: str | None = Field(
@@ -157,8 +157,8 @@ class NotifySettings(Section):
 
     url: SecretStr | None = Field(
         None,
-        description='webhook that gets messages about promotions, refusals, failures and stale data, as Slack\'s {"text": …}; a secret: '
-        "write ${NAME} in a file, and never give it on the command line; empty: DECONVNET_NOTIFY_URL, else no messages",
+        description='webhook that gets messages about promotions, refusals, failures and stale data, as Slack\'s {"text": …}; a '
+        "secret: write ${NAME} in a file, and never give it on the command line; empty: DECONVNET_NOTIFY_URL, else no messages",
     )
     stale_days: PositiveInt | None = Field(
         30, description="days without a new or changed image after which retrain.py reports stale data; empty: never"
@@ -166,8 +166,8 @@ class NotifySettings(Section):
 
     metrics_to: Location | None = Field(
         None,
-        description="where retrain.py writes the results of the run for Prometheus: local file (…/deconvnet.prom, for node_exporter's "
-        "textfile collector), or http(s) URL of a Pushgateway; empty: nowhere",
+        description="where retrain.py writes the results of the run for Prometheus: local file (…/deconvnet.prom, for "
+        "node_exporter's textfile collector), or http(s) URL of a Pushgateway; empty: nowhere",
     )
 
     @field_validator("metrics_to")

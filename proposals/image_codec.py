@@ -99,13 +99,13 @@ def decode_mask(data: bytes, max_pixels: int | None = None) -> np.ndarray:
             grey with 2 or 4 bits and has other values than 0. The message says which.
     """
     image = _open(data, max_pixels)
-    few_bits = next((bits for bits in (2, 4) if _is_stored_as(image, f"L;{bits}")), None)
+    bits = next((few for few in (2, 4) if _is_stored_as(image, f"L;{few}")), None)
     _load(image)
-    if few_bits and image.getextrema() != (0, 0):
+    if bits and image.getextrema() != (0, 0):
         # Pillow scales the values to 0–255, as the format demands, but some programs store ids, and others reduce 8-bit ids.
-        ids, levels = 2**few_bits - 1, 255 // (2**few_bits - 1)
+        ids, step = 2**bits - 1, 255 // (2**bits - 1)
         raise BadInput(
-            f"it is grey with {few_bits} bits, so its ids may be 0, 1, … {ids} or 0, {levels}, … 255: save it with 8 bits, or paletted"
+            f"it is grey with {bits} bits, so its ids may be 0, 1, … {ids} or 0, {step}, … 255: save it with 8 bits, or paletted"
         )
     if image.format == "GIF" and image.mode == "P":
         colours = np.asarray(image.convert("RGB"))

@@ -20,8 +20,8 @@ class ProposalSettings(Section):
 
     kind: Literal["edgebox", "windows", "both"] = Field(
         "edgebox",
-        description="edgebox: boxes that may contain an object; windows: squares that cover the image, for scenes without objects "
-        "(there is no training stage 1); both: boxes and windows",
+        description="edgebox: boxes that may contain an object; windows: squares that cover the image, for scenes without "
+        "objects (there is no training stage 1); both: boxes and windows",
     )
     window_sizes: tuple[_WindowSize, ...] = Field(
         (1.0, 0.5), min_length=1, description="windows: their sides, as shares of the image's shorter side"
@@ -34,7 +34,7 @@ class ProposalSettings(Section):
     )
     edge_model: Location | None = Field(
         None,
-        description="file of the structured forest in OpenCV's format (.yml.gz; path, https or s3); empty: the one in the package",
+        description="file of the structured forest in OpenCV's format (.yml.gz; path, https, s3); empty: the one in the package",
     )
     multiscale: bool = Field(False, description="average the edges at half, full and double image size; about six times as slow")
     edge_gain: float = Field(

@@ -47,7 +47,7 @@ class Browser:
         return _request(method, f"{self._address}/{path}", body)
 
     def open(self, url: str) -> None:
-        """Load a page and wait until it has loaded. It is loaded anew even if only the part after # differs from the open page."""
+        """Load a page and wait until it has loaded. It is loaded anew even if only the part after # differs from that of now."""
         self._call("POST", "url", {"url": "about:blank"})
         self._call("POST", "url", {"url": url})
 

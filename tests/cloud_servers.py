@@ -1,8 +1,8 @@
 """Servers that stand in for Google Cloud Storage and Azure Blob Storage in tests.
 
-Each is behind a proxy that adds what Delta Lake's library uses and the server lacks; the proxies' docstrings say what. The proxies run
-in a process of their own (`python tests/cloud_servers.py KIND TARGET PORT`), because pyarrow holds Python's global lock while it waits
-for Google's server. A second proxy of the same class, in the test's process, fails on demand.
+Each is behind a proxy that adds what Delta Lake's library uses and the server lacks; the proxies' docstrings say what. The
+proxies run in a process of their own (`python tests/cloud_servers.py KIND TARGET PORT`), because pyarrow holds Python's global
+lock while it waits for Google's server. A second proxy of the same class, in the test's process, fails on demand.
 """
 
 import json
@@ -89,7 +89,7 @@ PROXIES = {"google": GoogleProxy, "azure": AzureProxy}
 
 @contextmanager
 def _proxied(kind: str, server: Server, folder: Path, port: int) -> Iterator[FlakyProxy]:
-    """Run a server, and in front of it its proxy in a process of its own, which listens at a port; yields a client's view of it."""
+    """Run a server, and in front of it a proxy in a separate process, which listens at a port; yields a client's view."""
     view = PROXIES[kind](server.url, port=port)
     command = [sys.executable, __file__, kind, server.url, str(port)]
     variables = {**os.environ, "PYTHONPATH": str(ROOT)}

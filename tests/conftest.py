@@ -47,9 +47,9 @@ if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= 8 * 2**30 and not os.st
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Divide the tests among the processes of pytest-xdist: one process runs all tests on the session's Ray.
 
-    The other tests of a file stay together, so that what they share is made once, and so do the tests of clusters, whose nodes have
-    fixed addresses, and of storage, which share servers. What takes longest is begun first: files whose tests start a Ray of their
-    own, then storage.
+    The other tests of a file stay together, so that what they share is made once, and so do the tests of clusters, whose nodes
+    have fixed addresses, and of storage, which share servers. What takes longest is begun first: files whose tests start a Ray of
+    their own, then storage.
     """
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
@@ -67,7 +67,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Begin each test with one torch thread: jobs of earlier tests set their own number, with which sums are rounded otherwise."""
+    """Begin each test with one torch thread: earlier tests' jobs set their own number, and sums would be rounded otherwise."""
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
 

@@ -41,7 +41,7 @@ SLOW_DOWN = (
 
 
 class FlakyProxy(S3):
-    """An HTTP/1.1 proxy in front of an S3 server that fails on demand: `with FlakyProxy(s3.url) as proxy`, then use it as the server.
+    """An HTTP/1.1 proxy in front of an S3 server that fails on demand: `with FlakyProxy(s3.url) as proxy`; use it as the server.
 
     `away()` stops the proxy and `back()` starts it again at the same address.
 

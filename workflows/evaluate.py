@@ -67,8 +67,8 @@ def main(argv: list[str] | None = None) -> None:
     split = options.split or "val"
     if split == "test" and settings.data.test_split is None:
         raise UserError(
-            "--split test has no masks to evaluate on, as data.test_split is empty: name the list of the test images there and run "
-            "train_pipeline.py, or give --submission OUT.tar.gz to have VOC's server evaluate them"
+            "--split test has no masks to evaluate on, as data.test_split is empty: name the list of the test images there and "
+            "run train_pipeline.py, or give --submission OUT.tar.gz to have VOC's server evaluate them"
         )
     pipeline = Pipeline(settings)
     check_trained(settings, options.config, proposals=True)

@@ -5,15 +5,15 @@
   python workflows/export.py --format labelme     --predictions DIR --to export     for LabelMe and X-AnyLabeling
   … --format coco | yolo | voc                                                      for other tools
   python workflows/export.py --format fiftyone    --predictions DIR --to export     predictions to view in FiftyOne
-  python workflows/export.py --format fiftyone    --workspace RUN   --to export     evaluated images to view there, with ground truth
+  python workflows/export.py --format fiftyone    --workspace RUN   --to export     evaluated images, with ground truth
   python workflows/export.py --format onnx        --workspace RUN   --to export     the networks of the champion, for onnxruntime
   … --shapes masks                                                                  exact masks instead of polygons
   … --only names.txt                                                                only these images, one name a line
   … --dry-run                                                                       print what would be exported
 
-DIR is the output folder of predict.py. The new folder gets the annotations with a score for each object (how sure its class is), a
-configuration of the tool (its labels), and copies of the images. It appears only when it is complete. When you have corrected the
-annotations, import_data.py imports them; the last line printed is that command.
+DIR is the output folder of predict.py. The new folder gets the annotations with a score for each object (how sure its class is),
+a configuration of the tool (its labels), and copies of the images. It appears only when it is complete. When you have corrected
+the annotations, import_data.py imports them; the last line printed is that command.
 
 With --format fiftyone, the new folder is a data set in FiftyOne's own format (metadata.json, samples.json, images and masks); the
 command prints how to open it. With --workspace, it has the val images of the pipeline's report, or with --evaluation

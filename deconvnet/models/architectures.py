@@ -22,8 +22,8 @@ class Architecture:
         class_path: module and class of the network as "module:Class". The module needs torch, so it is imported only on use.
         arguments: the constructor arguments that come from the settings. The keys are argument names of the network's
             constructor, and the values are names of fields of `ModelSettings`.
-        vgg16_width_field: name of the field of `ModelSettings` that holds the width of the network's five VGG-16 blocks. If the value
-            of that field is None, the value of the field `width` is used.
+        vgg16_width_field: name of the field of `ModelSettings` that holds the width of the network's five VGG-16 blocks. If the
+            value of that field is None, the value of the field `width` is used.
         whole_images: True if the network is trained on whole images. They are in an `images` table, whose column `split` says
             "train" or "dev". False if the network is trained on crops. Then there is an `examples` table of crops for each
             split.

@@ -24,8 +24,8 @@ class RankSettings(Section):
         11,
         ge=0,
         le=64,
-        description="images are near-duplicates if their perceptual hashes (64 bits) differ in fewer bits than this; near-duplicates "
-        "of chosen or labelled images are not chosen; 0: near-duplicates are chosen, too",
+        description="images are near-duplicates if their perceptual hashes (64 bits) differ in fewer bits than this; "
+        "near-duplicates of chosen or labelled images are not chosen; 0: near-duplicates are chosen, too",
     )
 
     @model_validator(mode="after")

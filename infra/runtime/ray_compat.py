@@ -37,7 +37,7 @@ from infra.runtime.cluster import alive_nodes
 GROW_SECONDS = 60.0
 """Seconds after a start of the workers in which no workers are added."""
 PREEMPTION_SECONDS = DEFAULT_PREEMPTION_DEADLINE_S
-"""Seconds after which Ray Train restarts a training if a node will be taken away and no deadline is known."""
+"""Seconds after which Ray Train restarts a training if a node will be preempted and no deadline is known."""
 RETRY_SECONDS = 1.0
 """Seconds between two checks of the nodes while they have no room for the smallest number of workers."""
 
@@ -51,14 +51,14 @@ def running_head() -> str | None:
 
 
 def preemption_deadline() -> float | None:
-    """Return when Ray will take away a node of the training in whose worker this is called.
+    """Return when a node of the training in whose worker this is called will be preempted.
 
     The public `ray.train.get_preemption_info` makes all workers wait for each other and for an actor: 3.6 ms a call. The training
     loop checks for a notice before each step, and exchanges the answers of all workers anyway. So here each worker only reads the
     notice that Ray Train has sent to it (ray/train/v2/_internal/execution/worker_group/worker.py, `mark_preempt`).
 
     Returns:
-        The earliest deadline of all such nodes, in seconds since the epoch, or infinity if Ray knows none. None if all nodes stay.
+        The earliest deadline of all such nodes, in seconds since the epoch, or infinity if Ray knows none; None if all stay.
     """
     info = get_train_context().preemption_context.preemption_info
     if info is None:
@@ -156,7 +156,7 @@ class Elastic(ElasticScalingPolicy):
         return self._room(free=self._start_failed)
 
     def _room(self, free: bool) -> dict[str, dict[str, float]]:
-        """Return the resources of the alive nodes on which training workers may run, without those that will be taken away.
+        """Return the resources of the alive nodes on which training workers may run, without those that will be preempted.
 
         Args:
             free: True to include only free resources, False to include also those in use.

@@ -304,8 +304,8 @@ def _no_examples_message(stage: Stage, settings: "ExampleSettings") -> str:
         )
     return (
         f"no stage-2 training example can be cut: no proposal of a train image has IoU {settings.min_iou} or more "
-        f"(examples.min_iou) with an {objects}; smaller objects need a smaller proposals.min_box_area, and scenes without objects "
-        "need proposals.kind windows"
+        f"(examples.min_iou) with an {objects}; smaller objects need a smaller proposals.min_box_area, and scenes without "
+        "objects need proposals.kind windows"
     )
 
 

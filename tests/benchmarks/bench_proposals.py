@@ -137,8 +137,8 @@ def boxes(pool: ProcessPoolExecutor, a: argparse.Namespace, compared: Sources) -
         yield f"No object of {a.min_area:,.0f} px² or more."
         return
     yield (
-        f"{len(done):,} images, {next(iter(recalls.values())).num_objects:,} objects whose box has {a.min_area:,.0f} px² or more. "
-        "In brackets: percentage points above the first row."
+        f"{len(done):,} images, {next(iter(recalls.values())).num_objects:,} objects whose box has {a.min_area:,.0f} px² or "
+        "more. In brackets: percentage points above the first row."
     )
     yield recall_table(recalls)
     Path(a.out, "recall.png").write_bytes(recall_curves(recalls))

@@ -1,4 +1,4 @@
-"""Benchmarks of inference: DeconvNet on 50 boxes, the dense CRF, EdgeBox, how sure a prediction is, and the measures of an evaluation."""
+"""Benchmarks of inference: DeconvNet on 50 boxes, the dense CRF, EdgeBox, uncertainty, and the measures of an evaluation."""
 
 import os
 import statistics
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def segmentation() -> list[Row]:
-    """`segment_instances` at full width, against one box at a time as in the authors' released code, and against plain float32."""
+    """`segment_instances` at full width, against one box at a time as in the authors' code, and against plain float32."""
     import torch
 
     from deconvnet import DeconvNet
@@ -86,7 +86,7 @@ def gpu_crf() -> list[Row]:
 
 
 def uncertainty() -> list[Row]:
-    """What it costs to say how sure a prediction is, above finding the mask and the mean confidence alone as numpy does, one thread."""
+    """The cost of measuring uncertainty, above finding the mask and the mean confidence alone as numpy does, on one thread."""
     import torch
 
     from deconvnet.inference.perceptual_hash import perceptual_hash

@@ -1,9 +1,11 @@
-"""How the data stages and the dataloader scale: `make bench-scale`, ARGS="speed memory reading night commit". Minutes each; run nothing else meanwhile.
+"""How the data stages and the dataloader scale: `make bench-scale`, ARGS="speed memory reading night commit".
 
-speed    images per second of the stage `proposals` on Ray with 1 and 2 workers, against a multiprocessing.Pool of the same function
+Each takes minutes. Run nothing else meanwhile.
+
+speed    images per second of the stage `proposals` on Ray with 1 and 2 workers, against a multiprocessing.Pool of it
 memory   peak resident memory of the driver and of the workers for 200 images, and for ten times as many
-reading  bytes that 1, 2, 4 and 8 training workers read in an epoch, and the memory of one, for a table and one ten times as large
-night    bytes and seconds of prepare, proposals and crops when 1 % of 2,000 images are new, of those of the first run (half an hour)
+reading  bytes that 1, 2, 4 and 8 training workers read in an epoch, and the memory of one, for a table and a ten times larger one
+night    bytes and seconds of prepare, proposals and crops when 1 % of 2,000 images are new, of the first run's (half an hour)
 commit   seconds and memory that it takes to make a table of a million tiny images (a quarter of an hour)
 """
 
@@ -145,7 +147,8 @@ def memory(folder: Path) -> list[tuple[str, str]]:
         root = make_dataset(folder / f"data-{times}", MEMORY_IMAGES, times)
         code = (
             "from workflows.pipelines.training import Pipeline; from workflows.settings import load; import sys;"
-            "Pipeline(load('workflows/configs/voc_sample.yaml', *sys.argv[1:])).run('scale', lambda stage: stage.name != 'examples')"
+            "pipeline = Pipeline(load('workflows/configs/voc_sample.yaml', *sys.argv[1:]));"
+            "pipeline.run('scale', lambda stage: stage.name != 'examples')"
         )
         workspace = folder / f"w-{times}"
         options = ["--data.root", str(root), "--workspace", str(workspace), *FROM_SCRATCH]
@@ -239,14 +242,15 @@ def feed(table: str, steps: int) -> str:
         now = psutil.Process().memory_info().rss - before
         peak = max(peak, now)
     size = plan.examples.groups.nbytes.sum()
-    return f"{size / 1e6:,.0f} MB of images and masks; memory beyond the imports at most {peak / 1e6:.0f} MB over {steps} steps of 64"
+    memory = f"memory beyond the imports at most {peak / 1e6:.0f} MB over {steps} steps of 64"
+    return f"{size / 1e6:,.0f} MB of images and masks; {memory}"
 
 
 def night(folder: Path, images: int = NIGHT_IMAGES) -> list[tuple[str, str]]:
     """What the data stages read, write and take when 1 % of the images are new.
 
-    Everything runs in this process, of which the system counts the bytes (`rchar` and `wchar` of /proc/self/io). What Matplotlib reads of
-    its fonts for three figures, about 40 MB, is left out.
+    Everything runs in this process, of which the system counts the bytes (`rchar` and `wchar` of /proc/self/io). What Matplotlib
+    reads of its fonts for three figures, about 40 MB, is left out.
 
     Args:
         folder: an empty folder to work in.
@@ -282,7 +286,7 @@ def night(folder: Path, images: int = NIGHT_IMAGES) -> list[tuple[str, str]]:
 
 
 def commit(folder: Path) -> list[tuple[str, str]]:
-    """How a table of a million images becomes a version, see `tests.benchmarks.commit`; `folder` is an empty folder to work in."""
+    """How a table of a million images becomes a version, see `tests.benchmarks.commit`; `folder` is an empty folder."""
     from tests.benchmarks.commit import IMAGES, make_tiny_dataset
 
     data = make_tiny_dataset(folder / "data", IMAGES)

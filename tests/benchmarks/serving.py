@@ -1,7 +1,8 @@
 """Benchmark of what a replica of the server does with an image: networks of `voc_sample_cpu.yaml`'s size, one thread, by part.
 
-The weights are random, so more classes reach the CRF than with trained networks (10 to 17 of 21), and it takes longer. And each box
-changes much of the mask: an early exit is measured with the limit 1, which lets it end after 20 boxes, the most that it can save.
+The weights are random, so more classes reach the CRF than with trained networks (10 to 17 of 21), and it takes longer. And each
+box changes much of the mask: an early exit is measured with the limit 1, which lets it end after 20 boxes, the most that it can
+save.
 """
 
 import statistics
@@ -23,7 +24,7 @@ PARTS = ("decode", "proposals", "fcn8s", "deconvnet", "crf", "encode", "other")
 
 
 def serving() -> list[Row]:
-    """An image by part, in CPU time, against convolutions by torch alone: medians over images, the two in turns; and equal pixels."""
+    """CPU time of the parts of an image, against convolutions by torch alone, in turns: medians over images; and equal pixels."""
     import cv2
     import torch
 

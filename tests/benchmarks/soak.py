@@ -2,11 +2,11 @@
 
 python tests/benchmarks/soak.py --minutes 30 --growth 0.1 --out build/soak
 
-The traffic: images of several sizes and formats, bodies that are not images, uploads that stop half-way, bodies that say they have
-10 GB, /healthz, /version and /metrics. Half-way the champion changes. Each client sends one request after the other, with a pause.
-Tables by minute and by kind of request are printed and written beside a picture (soak.md, soak.png). Exit code 1, with the reasons,
-if a request did not get the answer that it must get, if the new champion did not answer in the end, or if memory grew by more than the
-given share from the first half to the second.
+The traffic: images of several sizes and formats, bodies that are not images, uploads that stop half-way, bodies that say they
+have 10 GB, /healthz, /version and /metrics. Half-way the champion changes. Each client sends one request after the other, with a
+pause. Tables by minute and by kind of request are printed and written beside a picture (soak.md, soak.png). Exit code 1, with the
+reasons, if a request did not get the answer that it must get, if the new champion did not answer in the end, or if memory grew by
+more than the given share from the first half to the second.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def bad_bodies() -> list[bytes]:
 
 
 def ask(port: int, method: str, path: str, body: bytes = b"", length: int | None = None) -> tuple[int, bytes]:
-    """Send a request, whose header Content-Length is `length` if given. Return the answer's status (0: there was none) and body."""
+    """Send a request, with the header Content-Length `length` if given. Return the answer's status (0: none) and body."""
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=120)) as client:
         try:
             client.putrequest(method, path)

@@ -1,4 +1,4 @@
-"""Training steps as `Trainer` does them, against the same steps with torch's own layers, loss, SGD and memory; and parts of that."""
+"""Training steps as `Trainer` does them, against those with torch's own layers, loss, SGD and memory; and parts of them."""
 
 import statistics
 from collections.abc import Callable, Iterator

@@ -36,7 +36,8 @@ def test_the_network_is_the_one_that_was_counted() -> None:
     [
         # Arithmetic 64 × 196.5e9 / 30.25e12; the optimiser moves 20 × 252e6 bytes at 300 GB/s.
         (L4, 1, 64, 4, 0.4157 + 0.0168),
-        # Half of the arithmetic; 1.007 GB at 1 GB/s, of which a third of the arithmetic is hidden; 32 crops need no synchronised norms.
+        # Half of the arithmetic; 1.007 GB at 1 GB/s, of which a third of the arithmetic is hidden; 32 crops need no synchronised
+        # norms.
         (L4, 2, 64, 4, 0.2079 + 0.0168 + 1.0072 - 0.0693),
         (L4, 2, 64, 2, 0.2079 + 0.0168 + 0.5036 - 0.0693),
         # Inside a node: 1.5 × 1.007 GB at 12.8 GB/s; 16 crops: 58 exchanges of 50 µs.

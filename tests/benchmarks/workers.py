@@ -2,9 +2,10 @@
 
   python -m tests.benchmarks.workers
 
-A step takes as long as the network's arithmetic on a worker's share of the batch, the optimiser's traffic to memory, small exchanges
-of synchronised batch norm, and that part of the all-reduce that the backward pass does not hide. A ring all-reduce moves 2 (n − 1) / n
-times the gradients through each worker's slowest link. With several GPUs a node, the node's link is passed as often as by one GPU.
+A step takes as long as the network's arithmetic on a worker's share of the batch, the optimiser's traffic to memory, small
+exchanges of synchronised batch norm, and that part of the all-reduce that the backward pass does not hide. A ring all-reduce
+moves 2 (n − 1) / n times the gradients through each worker's slowest link. With several GPUs a node, the node's link is passed as
+often as by one GPU.
 """
 
 from dataclasses import dataclass
@@ -26,8 +27,8 @@ LATENCY = 50e-6
 HIDDEN = 1 / 3
 """Share of forward and backward pass behind which the exchange is hidden.
 
-The backward pass is two thirds, and the gradients of the layers in the middle (fc6 to the first deconvolution, 88 % of all) are known
-after half of it.
+The backward pass is two thirds, and the gradients of the layers in the middle (fc6 to the first deconvolution, 88 % of all) are
+known after half of it.
 """
 PAYS = 1.5
 """Twice the workers pay if they are at least so many times as fast."""

@@ -25,7 +25,7 @@ def steps(lines: Sequence[str]) -> list[int]:
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_at_most_a_step_is_repeated(cluster: ClusterFixture, tmp_path: Path, which: int) -> None:
-    """Whether the first worker, which saves the checkpoints, is on the node or on the other. Training continues without the node."""
+    """The first worker, which saves the checkpoints, is on the node or on the other. Training continues without the node."""
     examples_table(f"{tmp_path}/examples", 480)
     driver = cluster.start("-m", "tests.deconvnet.training_driver", str(tmp_path), *map(str, (2, 40, 1, SELDOM)))
     wait_until(lambda: max(steps(driver.lines), default=0) >= 8, description="step 8")

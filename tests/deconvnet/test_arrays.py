@@ -1,4 +1,4 @@
-"""Arrays and tensors that would give a wrong result silently are refused in a sentence, or converted where they have one meaning."""
+"""Arrays and tensors that would silently give a wrong result are refused in a sentence, or converted if they have one meaning."""
 
 import numpy as np
 import pandas as pd

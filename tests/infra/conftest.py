@@ -65,7 +65,7 @@ def use_cloud(monkeypatch: pytest.MonkeyPatch, server: FlakyProxy) -> None:
 
 
 def new_folder(request: pytest.FixtureRequest, kind: str) -> str:
-    """URI of an empty folder of a kind of storage: "disk", "s3", "gs" or "abfs". The test is skipped if there is no server for it."""
+    """URI of an empty folder of a kind of storage: "disk", "s3", "gs" or "abfs". The test is skipped if it has no server."""
     if kind == "disk":
         return str(request.getfixturevalue("tmp_path") / "folder")
     if kind == "s3":

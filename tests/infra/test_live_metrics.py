@@ -1,4 +1,4 @@
-"""Metrics of running commands: what is counted where parts are made, few labels for reasons, and what a node of a real Ray exports."""
+"""Metrics of running commands: what is counted where parts are made, few labels for reasons, and what a real Ray node exports."""
 
 from collections.abc import Iterator
 from pathlib import Path

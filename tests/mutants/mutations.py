@@ -18,7 +18,7 @@ _IGNORED_KEYWORDS = ("strict", "cache", "nogil")  # they change no result
 
 @dataclass(frozen=True)
 class Mutation:
-    """A change: `new` in place of the attribute of `node`, or of the item of a list there. It is undone by putting back what was there."""
+    """A change: `new` in place of the attribute of `node`, or of the item of a list there. Undoing it restores what was there."""
 
     line: int
     text: str

@@ -1,6 +1,6 @@
-"""Clients that send half an upload and stay, and clients that send 400 MB in chunks. A process of its own, as they take much time.
+"""Clients that send half an upload and stay, and clients that send 400 MB in chunks. A separate process, as they take long.
 
-python -m tests.workflows.bad_clients PORT COUNT: COUNT of each; prints how many MiB the largest has sent, and ends with its input.
+python -m tests.workflows.bad_clients PORT COUNT: COUNT of each; prints how many MiB the largest sent, and ends with its input.
 """
 
 import socket

@@ -15,8 +15,8 @@ from tests.conftest import ROOT
 from workflows import cli
 
 TINY = shlex.split(
-    "--data.generated.train 24 --data.generated.val 5 --data.generated.height 64 --data.generated.width 80 --data.dev_fraction 0.2 "
-    "--model.width 0.05 --model.fcn_width 0.05 --model.fcn_input_size 96 --proposals.max_boxes 60 --segment.proposals 10 "
+    "--data.generated.train 24 --data.generated.val 5 --data.generated.height 64 --data.generated.width 80 --data.dev_fraction "
+    "0.2 --model.width 0.05 --model.fcn_width 0.05 --model.fcn_input_size 96 --proposals.max_boxes 60 --segment.proposals 10 "
     "--train.fcn8s.epochs 1 --train.stage1.epochs 1 --train.stage2.epochs 1 --train.stage1.batch 16 --train.stage2.batch 16 "
     "--train.fcn8s.bn_batches 2 --train.stage1.bn_batches 2 --train.stage2.bn_batches 2 "
     "--train.stage2.log_every 2"
@@ -29,7 +29,7 @@ SMALL = [
     *("--model.input_size", "32", "--model.fcn_input_size", "64", "--segment.proposals", "4", "--proposals.max_boxes", "50"),
     *("--cluster.num_cpus", "1", "--data.classes", ",".join(GENERATED_CLASSES), "--data.dev_fraction", "0.2"),
 ]
-"""A tiny pipeline without Ray and MLflow on images that `synthetic.write_dataset` has written; each training has `STEPS` steps."""
+"""A tiny pipeline without Ray and MLflow on images that `synthetic.write_dataset` wrote; each training has `STEPS` steps."""
 for _stage in ("fcn8s", "stage1", "stage2"):
     SMALL += [f"--train.{_stage}.max_steps", str(STEPS), f"--train.{_stage}.batch", "4", f"--train.{_stage}.bn_batches", "1"]
     SMALL += [f"--train.{_stage}.log_every", "1"]

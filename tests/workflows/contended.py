@@ -1,8 +1,8 @@
 """Run two commands at the same time in one folder, in forked processes that are paused, frozen and let go at random moments.
 
-Each command trains a few tiny networks on the same images with a seed of its own, or predicts the same images with a version of its
-own. The same commands, run one after the other, give the models, results and masks that may be found afterwards. Whatever else is
-found is a mixture. Nothing here starts a thread or opens MLflow before it forks.
+Each command trains a few tiny networks on the same images with a seed of its own, or predicts the same images with a version of
+its own. The same commands, run one after the other, give the models, results and masks that may be found afterwards. Whatever
+else is found is a mixture. Nothing here starts a thread or opens MLflow before it forks.
 """
 
 import hashlib
@@ -195,7 +195,7 @@ def registered(workspace: Path) -> tuple[Found, list[str]]:
 
 
 def found_in(workspace: Path) -> Found:
-    """Return what the registry, the workspaces and the predictions in a folder hold; AssertionError for a fault of the registry."""
+    """Return what the registry, the workspaces and a folder's predictions hold; AssertionError for a fault of the registry."""
     versions, faults = registered(workspace)
     assert not faults, faults
     return versions | trained(workspace) | predicted(workspace / "out")

@@ -74,7 +74,7 @@ def _quality(model: str) -> float | None:
 
 
 def _evaluate(inputs: EvaluationInputs, dataset: str, *_: object) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Make an evaluation's results and its file of confusion matrices. In each image, errors are divided evenly among the classes.
+    """Make an evaluation's results and its file of confusion matrices. An image's errors are divided evenly among the classes.
 
     The mean IoU of the results that do not decide on promotions is half as high.
     """

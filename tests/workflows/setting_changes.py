@@ -147,7 +147,7 @@ def plain(value: Any) -> bool:
 
 
 def recording() -> tuple[list[str], Record]:
-    """A list of calls as text, and a maker of functions that record their calls there, by a name, and return a result or end all."""
+    """A list of calls as text, and a maker of functions that record their calls there by name, and return a result or end all."""
     calls: list[str] = []
 
     def record(name: str, result: Any = None, ends: bool = False) -> Callable[..., Any]:

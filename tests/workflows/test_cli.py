@@ -223,7 +223,7 @@ def test_the_scripts_import_nothing_heavy_before_the_handlers_are_set(command: s
     ],
 )
 def test_the_results_name_the_classes_of_which_nothing_is_found(iou, missed):
-    """A network that predicts background alone has a mean IoU of 0.2 that looks like a beginning. A class may be in no image (None)."""
+    """A network that predicts only background has a mean IoU of 0.2, like one that learns. A class may be in no image (None)."""
     rows = {name: {"mean_iou": 0.2, "pixel_accuracy": 0.6, "iou": dict.fromkeys(iou, 0.5)} for name in RESULT_TITLES}
     rows["edeconvnet_crf"]["iou"] = iou
     last = cli.results_text({"dataset": "d val", "images": 3, "rows": rows}).splitlines()[-1]

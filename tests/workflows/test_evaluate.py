@@ -249,9 +249,9 @@ def test_a_time_limit_that_is_never_reached_or_lies_in_the_past_is_refused(minut
 
 @pytest.fixture(scope="module")
 def evaluations(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[dict[str, Any], dict[str, np.ndarray]]]:
-    """Evaluates random networks on the dev images with other settings: the content of results.json, and a confusion matrix an image.
+    """Evaluates random networks on the dev images with other settings, and draws nothing.
 
-    Nothing is drawn.
+    The content of results.json, and a confusion matrix for each image.
     """
     folder = tmp_path_factory.mktemp("evaluations")
     synthetic.write_dataset(str(folder / "data"), 0, 16, 3, 64, 96)

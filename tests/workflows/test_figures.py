@@ -155,7 +155,7 @@ def test_a_stage_that_is_not_finished(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A figure that needs it is refused; `all` makes the others, and names those it does not make. How they look costs time here."""
+    """A figure that needs it is refused; `all` makes the others and names those it leaves out. They are not really drawn here."""
     monkeypatch.setattr(Figure, "savefig", lambda figure, sink, **_: sink.write(b"\x89PNG"))
     for name in ("draw_unpooling", "draw_instances", "draw_comparison", "draw_examples"):
         monkeypatch.setattr(gallery, name, lambda *_, **__: b"\x89PNG")

@@ -1,4 +1,4 @@
-"""The stage `register`: it is repeated if its version is gone, takes no alias of others, and the end of a run is not forgotten."""
+"""The stage `register`: repeated if its version is gone, takes no alias of others, and the end of a run is not forgotten."""
 
 import argparse
 import json

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.xdist_group("retrain")
 
 
 def test_failures_are_reported_and_what_is_no_failure_is_not(retrained: Retrainings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error of the user, a bug, and a run that an interruption or another run ends; also one that a signal turned into an error."""
+    """A user error, a bug, and a run that an interruption or another run ends; also one that a signal turned into an error."""
 
     metrics = retrained.workspace / "deconvnet.prom"
 

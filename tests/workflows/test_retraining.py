@@ -186,7 +186,9 @@ def test_a_retraining_starts_from_the_champion_and_the_first_one_from_the_model_
 ) -> None:
     started: list[str] = []
     monkeypatch.setattr(
-        training, "find_initial_model", lambda source, store: started.append(source) or Start(source, None, {"fcn8s": "sum"})
+        training,
+        "find_initial_model",
+        lambda source, store: started.append(source) or InitialModel(source, None, {"fcn8s": "sum"}),
     )
     named = settings.model_copy(update={"init": settings.init.model_copy(update={"from_": "models:/theirs/2"})})
     for version in (None, 3):
@@ -325,7 +327,7 @@ def test_images_are_compared_with_the_previous_table_unless_an_earlier_version_w
 
 
 def test_files_that_held_nothing_new_once_are_read_again_after_another_generation(settings, tmp_path) -> None:
-    """Files were touched, images were added and trained on, and taken away again: now the files are as they were after the touch."""
+    """Files were touched, images were added, trained on and removed again: now the files are as they were after the touch."""
     first, second = str(tmp_path / "first"), str(tmp_path / "second")
     for workspace, key in ((first, "old images"), (second, "old and new images")):
         storage.write_json(record_uri(workspace, "prepare"), asdict(Record(f"files of {key}", "prepare", [], key, 1.0, {})))

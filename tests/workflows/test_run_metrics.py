@@ -1,4 +1,4 @@
-"""Where the metrics of a retraining go: a file, a real Pushgateway; what can't take them does not cost the run. And those of trainings."""
+"""Where the metrics of a retraining go (a file, a real Pushgateway): their faults don't cost the run. And those of trainings."""
 
 import re
 import shutil

@@ -33,7 +33,7 @@ SCENES = [
 
 
 def write_scenes(root: Path) -> None:
-    """Write a data set of street scenes in VOC's layout: sky above road, a car on some of them, and a void strip; no object masks."""
+    """Write street scenes in VOC's layout: sky above road, a car on some of them, and a void strip; no object masks."""
     rng = np.random.default_rng(0)
     lists = {"train": range(10), "val": range(10, 12), "test": range(12, 15)}
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):

@@ -1,4 +1,4 @@
-"""Both servers by their commands, as the README has them: Ray Serve behind serve.py, and `mlflow models serve`; and user errors."""
+"""Both servers by their commands, as in the README: Ray Serve behind serve.py, and `mlflow models serve`; and user errors."""
 
 import json
 import os
@@ -44,8 +44,10 @@ CURLS = [
 SERVE_MLFLOW = "mlflow models serve -m models:/edeconvnet@challenger --env-manager local --port 5000"
 ASK_MLFLOW = """\
 (printf '{"dataframe_split": {"columns": ["image"], "data": [["'; base64 < photo.jpg | tr -d '\\n'; printf '"]]}}') |
-  curl -s -w '%{stderr}%{time_total} s\\n' -H 'Content-Type: application/json' --data-binary @- http://127.0.0.1:5000/invocations |
-  python3 -c 'import base64, json, sys; open("mask.png", "wb").write(base64.b64decode(json.load(sys.stdin)["predictions"][0]["mask"]))'
+  curl -s -w '%{stderr}%{time_total} s\\n' -H 'Content-Type: application/json' --data-binary @- \
+http://127.0.0.1:5000/invocations |
+  python3 -c 'import base64, json, sys; open("mask.png", "wb").write(base64.b64decode(\
+json.load(sys.stdin)["predictions"][0]["mask"]))'
 """
 
 

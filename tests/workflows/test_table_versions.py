@@ -1,4 +1,4 @@
-"""train_pipeline.py on data that change: what is read and written again, the versions that are kept, and training on an earlier one."""
+"""train_pipeline.py on data that change: what is read and written again, the versions kept, and training on an earlier one."""
 
 import shutil
 from collections.abc import Collection

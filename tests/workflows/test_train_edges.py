@@ -19,8 +19,8 @@ from workflows.pipelines import edges
 from workflows.settings import EdgeSettings
 
 TINY = shlex.split(
-    "--data.generated.train 14 --data.generated.val 2 --data.dev_fraction 0.3 --data.generated.height 64 --data.generated.width 80 "
-    "--proposals.min_box_area 200 --proposals.max_boxes 60 "
+    "--data.generated.train 14 --data.generated.val 2 --data.dev_fraction 0.3 --data.generated.height 64 --data.generated.width "
+    "80 --proposals.min_box_area 200 --proposals.max_boxes 60 "
     "--forest.trees 2 --forest.patches 2000 --forest.feature_share 0.05"
 )
 

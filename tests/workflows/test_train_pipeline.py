@@ -1,6 +1,7 @@
 """train_pipeline.py and evaluate.py as commands: a whole run, again, as a Ray job, with changes, and with user errors.
 
-The whole run is in this process, without Ray. A whole run as a Ray job, and jobs that are killed, are in tests/cluster/test_jobs.py.
+The whole run is in this process, without Ray. A whole run as a Ray job, and jobs that are killed, are in
+tests/cluster/test_jobs.py.
 """
 
 import json
@@ -177,7 +178,7 @@ def test_evaluate_writes_a_report_of_the_dev_images_beside_that_of_the_val_image
 
 @pytest.mark.ray
 def test_a_submitted_job_makes_what_is_lost_on_the_ray_that_runs_it(workspace, ray_head: Head, tmp_path: Path) -> None:
-    """It joins the head with the token and address of the job's environment, and finds the rest complete, which no Ray has made."""
+    """It joins the head with the token and address of the job's environment. All other stages are complete, made without Ray."""
     copy = shutil.copytree(workspace[0], tmp_path / "w")
     shutil.rmtree(copy / "examples")
     (copy / "stages/examples.json").unlink()

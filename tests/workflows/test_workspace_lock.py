@@ -22,7 +22,7 @@ GENERATION = "20261101-000000"
 
 @dataclass
 class Elsewhere:
-    """A command on another machine, which took the lock 100 s ago for 900 s. It renews the lock after some seconds, or is lost."""
+    """A command on another machine took the lock 100 s ago for 900 s. It renews the lock after some seconds, or is lost."""
 
     file: Path
     now: float = NOW

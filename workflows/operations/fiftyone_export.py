@@ -199,8 +199,8 @@ def _read_evaluation(root: str, report: str, settings: ExportSettings) -> dict[s
     """
     if not storage.exists(storage.join(report, "results.json")):
         raise UserError(
-            f"{root} has no evaluation in {settings.evaluation}: name a workspace that train_pipeline.py has evaluated, or by --evaluation "
-            "the folder there that evaluate.py wrote, such as evaluations/dev"
+            f"{root} has no evaluation in {settings.evaluation}: name a workspace that train_pipeline.py has evaluated, or by "
+            "--evaluation the folder there that evaluate.py wrote, such as evaluations/dev"
         )
     if settings.evaluation.split("/")[0] == "report" and outdated(root, ["evaluate"]):
         raise UserError(

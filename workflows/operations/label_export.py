@@ -96,8 +96,8 @@ def read_classes(predictions: str) -> Mapping[str, Any]:
         names: Mapping[str, Any] = storage.read_json(storage.join(predictions, CLASSES_FILE))
     except FileNotFoundError:
         raise UserError(
-            f"predictions {predictions} has no {CLASSES_FILE}, because an earlier version of this program made it: run predict.py again, "
-            "with a new folder as output"
+            f"predictions {predictions} has no {CLASSES_FILE}, because an earlier version of this program made it: run "
+            "predict.py again, with a new folder as output"
         ) from None
     return names
 

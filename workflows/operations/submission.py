@@ -77,8 +77,8 @@ def write_submission(settings: Settings, archive: str, config: str, *, split: st
         classes = tuple(storage.read_json(storage.join(models[0], "model.json"))["classes"])
         if classes != VOC_CLASSES:
             raise UserError(
-                f"VOC's server scores VOC's {len(VOC_CLASSES)} classes in their order, and the models in {settings.workspace} have "
-                f"the classes {', '.join(classes)}"
+                f"VOC's server scores VOC's {len(VOC_CLASSES)} classes in their order, and the models in {settings.workspace} "
+                f"have the classes {', '.join(classes)}"
             )
         changed_since_training(settings)  # raises UserError about settings that must be as in the training; others may change
         images = voc_submission_job.list_split(root, split, settings.data.max_pixels)

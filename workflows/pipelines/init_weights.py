@@ -74,8 +74,8 @@ def check_freeze(settings: Settings, start: InitialModel | None) -> None:
     if names := [f"train.{stage}.freeze" for stage in random if getattr(settings.train, stage).freeze]:
         options = " ".join(f'--{name} ""' for name in names)
         raise UserError(
-            f"{' and '.join(names)} would keep random weights, as neither model.vgg16 nor init.from has trained ones: give {options}, "
-            "or name weights"
+            f"{' and '.join(names)} would keep random weights, as neither model.vgg16 nor init.from has trained ones: give "
+            f"{options}, or name weights"
         )
 
 

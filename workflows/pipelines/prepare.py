@@ -74,7 +74,8 @@ class PreparingPipeline(BasePipeline):
             if made_with != value:
                 text = made_with if isinstance(made_with, str) else ",".join(made_with)
                 raise UserError(
-                    f"data.version {number} of {folder} was made with another data.{name}: set it to {text}, or name another version"
+                    f"data.version {number} of {folder} was made with another data.{name}: set it to {text}, or name another "
+                    "version"
                 )
         return found
 

@@ -124,8 +124,9 @@ class Settings(PipelineSettings):
         if self.data.root is None and self.data.classes != GENERATED_CLASSES:
             classes = ", ".join(self.data.classes)
             raise ValueError(
-                f"data.classes {classes if len(classes) <= 80 else classes[:77] + '…'} don't fit the generated data (data.root is "
-                f"empty), whose classes are {', '.join(GENERATED_CLASSES)}: leave data.classes out, or name a folder in data.root"
+                f"data.classes {classes if len(classes) <= 80 else classes[:77] + '…'} don't fit the generated data (data.root "
+                f"is empty), whose classes are {', '.join(GENERATED_CLASSES)}: leave data.classes out, or name a folder in "
+                "data.root"
             )
         return self
 
@@ -143,8 +144,8 @@ class EdgeSettings(PipelineSettings):
     seed: NonNegativeInt = Field(0, description="seed of the choice of images and of the trees")
     bsds: Location | None = Field(
         None,
-        description="folder of BSDS500: its train split is added to the training images, its val split to the comparison; if data.root "
-        "is empty, it is the only data",
+        description="folder of BSDS500: its train split is added to the training images, its val split to the comparison; if "
+        "data.root is empty, it is the only data",
     )
     forest: ForestSettings = ForestSettings()
     proposals: ProposalSettings = Field(ProposalSettings(), description="EdgeBox's settings in the comparison")
@@ -179,7 +180,8 @@ class PredictSettings(RankSettings, CommandSettings):
     overlays: bool = Field(False, description="also write the images with their masks drawn over them")
     confidence: Literal["table", "maps"] = Field(
         "table",
-        description="table: only columns that say how sure each prediction is; maps: also a grey PNG of each pixel's probability (255: 1)",
+        description="table: only columns that say how sure each prediction is; maps: also a grey PNG of each pixel's "
+        "probability (255: 1)",
     )
     max_rejects: float = Field(0.5, ge=0, le=1, description="share of images that may be unusable before the run fails")
     max_pixels: PositiveInt | None = Field(

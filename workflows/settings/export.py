@@ -20,11 +20,12 @@ class ExportSettings(CommandSettings):
     predictions: Location | None = Field(None, description="output folder of predict.py, local or in a bucket; not onnx")
     only: Location | None = Field(
         None,
-        description="text file with the names or paths of the images to export, one a line; empty: all predicted (or evaluated) images",
+        description="text file with the names or paths of the images to export, one per line; empty: all (predicted, evaluated)",
     )
     shapes: Literal["polygons", "masks"] | None = Field(
         None,
-        description="polygons, or exact masks (run lengths, bitmaps); empty: polygons, but masks for voc and fiftyone. yolo has only polygons",
+        description="polygons, or exact masks (run lengths, bitmaps); empty: polygons, but masks for voc and fiftyone. yolo has "
+        "only polygons",
     )
     tolerance: NonNegativeFloat = Field(
         0.75, description="how far a polygon may lie from the edges of the pixels, px; 0: it follows them exactly"
@@ -38,8 +39,8 @@ class ExportSettings(CommandSettings):
     model: str = Field("models:/edeconvnet@champion", description=f"onnx: registered model: {MODEL_FORMS}")
     workspace: Location | None = Field(
         None,
-        description="onnx: workspace of a pipeline, whose own MLflow store (SQLite) has the model; fiftyone: in place of predictions, the "
-        "workspace whose evaluated images are exported",
+        description="onnx: workspace of a pipeline, whose own MLflow store (SQLite) has the model; fiftyone: in place of "
+        "predictions, the workspace whose evaluated images are exported",
     )
     evaluation: str = Field(
         "report",
@@ -53,8 +54,8 @@ class ExportSettings(CommandSettings):
         if self.format == "fiftyone":
             if bool(self.predictions) == bool(self.workspace):
                 raise ValueError(
-                    "fiftyone shows either new images or evaluated ones: name the output folder of predict.py by --predictions, or a "
-                    "workspace by --workspace"
+                    "fiftyone shows either new images or evaluated ones: name the output folder of predict.py by --predictions, "
+                    "or a workspace by --workspace"
                 )
             return self
         if self.format != "onnx" and not self.predictions:

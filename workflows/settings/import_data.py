@@ -42,8 +42,8 @@ class ImportSettings(CommandSettings):
     seed: NonNegativeInt = Field(0, description="seed of the random choice of val")
     classes: tuple[str, ...] = Field(
         (),
-        description="classes to import, in this order, separated by commas; masks: names of the ids from 0; check: names of the folder's "
-        "ids; empty: all classes found, or with add_to (not masks) those of the folder",
+        description="classes to import, in this order, separated by commas; masks: names of the ids from 0; check: names of the "
+        "folder's ids; empty: all classes found, or with add_to (not masks) those of the folder",
     )
     background: str | None = Field(
         None, description="class that is the background; masks: also its value, or none; empty: recognised by its name"

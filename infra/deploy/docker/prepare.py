@@ -79,7 +79,8 @@ def create_user(server: str, name: str, password: str, admin: str, admin_passwor
         return f"created MLflow's user {name}"
     if created == 401:
         raise SystemExit(
-            "MLflow refuses the administrator: it keeps the password of its first start, even if MLFLOW_AUTH_ADMIN_PASSWORD has changed"
+            "MLflow refuses the administrator: it keeps the password of its first start, even if MLFLOW_AUTH_ADMIN_PASSWORD has "
+            "changed"
         )
     if (changed := _request_status("PATCH", server, "users/update-password", (admin, admin_password), new)) == 200:
         return f"changed the password of MLflow's user {name}"

@@ -66,13 +66,14 @@ def location(uri: str) -> Iterator[tuple[str, str]]:
         raise FileNotFoundError(uri) from None
     except (ServiceRequestError, ServiceResponseError, IncompleteReadError) as error:
         raise UserError(
-            f"Azure does not answer at {endpoint()}: {type(error).__name__}; {uri} can't be used: check the address in {_VARIABLE}, "
-            "and that the server is running"
+            f"Azure does not answer at {endpoint()}: {type(error).__name__}; {uri} can't be used: check the address in "
+            f"{_VARIABLE}, and that the server is running"
         ) from error
     except (ClientAuthenticationError, HttpResponseError) as error:
         if getattr(error, "status_code", None) in (401, 403):
             raise UserError(
-                f"Azure at {endpoint()} refuses the key for {uri} ({_code(error)}): check AccountName and AccountKey in {_VARIABLE}"
+                f"Azure at {endpoint()} refuses the key for {uri} ({_code(error)}): check AccountName and AccountKey in "
+                f"{_VARIABLE}"
             ) from error
         raise UserError(f"Azure at {endpoint()} refuses a request for {uri}: {_code(error)}") from error
     except AzureError as error:

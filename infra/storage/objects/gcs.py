@@ -65,13 +65,13 @@ def location(uri: str) -> Iterator[tuple[str, str]]:
         ) from error
     except (DefaultCredentialsError, RefreshError) as error:
         raise UserError(
-            f"there are no valid credentials for {uri}: set GOOGLE_APPLICATION_CREDENTIALS to the JSON file of a service account, "
-            f"or run gcloud auth application-default login ({_line(error)})"
+            f"there are no valid credentials for {uri}: set GOOGLE_APPLICATION_CREDENTIALS to the JSON file of a service "
+            f"account, or run gcloud auth application-default login ({_line(error)})"
         ) from error
     except (RetryError, RequestException) as error:
         raise UserError(
-            f"{server} does not answer, or not with success ({_line(error)}); {uri} can't be used: check the address, and that the "
-            "server is running"
+            f"{server} does not answer, or not with success ({_line(error)}); {uri} can't be used: check the address, and that "
+            "the server is running"
         ) from error
     except (GoogleAPICallError, GoogleAuthError, InvalidResponse) as error:
         raise UserError(f"{server} can't be used for {uri}: {_line(error)}") from error

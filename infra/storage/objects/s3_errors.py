@@ -76,11 +76,12 @@ def _refused_message(uri: str, error: Any) -> str:
     if code in ("NoSuchBucket", *_NOT_FOUND):
         return f"there is no bucket {bucket} at {endpoint()}: create it, or correct {uri}"
     if code in _WRONG_CREDENTIALS:
-        return f"S3 at {endpoint()} refuses the credentials ({code}): check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_REGION"
+        variables = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_REGION"
+        return f"S3 at {endpoint()} refuses the credentials ({code}): check {variables}"
     if code in _FORBIDDEN:
         return (
-            f"S3 at {endpoint()} forbids {error.operation_name} on {uri} ({code}): check the credentials, and that they are allowed "
-            "to read, write, list and delete there"
+            f"S3 at {endpoint()} forbids {error.operation_name} on {uri} ({code}): check the credentials, and that they are "
+            "allowed to read, write, list and delete there"
         )
     if code in _SERVER_FULL:
         return f"S3 at {endpoint()} has no room left for {uri} ({code}): make room; what was committed before is intact"

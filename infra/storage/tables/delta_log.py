@@ -118,7 +118,8 @@ def add_version(table: str, before: Version | None, files: Sequence[File], schem
     """
     if _ESCAPE.search(table):
         raise UserError(
-            f"{table} can't be the folder of a table: Delta Lake would read {_ESCAPE.findall(table)[0]} in it as another character"
+            f"{table} can't be the folder of a table: Delta Lake would read {_ESCAPE.findall(table)[0]} in it as another "
+            "character"
         )
     try:
         _add(table, before, files, schema, facts)

@@ -1,4 +1,4 @@
-"""Train and measure a neighbour on the images, splits and metric of ours: a U-Net of segmentation_models.pytorch on EfficientNet-Lite0.
+"""Train and measure a neighbour on our images, splits and metric: segmentation_models.pytorch's U-Net on EfficientNet-Lite0.
 
 In a virtual environment of its own (requirements.txt beside this file), from the root of the repository:
 
@@ -7,8 +7,8 @@ In a virtual environment of its own (requirements.txt beside this file), from th
   python tests/benchmarks/neighbour/run.py evaluate --root ../shared/voc-sample --out runs/neighbour --split val
   python tests/benchmarks/neighbour/run.py speed    --root ../shared/voc-sample --out runs/neighbour
 
-`train` is resumed by the same command. Everything was chosen on dev; `evaluate --split val` is for the end. `check` shows that the
-ImageNet weights are where they belong: the classifier that they make finds dogs and cats on train images of these classes.
+`train` is resumed by the same command. Everything was chosen on dev; `evaluate --split val` is for the end. `check` shows that
+the ImageNet weights are where they belong: the classifier that they make finds dogs and cats on train images of these classes.
 """
 
 import argparse

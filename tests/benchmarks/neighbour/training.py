@@ -24,14 +24,15 @@ class Recipe:
     """What decides on the outcome of a training. A run folder has one, and is continued with the same only.
 
     Attributes:
-        minutes: budget: processor time of all threads, divided by `threads`. It is that of an idle machine with as many cores; what
-            else runs on the machine, dev evaluations and loading don't count. 0 if `steps` is given.
+        minutes: budget: processor time of all threads, divided by `threads`. It is that of an idle machine with as many cores;
+            what else runs on the machine, dev evaluations and loading don't count. 0 if `steps` is given.
         steps: budget in steps. 0 if `minutes` is given.
         threads: torch's threads.
         seed: seed of dev, order, augmentation and the decoder's initial weights.
         batch: crops a step.
         crop: side of a crop, px.
-        lr: initial learning rate of the decoder, for AdamW. It falls with the share of the budget that is left, to the power of 0.9.
+        lr: initial learning rate of the decoder, for AdamW. It falls with the share of the budget that is left, to the power of
+            0.9.
         encoder_lr_factor: that of the pretrained encoder, as a share of `lr`.
         weight_decay: AdamW's.
         warmup: share of the budget in which the rate rises from 0.
@@ -171,7 +172,8 @@ class Run:
         Args:
             batch: makes the examples of a step.
             report_every: steps between two reports of the mean loss since the one before.
-            dev_every: steps between two measurements of `dev`, which don't count towards the budget. A multiple of `report_every`.
+            dev_every: steps between two measurements of `dev`, which don't count towards the budget. A multiple of
+                `report_every`.
             dev: computes the mean IoU on dev.
         """
         saved, losses = time.monotonic(), []

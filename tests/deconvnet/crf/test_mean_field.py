@@ -121,7 +121,7 @@ def test_every_workflow_of_ci_that_tests_makes_a_comparison_that_is_left_out_fai
 
 
 def test_is_close_to_the_mean_field_over_all_pairs(rng):
-    """Without a lattice: q ∝ p · exp(Σ w k q) with symmetrically normalised kernels. The lattice approximates it to about 10 %."""
+    """Without a lattice: q ∝ p · exp(Σ w k q) with symmetrically normalised kernels. The lattice is right to about 10 %."""
     image = np.zeros((14, 16, 3), np.uint8)
     image[:, 8:] = 90
     image += rng.integers(0, 3, image.shape).astype(np.uint8)

@@ -54,7 +54,7 @@ def drifted(statistics: PredictionStatistics, confidence: np.ndarray, share: flo
 
 @pytest.mark.parametrize("images", [30, 60, 150, 1449])
 def test_chance_alone_rarely_exceeds_the_limit_of_the_alert(images: int, rng: np.random.Generator) -> None:
-    """Val and the answers are from one distribution, with the least number of answers: at most 2 % exceed 0.25. Then they drift."""
+    """Val and the answers, as few as allowed, are from one distribution: at most 2 % exceed 0.25. Then they drift."""
     exceeded = 0
     for _ in range(500):
         val = rng.beta(8, 2, images)

@@ -38,7 +38,7 @@ class One(torch.nn.Module):
     ("limit", "used"), [(None, 40), (0.0, 40), (0.0099, 40), (0.01, 30), (0.0399, 30), (0.04, 20), (1.0, 20)]
 )
 def test_boxes_end_when_ten_change_the_class_of_few_pixels(limit, used, aggregation):
-    """The box outside the image does not count, and both images get the same boxes: with the mirrored one, sides would show it."""
+    """The box outside the image does not count, and both images get the same boxes: else the mirrored one's sides would show."""
     numbers: list[int] = []
     options = {"context": 1.0, "aggregation": aggregation, "flip": True}
     found = segment_instances(One(), IMAGE, BOXES, **options, early_exit=limit, on_box=lambda n, _: numbers.append(n))
@@ -67,7 +67,7 @@ def test_all_windows_are_used_and_then_at_least_ten_boxes(limit):
 
 
 def test_every_result_is_that_of_the_boxes_used():
-    """From the 21st box on, the boxes lie elsewhere. `flip` is not applied to the masks by number of boxes, also after the exit."""
+    """From the 21st box on, the boxes lie elsewhere. `flip` has no effect on masks by number of boxes, also after the exit."""
     image, networks = random_image(3, 48, 64), random_networks(4)
     boxes = np.array([[5, 5, 40, 40]] * 20 + [[20, 0, 64, 30], [30, 20, 60, 47]], np.float32)
     options = {"bf16": False, "crf": {"iterations": 1}, "flip": True, "batch": 10}

@@ -1,4 +1,4 @@
-"""Prediction in 8-bit integers: its layers compute exactly, its networks predict what those in floats do, ranges belong to weights."""
+"""Prediction in 8-bit integers: layers compute exactly, networks predict what those in floats do, ranges belong to weights."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -181,7 +181,7 @@ def test_ranges_belong_to_the_weights_that_they_were_recorded_with(tmp_path: Pat
 
 @pytest.fixture
 def inputs(tmp_path: Path) -> RangeInputs:
-    """Nine images, of which 00, 04 and 08 are not training images, in parts and row groups that cut the training images anyhow."""
+    """Nine images, of which 00, 04 and 08 are not for training, in parts and row groups that cut the training images anyhow."""
     save_networks(tmp_path)
     rows = [image_row(f"{i:02}", random_image(i, 40, 56), None, None, "train" if i % 4 else "val") for i in range(9)]
     boxes = [boxes_row(row, [[2, 2, 30 + i, 38], [10, 5, 50, 39 - i]]) for i, row in enumerate(rows) if i != 3]

@@ -54,7 +54,7 @@ def test_a_seed_gives_the_same_weights(model):
 
 
 def share_of_codes(model: DeconvNet) -> float:
-    """Share of the variance of the score's input that fc7's outputs explain, over four of them with the switches of eight images."""
+    """Share of the variance of the score's input that four of fc7's outputs explain, with the switches of eight images."""
     generator = torch.Generator().manual_seed(1)
     seen: dict[str, torch.Tensor] = {}
     model.fc7.register_forward_hook(

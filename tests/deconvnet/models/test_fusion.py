@@ -65,7 +65,10 @@ def test_a_network_that_was_converted_before_stays_as_it_is(network, images):
 
 
 def test_bfloat16_is_close_to_float32(network, images, monkeypatch):
-    """Which is computed where the CPU is fast at it; here on any. Of an untrained DeconvNet only the encoder is compared: a few switches in a hundred differ, and the decoder amplifies that."""
+    """bfloat16 is used only on CPUs that are fast at it; here on any.
+
+    Only the encoder of an untrained DeconvNet is compared: a few switches in a hundred differ, and the decoder amplifies that.
+    """
     monkeypatch.setattr(fusion, "fast_bf16", lambda device: True)
     fused = for_inference(network)
     assert next(fused.parameters()).dtype == torch.bfloat16

@@ -134,7 +134,7 @@ def test_instances_order_the_best_boxes_from_the_largest_to_the_smallest(
 def test_instances_show_the_boxes_that_are_used_of_an_image_that_is_scaled_down(
     predictor: Predictor, uris: tuple[str, str], calls: list[Any]
 ) -> None:
-    """`segment.min_side` is in pixels of the smaller image. Of the boxes of c, from 9 px on, those from 24 px on have 12 there."""
+    """`segment.min_side` is in pixels of the smaller image. The boxes of c have 9 px or more; 24 px are 12 px there."""
     options = replace(predictor.options, max_side=30, min_side=11.9 * predictor.options.context, window_sizes=(1.0,))
     sample = gallery.read_samples(*uris, ["c"])["c"]
     gallery.draw_instances(Predictor(predictor.deconvnet, predictor.fcn8s, options), sample, CLASSES)
@@ -149,7 +149,7 @@ def test_instances_show_the_boxes_that_are_used_of_an_image_that_is_scaled_down(
 def test_instances_show_masks_of_all_boxes_though_predictions_may_end_early(
     predictor: Predictor, uris: tuple[str, str], calls: list[Any]
 ) -> None:
-    """`segment.early_exit` would end this image after twenty boxes. The predictor itself stays as it is, for the other figures."""
+    """`segment.early_exit` would end this image after twenty boxes. The predictor stays as it is, for the other figures."""
     shown = gallery.read_samples(*uris, ["c"])["c"]
     boxes = np.array([[k, k // 2, k + 25, k // 2 + 25 - k / 2] for k in range(30)], np.float32)  # from large to small
     options = replace(predictor.options, proposals=40, batch=10)
@@ -178,7 +178,7 @@ def test_unpooling_shows_the_crop_of_the_largest_object(
 
 
 def test_examples_are_drawn_from_the_whole_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twenty crops in groups of four, of which two groups are drawn. The brightness of a crop is its number; 17 is of a window."""
+    """Twenty crops in groups of four; two groups are drawn. The brightness of a crop is its number; 17 is of a window."""
     table = str(tmp_path / "t")
     rows = [
         {

@@ -12,7 +12,7 @@ from proposals.settings import ProposalSettings
 
 @pytest.fixture
 def arguments(monkeypatch) -> dict:
-    """The arguments that the job was called with; more boxes cover two objects better, the first from 0.3 to 0.9, the other to 0.5."""
+    """The job's arguments. More boxes cover two objects better: the first from 0.3 to 0.9, the other to 0.5."""
     arguments: dict = {}
 
     def job(images, proposals, split, executor, counts, min_area, known):

@@ -254,7 +254,7 @@ def test_metrics_count_codes_durations_and_confidences(monkeypatch: pytest.Monke
 
 
 def test_metrics_have_the_drift_of_the_versions_that_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All answers have the confidence 0.75 and a quarter of "cat". On val both were other; there are no statistics of version 3."""
+    """All answers have the confidence 0.75 and a quarter of "cat". On val both were other; version 3 has no statistics."""
     monkeypatch.setattr(drift, "MIN_ANSWERS", 2)
     statistics = [PredictionStatistics(40, {"background": b, "cat": 1 - b}, [0.6], [0.5, 0.5]) for b in (0.75, 0.5)]
     first, second = (replace(loaded(number), statistics=each) for number, each in enumerate(statistics, 1))

@@ -44,8 +44,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     replaced = {
         "connected": lambda cluster: nullcontext(),
         "check_room": lambda *given: seen.update(room=given),
-        "serving": serving,
-        "listening": listening,
+        "run_replicas": run_replicas,
+        "run_http_server": run_http_server,
         "Follower": follower,
         "_log_address": lambda *given: seen.update(logged=given),
         "running_replicas": lambda: running.pop(0),

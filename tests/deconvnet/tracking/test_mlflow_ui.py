@@ -61,7 +61,7 @@ OF_MLFLOW = (
     "users/current - Failed to load resource: the server responded with a status of 404",
     "ResizeObserver loop completed",
 )
-"""Faults of MLflow 3.17's own pages: it asks for users that a server without login does not have, and its charts resize in a loop."""
+"""Faults of MLflow 3.17's own pages: requests of users that a server without login does not have, and charts' resize loops."""
 
 
 def no_faults(window: Browser) -> None:

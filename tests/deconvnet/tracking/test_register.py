@@ -61,10 +61,10 @@ for name, mask in answer["mask"].items():
         (out / f"mask-{name}.png").write_bytes(mask)
 text = [base64.b64encode(p.read_bytes()).decode() for p in data]
 as_text = model.predict(pandas.DataFrame({"image": text[:1]}))
-unsure = model.predict(pandas.DataFrame({"image": text}), params={"uncertainty": True}).drop(columns="mask")
-unsure = [{k: base64.b64encode(v).decode() if isinstance(v, bytes) else v for k, v in row.items()} for row in unsure.to_dict("records")]
-rest = invocations(json.dumps({"dataframe_split": {"columns": ["image"], "data": [[t] for t in text]}}), "application/json", model,
-                   model.metadata.get_input_schema())
+unsure = model.predict(pandas.DataFrame({"image": text}), params={"uncertainty": True}).drop(columns="mask").to_dict("records")
+unsure = [{k: base64.b64encode(v).decode() if isinstance(v, bytes) else v for k, v in row.items()} for row in unsure]
+body = json.dumps({"dataframe_split": {"columns": ["image"], "data": [[t] for t in text]}})
+rest = invocations(body, "application/json", model, model.metadata.get_input_schema())
 import deconvnet.inference.predictor
 (out / "answer.json").write_text(json.dumps({
     "columns": list(answer.columns), "uncertainty": unsure,
@@ -73,7 +73,8 @@ import deconvnet.inference.predictor
     "not_base64": model.predict(pandas.DataFrame({"image": ["a photo!"]}))["error"][0],
     "nothing": model.predict({"image": [b""]})["error"][0],
     "rest": rest.status, "rest_body": json.loads(rest.response),
-    "code": deconvnet.inference.predictor.__file__, "settings": [m for m in sys.modules if m.endswith("settings") and m.split(".")[0] == "deconvnet"],
+    "code": deconvnet.inference.predictor.__file__,
+    "settings": [m for m in sys.modules if m.endswith("settings") and m.split(".")[0] == "deconvnet"],
     "classes": model.metadata.metadata["classes"],
 }))
 """

@@ -152,7 +152,7 @@ def test_a_dev_set_holds_no_more_bytes_than_it_may(crops, monkeypatch):
 
 
 def test_a_process_makes_the_same_bits_as_threads_and_leaves_torch_s_random_numbers_alone(crops):
-    """Ctrl-C, which a terminal sends to the process as well, doesn't end it: the training has yet to stop in an orderly manner."""
+    """Ctrl-C, which a terminal sends to the process as well, doesn't end it: the training has yet to stop orderly."""
     plan, others = BatchPlan.of(crops, 8, 3, 3, quarter(crops)), set(multiprocessing.active_children())
     before = torch.get_rng_state()
     batches = BatchLoader(plan, 1, own_process=True).batches(13, 24)

@@ -1,4 +1,4 @@
-"""What two ranks exchange: gradients in float32 and in bfloat16, the state from which they continue, and where their time goes."""
+"""What two ranks exchange: gradients in float32 and in bfloat16, and the state from which they continue; and their times."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Where the time of training goes: every second is counted once, in the right phase, without waiting for a GPU between reports."""
+"""Where training spends its time: every second is counted once, in its phase, without a wait for the GPU between reports."""
 
 import logging
 from collections.abc import Iterator

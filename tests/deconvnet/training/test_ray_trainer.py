@@ -1,4 +1,4 @@
-"""A stage on Ray Train: the losses of one process, also if a worker is killed; and runs that wait for resources or are refused."""
+"""A stage on Ray Train has the losses of one process, also if a worker is killed; runs wait for resources or are refused."""
 
 import os
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The training loop in one process: it learns, a resumed run equals an undisturbed one, and checkpoints that don't fit are refused."""
+"""The training loop in one process: it learns, a resumed run equals an undisturbed one, other checkpoints are refused."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -38,7 +38,7 @@ def at(schema: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 def errors(schema: dict[str, Any], value: Any, path: str = "") -> Iterator[str]:
-    """Yield what is wrong with a value: fields that the schema has not, missing ones, and values of the wrong type or not allowed."""
+    """Yield what is wrong with a value: unknown fields, missing ones, and values of the wrong type or not allowed."""
     kinds = (int, str) if schema.get("x-kubernetes-int-or-string") else _TYPES.get(schema.get("type", ""), object)
     if not isinstance(value, kinds) or (isinstance(value, bool) and kinds not in (bool, object)):
         yield f"{path}: {value!r} is not of type {schema.get('type', 'integer or string')}"

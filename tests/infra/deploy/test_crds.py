@@ -1,4 +1,4 @@
-"""Every manifest, as kustomize renders it, has only fields and values that KubeRay 1.7's definitions and Kubernetes' pods have."""
+"""Every manifest, as kustomize renders it, has only fields and values of KubeRay 1.7's definitions and Kubernetes' pods."""
 
 from pathlib import Path
 from typing import Any

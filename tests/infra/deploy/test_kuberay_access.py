@@ -81,7 +81,7 @@ esac
 
 
 def made_secrets(folder: Path, **variables: str) -> dict[tuple[str, str], dict[str, str]]:
-    """The secrets that secrets.sh makes, by namespace and name, with a stand-in for kubectl that keeps them in files of a folder."""
+    """The secrets that secrets.sh makes, by namespace and name, with a stand-in for kubectl that keeps them in files."""
     kubectl = folder / "kubectl"
     kubectl.write_text(KUBECTL)
     kubectl.chmod(0o755)

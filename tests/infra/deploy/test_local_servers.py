@@ -77,7 +77,8 @@ def test_the_servers_of_a_cluster_are_reached_without_the_proxy_of_the_environme
 def test_a_server_ends_with_the_process_that_started_it(tmp_path: Path):
     source = (
         "import os, pathlib, signal; from tests.infra.deploy.test_local_servers import web_server; "
-        f"s = web_server(pathlib.Path({str(tmp_path)!r})); s.start(); print(s.process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+        f"s = web_server(pathlib.Path({str(tmp_path)!r})); s.start(); print(s.process.pid, flush=True); "
+        "os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL

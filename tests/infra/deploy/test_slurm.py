@@ -1,4 +1,4 @@
-"""The script for SLURM, with stand-ins for SLURM and Ray: it ends with the command's exit code, and continues after the time limit."""
+"""The script for SLURM, with stand-ins for SLURM and Ray: its exit code is the command's, and it resumes after a time limit."""
 
 import os
 import signal

@@ -22,7 +22,7 @@ from infra.settings import ClusterSettings
 
 @pytest.fixture
 def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """The port of a gRPC server at 127.0.0.2, which stands for the Ray head of this machine. `ray.init` and `ray.shutdown` do nothing."""
+    """The port of a gRPC server at 127.0.0.2 in place of this machine's Ray head. `ray.init` and `ray.shutdown` do nothing."""
     monkeypatch.setattr(cluster, "HEAD_SECONDS", 5.0)
     monkeypatch.setattr(ray, "init", lambda **_: None)
     monkeypatch.setattr(ray, "shutdown", lambda: None)

@@ -85,7 +85,7 @@ def data_executor(groups: dict[str, NodeTypeConfig], labels: dict[str, str] | No
 def test_a_job_with_labels_asks_only_for_nodes_of_its_shape(
     groups: dict[str, NodeTypeConfig], pool: str, by_labels_alone: dict[str, int]
 ) -> None:
-    """With labels alone the CPU nodes' shape is requested with pool=gpu, too, and the GPU nodes' with pool=cpu, which no node has."""
+    """With labels alone, the CPU nodes' shape is requested with pool=gpu, and the GPU nodes' with pool=cpu: no node has these."""
     executor = data_executor(groups, {"pool": pool})
 
     def bundles() -> list[dict[str, float]]:

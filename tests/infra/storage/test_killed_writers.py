@@ -39,7 +39,7 @@ def made(table: str) -> int:
 
 
 def add(table: str, number: int) -> None:
-    """Add a version whose number is that of the version, with one part in four written anew; now and then, delete old versions."""
+    """Add a version that contains its own number, with one part in four written anew; now and then, delete old versions."""
     parts = [
         tables.write_part(table, "c0de" * 4, f"{written + 4:016x}{i:016x}", [{"image_id": f"{i} {written}"}], SCHEMA)
         for i, written in content(number)

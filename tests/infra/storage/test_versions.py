@@ -1,4 +1,4 @@
-"""Versions of a table: parts that several of them share, readers of an old one, and the deletion of what none to be kept names."""
+"""Versions of a table: parts that several share, readers of an old one, and the deletion of what no kept one names."""
 
 from collections.abc import Callable
 from typing import Any

@@ -29,8 +29,8 @@ MAX_TILES = 16 * ROWS
 PASS_NUMBERS, PASS_NUMBERS_PER_WEIGHT = 2**19, 2**5
 """The gradient of the weights is computed in passes over some of the tiles. A pass holds at most so many transformed numbers.
 
-The limit is the larger of `PASS_NUMBERS` and `PASS_NUMBERS_PER_WEIGHT` · inputs · outputs. Smaller passes would be slower, because each pass
-reads and writes all sums once.
+The limit is the larger of `PASS_NUMBERS` and `PASS_NUMBERS_PER_WEIGHT` · inputs · outputs. Smaller passes would be slower,
+because each pass reads and writes all sums once.
 """
 MAX_BLOCK = (128, 2 * PANEL)
 """Largest numbers of output and of input channels of a block of weights whose gradient is computed at a time."""

@@ -47,8 +47,8 @@ def read_dataset(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]
     """Read a data set.
 
     Returns:
-        The content of metadata.json, and the samples by the path of their image below `data`. A mask or a map is a list of its values,
-        an array (H, W), in place of its document.
+        The content of metadata.json, and the samples by the path of their image below `data`. A mask or a map is a list of its
+        values, an array (H, W), in place of its document.
     """
     metadata = json.loads((folder / "metadata.json").read_text("ascii"))
     assert metadata["version"] == "1.0.0" and metadata["media_type"] == "image"

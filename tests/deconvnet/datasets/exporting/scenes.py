@@ -39,7 +39,7 @@ def scene_mask(seed: int = 0) -> np.ndarray:
 def write_prediction(
     folder: Path, name: str, mask: np.ndarray, score: float = 0.75, classes: tuple[str, ...] = CLASSES
 ) -> Prediction:
-    """Write an image of random pixels below photos, and its mask below masks. The score of class i is i/16 higher than the image's."""
+    """Write an image of random pixels below photos, and its mask below masks. The score of class i is the image's plus i/16."""
     image, file = folder / "photos" / name, (folder / "masks" / name).with_suffix(".png")
     for path in (image, file):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,8 +13,10 @@ CHANNELS_LAST, CONTIGUOUS = torch.channels_last, torch.contiguous_format
 SHAPES = [(4, 24, 5, 7), (3, 8, 2, 2), (1, 300, 2, 2), (2, 32, 64, 32)]
 LARGE = [(2, 520, 3, 3), (16, 1000, 1, 1), (1, 8, 256, 160)]
 OF_MANY_PROGRAMS = [(2, 136, 3, 3), (16, 136, 1, 1), (1, 8, 64, 70)]
-"""In Triton's kernels: more columns than a block has, and more blocks (9) than programs, of which there are more than are added up
-at once. Triton's interpreter is slow, so these are small, and the numbers of programs as well (see `kernels`)."""
+"""For Triton's kernels: more columns than a block has, and more blocks (9) than programs, whose sums don't fit into one block.
+
+Triton's interpreter is slow, so the shapes and the numbers of programs are small (see `kernels`).
+"""
 EACH = [(cpu_kernels, shape) for shape in (*SHAPES, *LARGE)] + [(gpu_kernels, shape) for shape in (*SHAPES, *OF_MANY_PROGRAMS)]
 
 
