@@ -149,7 +149,7 @@ def leave_lock_of_dead_process(file: Path) -> None:
 
 
 def test_a_run_that_ended_is_resumed_and_its_challenger_measured_beside_the_champion(retrained: Retrainings) -> None:
-    """A run ends at its first training; the next resumes its generation. A run beside another is refused. Nothing gains 90 points."""
+    """A run that ended in its first training is resumed by the next. A run beside another is refused. Nothing gains 90 points."""
     retrainings, beside = retrained, list[Done]()
     retrainings.add_images()
     plan = retrainings("--dry-run")
