@@ -5,6 +5,7 @@ from dataclasses import asdict, fields
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from deconvnet.crf import dense_crf
 from deconvnet.inference import predictor
@@ -213,6 +214,14 @@ def test_every_option_changes_the_probabilities_except_the_batch(networks, sampl
     one, other = known[key], predicted({**before, name: ANOTHER[name]})
     same = one[0].shape == other[0].shape and np.allclose(one, other, rtol=0, atol=1e-5)
     assert same is (name in ("batch", "int8"))
+
+
+@pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_both_networks_are_computed_in_the_format_of_the_options(networks, bf16, dtype, monkeypatch):
+    monkeypatch.setattr(fusion, "fast_bf16", lambda device: True)
+    loaded = Predictor(*networks, PredictorOptions(bf16=bf16))
+    for network in (loaded.deconvnet, loaded.fcn8s):
+        assert {parameter.dtype for parameter in network.parameters()} == {dtype}
 
 
 def test_networks_with_different_numbers_of_classes_are_refused(networks):
