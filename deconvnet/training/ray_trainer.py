@@ -279,7 +279,7 @@ class _Run:
         """
         for message in ray.get(self._queue.take.remote()):
             if "failed" in message:
-                reasons = "; ".join(f"worker {rank}: {reason}" for rank, reason in message["failed"].items())
+                reasons = "; ".join(f"worker {rank}: {reason}" for rank, reason in message["failed"].items()) or "no reason known"
                 logger.info(f"  workers failed ({reasons}); Ray Train restarts them from the last checkpoint, or gives up")
             elif "leaving" in message:
                 logger.info(f"  a node will be preempted in {message['leaving']:.0f} s: a checkpoint was saved")

@@ -45,10 +45,10 @@ def test_a_cluster_that_is_too_small_is_waited_for_if_it_may_grow(nodes, grows, 
     with (
         nullcontext()
         if waits
-        else pytest.raises(UserError, match=r"room for 3 training workers of 1 CPU each \(Ray has it for 1\)")
+        else pytest.raises(UserError, match=r"requests 3 training workers of 1 CPU each \(Ray has resources for 1\)")
     ):
         check_resources(ComputeSettings(workers=3), ClusterSettings())
-    assert logged.messages == ["  waiting for room for 3 training workers of 1 CPU each (Ray has it for 1)"] * waits
+    assert logged.messages == ["  waiting for resources for 3 training workers of 1 CPU each (Ray has resources for 1)"] * waits
 
 
 def run_of(job: TrainingJob, fit: Callable[[], Any], messages: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
@@ -84,7 +84,7 @@ FULL, OTHER = OSError(errno.ENOSPC, "No space left on device"), ValueError("a fa
     [
         (Failed(worker_failures={0: Wrapped(OTHER), 1: Wrapped(UserError("x is damaged"))}), UserError, "^x is damaged$"),
         (Failed(controller_failure=Wrapped(UserError("no bucket"))), UserError, "^no bucket$"),
-        (Failed(controller_failure=Interrupted("stopped")), Interrupted, "while waiting for room for the workers"),
+        (Failed(controller_failure=Interrupted("stopped")), Interrupted, "while waiting for resources for the workers"),
         (Failed(worker_failures={0: Wrapped(FULL)}), UserError, r"the disk of .*/runs is full"),
         (Failed(worker_failures={0: Wrapped(OTHER)}), Failed, "a long traceback of Ray"),
         (FULL, UserError, r"the disk of .*/runs is full"),
@@ -106,18 +106,20 @@ def test_the_number_of_workers_is_logged_when_it_changes(tmp_path: Path, least, 
     counts = [{"workers": number} for number in (2, 2, 1, 0, 0, 2)]
     compute = ComputeSettings(workers=2, min_workers=least)
     run_of(job(tmp_path, compute=compute), lambda: SimpleNamespace(return_value={"steps": 8}), counts)
-    waits = f"none yet; waiting for room for {'a training worker of 1 CPU' if least else '2 training workers of 1 CPU each'}"
-    expected = [*(["2"] if least else []), "1", f"{waits} that no other work takes", "2"]
+    workers = "a training worker of 1 CPU" if least else "2 training workers of 1 CPU each"
+    expected = [*(["2"] if least else []), "1", f"none yet; waiting for free resources for {workers}", "2"]
     assert logged.messages == [f"  workers: {each}" for each in expected]
 
 
 def test_failures_and_nodes_that_leave_are_logged_between_the_progress(tmp_path: Path, logged):
-    messages = [{"failed": {1: "killed", 0: "lost a connection"}}, {"leaving": 12.4}, {"step": 3, "epoch": 0.5}]
+    failed = [{1: "killed", 0: "lost a connection"}, {}]
+    messages = [*({"failed": each} for each in failed), {"leaving": 12.4}, {"step": 3, "epoch": 0.5}]
     run_of(job(tmp_path), lambda: SimpleNamespace(return_value={"steps": 8}), messages)
     assert logged.messages == [
         "  workers failed (worker 1: killed; worker 0: lost a connection); "
         "Ray Train restarts them from the last checkpoint, or gives up",
-        "  a node will be taken away in 12 s: a checkpoint was saved",
+        "  workers failed (no reason known); Ray Train restarts them from the last checkpoint, or gives up",
+        "  a node will be preempted in 12 s: a checkpoint was saved",
         "  step 3/30, epoch 0.50",
     ]
 
