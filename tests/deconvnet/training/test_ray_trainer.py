@@ -57,7 +57,7 @@ def test_fcn8s_trains_on_images_and_a_diverging_loss_ends_the_run_at_once(tmp_pa
 def test_elastic_workers_resume_a_local_run_survive_a_death_and_are_resumed_locally(tmp_path: Path, ray_session, logged):
     """With the losses of an undisturbed run. The workers reserve every CPU.
 
-    Weights are not compared: so small a network amplifies rounding, by which one worker and two differ. See test_trainer_ranks.py.
+    Weights are not compared: so small a network amplifies rounding, by which one worker and two differ (test_trainer_ranks.py).
 
     At most a checkpoint interval (2 steps), and the steps while the checkpoint was written, are repeated.
     """
