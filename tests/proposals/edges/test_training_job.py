@@ -13,7 +13,7 @@ from proposals.edges.training import job
 from proposals.edges.training.forest import ForestOptions, Sample
 from proposals.edges.training.job import collect_samples, train_forest
 from proposals.edges.training.segmentations import segments_from_masks
-from proposals.image_codec import decode_image, decode_mask
+from proposals.image_codec import decode_image, decode_mask, encode_mask
 from tests.proposals.edges.bsds_folder import drawing, write
 
 LEAF = EdgeTree(
@@ -22,7 +22,9 @@ LEAF = EdgeTree(
 
 
 def test_a_forest_learns_from_the_images_of_train_that_have_masks(executor, images, rows, tmp_path):
+    """The first image has two objects of one class, which are two segments."""
     out = str(tmp_path / "segments")
+    rows[0]["class_mask"] = encode_mask((decode_mask(rows[0]["object_mask"]) % 255 > 0).astype(np.uint8))
     made = collect_samples(images(rows, 3), None, out, "s" * 16, executor=executor, num_images=1000, seed=0)
     found = {row["image_id"]: row for row in tables.iter_rows(out)}
     used = {row["image_id"]: row for row in rows if row["split"] == "train" and row["class_mask"]}
