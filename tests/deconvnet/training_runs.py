@@ -8,7 +8,7 @@ from deconvnet.settings import StageSettings
 from deconvnet.training.data.dataloader import BatchLoader, BatchPlan
 from deconvnet.training.data.dev_set import DevSet
 from deconvnet.training.data.examples import Examples
-from deconvnet.training.interfaces import Outcome, State
+from deconvnet.training.interfaces import State, TrainingResult
 from deconvnet.training.trainer import Trainer
 from tests.deconvnet.training_tables import Small
 
@@ -50,7 +50,7 @@ def loader(crops: Examples, rank: int = 0, workers: int = 1) -> BatchLoader:
 
 def run(
     crops: Examples, seen: Seen, dropout: float = 0.0, state: State | None = None, seed: int = 0, **changes
-) -> tuple[Small, Outcome]:
+) -> tuple[Small, TrainingResult]:
     torch.manual_seed(0)
     model = Small(dropout)
     trainer = Trainer(model, stage(**changes), loader(crops), seed=seed, dev=DevSet(crops, limit=16))

@@ -135,7 +135,7 @@ def test_a_submission_holds_the_lock_for_the_minutes_of_the_settings(
     ("more", "said"),
     [
         (("--submission", "out.zip"), r"--submission out\.zip is not allowed: the server takes \.tar\.gz or \.tgz"),
-        (("--split", "dev"), "dev is this project's own part of train"),
+        (("--split", "dev"), "dev can't be submitted, as it is this project's own part of train"),
         (("--data.root", ""), "name their folder, in VOC's layout, by --data.root"),
         (("--workspace", "nowhere"), "nowhere has no fcn8s and no stage2 yet"),
         (("--data.max_pixels", "100"), "is larger than 100 pixels"),

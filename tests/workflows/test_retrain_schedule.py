@@ -34,7 +34,7 @@ def test_a_workspace_at_work_is_no_error_on_a_schedule(
     with hold_lock(str(tmp_path / "workspace.lock"), "train_pipeline.py"):
         assert cli.run(lambda: retrain.main(["--workspace", str(tmp_path), *options])) == code
     out, err = capsys.readouterr()
-    assert ("left to the next run: " in out) is (code == 0) and "train_pipeline.py" in out + err
+    assert ("nothing done, because the workspace is locked: " in out) is (code == 0) and "train_pipeline.py" in out + err
     assert [path.name for path in tmp_path.iterdir()] == ["workspace.lock"]
 
 

@@ -291,7 +291,8 @@ def test_without_new_data_and_a_champion_the_log_says_what_would_give_one(settin
 
 
 @pytest.mark.parametrize(
-    ("images", "gone", "said"), [("", 3, "only 0 of the 3 val images"), ("12", 3, "only 2 of the 5"), ("", 0, "0")]
+    ("images", "gone", "said"),
+    [("", 3, "only 0 of the champion's 3 val images"), ("12", 3, "only 2 of the champion's 5"), ("", 0, "0")],
 )
 def test_no_model_is_promoted_if_few_of_the_champion_s_val_images_are_left(
     settings, champion, monkeypatch, images: str, gone: int, said: str
@@ -303,13 +304,13 @@ def test_no_model_is_promoted_if_few_of_the_champion_s_val_images_are_left(
     record(pipeline.root, "register", [], [], version=2)
     monkeypatch.setattr(retraining.promotion, "promote", lambda run, model, version, beaten, decision, lock: (1, decision))
     found = pipeline._decide("f")
-    assert not found["promoted"] and said in found["why"] and "give it the alias champion by hand" in found["why"]
+    assert not found["promoted"] and said in found["why"] and "run promote.py --to challenger" in found["why"]
     assert (found["images"], found["new_images"], found["gone_images"]) == (len(images), 9, gone) and "rise" not in found
 
 
 def test_retraining_refuses_a_version_of_the_data(settings) -> None:
     old = settings.model_copy(update={"data": settings.data.model_copy(update={"version": 3})})
-    with pytest.raises(UserError, match=r"data\.version 3: retraining is for the present images, so leave it out"):
+    with pytest.raises(UserError, match=r"data\.version 3: retraining uses the current images, so leave it out"):
         Retraining(old, Generation("20261101-000000", None, None))
 
 

@@ -119,8 +119,8 @@ def plain(value: Any) -> bool:
     return isinstance(value, str | int | float | tuple | Section | TrainingJob | PruningJob | EvaluationInputs | Ensemble | None)
 
 
-def arguments(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What each stage gives to the function that does its work, as text; and what the run itself is given, as "run"."""
+def arguments(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """What each stage gives to the functions that do its work, as texts; and what the run itself is given, as "run"."""
     calls: list[str] = []
 
     def recorder(name: str, ends: bool = True) -> Callable[..., Any]:
@@ -161,13 +161,13 @@ def arguments(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
         storage.write_json(storage.join(pipeline.model(stage), "model.json"), {"classes": settings.data.classes})
     with pytest.raises(Called):
         pipeline.run("config")
-    found = {"run": str(calls)}
+    found = {"run": [*calls]}
     for stage in pipeline.stages.stages:
         calls.clear()
         storage.write_json(pipeline.report("results.json"), example_results())  # `evaluate` begins by removing it
         with pytest.raises(Called):
             stage.run("f" * 16)
-        found[stage.name] = str(calls)
+        found[stage.name] = [*calls]
     return found
 
 
@@ -206,9 +206,11 @@ def test_a_setting_reaches_the_code_of_each_stage_that_it_repeats(
     before, after = unchanged("arguments", settings, lambda each: arguments(each, monkeypatch)), arguments(other, monkeypatch)
     reached = {stage for stage in before.keys() | after.keys() if before.get(stage) != after.get(stage)}
     assert reached and reached >= set(REACHES.get(name, "").split())
-    assert reached >= {
-        stage for stage in expected_stages(name, REPEATED, WITHOUT_EFFECT_ON_RESULTS) if (stage, name) not in NOT_GIVEN
-    }
+    expected = {stage for stage in expected_stages(name, REPEATED, WITHOUT_EFFECT_ON_RESULTS) if (stage, name) not in NOT_GIVEN}
+    assert reached >= expected
+    if "examples" in expected:
+        tables = [(old, new) for old, new in zip(before["examples"], after["examples"], strict=True) if "mine_examples" in old]
+        assert len(tables) == 4 and all(old != new for old, new in tables)
 
 
 def test_each_training_has_its_table_and_that_of_its_dev_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,16 +220,16 @@ def test_each_training_has_its_table_and_that_of_its_dev_images(folder: Path, mo
         **{name: (f"examples/{name}", f"examples/{name}_dev") for name in ("stage1", "stage2")},
     }
     for stage, (table, dev) in stages.items():
-        found = dict(re.findall(r"(examples_uri|dev_uri)=\W*(/[\w/-]*)", given[stage]))
+        found = dict(re.findall(r"(examples_uri|dev_uri)=\W*(/[\w/-]*)", str(given[stage])))
         assert found == {"examples_uri": f"{folder}/w/{table}", "dev_uri": f"{folder}/w/{dev}"}
 
 
 @pytest.fixture(scope="module")
-def unchanged() -> Callable[[str, Settings, Callable[[Settings], dict[str, str]]], dict[str, str]]:
+def unchanged() -> Callable[[str, Settings, Callable[[Settings], dict[str, Any]]], dict[str, Any]]:
     """Makes what is compared with only once for the same settings."""
-    known: dict[tuple[str, str], dict[str, str]] = {}
+    known: dict[tuple[str, str], dict[str, Any]] = {}
 
-    def find(kind: str, settings: Settings, make: Callable[[Settings], dict[str, str]]) -> dict[str, str]:
+    def find(kind: str, settings: Settings, make: Callable[[Settings], dict[str, Any]]) -> dict[str, Any]:
         key = (kind, settings.model_dump_json())
         if key not in known:
             known[key] = make(settings)

@@ -34,7 +34,7 @@ POOLS = {"data_nodes": "pool=cpu", "training_nodes": "pool=gpu"}
     [
         (Actors(), {}, "cpu", 5),
         (Actors(cpus=2), {}, "cpu", 2),
-        (Actors(cpus=2, most=4), {}, "cpu", 4),
+        (Actors(cpus=2, max_workers=4), {}, "cpu", 4),
         (Actors(max_workers=99), {}, "cpu", 9),
         (Actors(cpus=3, gpus=0.5, retries=1), {}, "gpu", 2),
         (Actors(cpus=3, gpus=0.5), {"autoscaling": True}, "gpu", 9),

@@ -5,6 +5,8 @@ kernels into planes: 36 matrices, whose rows are tiles (or one side's channels o
 convolution is then a product of matrices for each of the 36.
 """
 
+import hashlib
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -45,6 +47,25 @@ class Epilogue(NamedTuple):
     minimum: int
 
 
+def _part(*closure: object) -> Callable[[Callable[..., None]], Any]:
+    """Return a decorator that compiles a part of kernels, whose name it makes unique.
+
+    Without this, parts that differ only in their closure would have the same name, besides a number that numba counts in each
+    process. When a process loads kernels that several processes have compiled, such numbers can be equal, and a kernel would
+    then silently call the part of another one.
+
+    Args:
+        closure: the values of the part's closure.
+    """
+
+    def decorate(function: Callable[..., None]) -> Any:
+        digest = hashlib.sha256(repr(closure).encode()).hexdigest()[:8]
+        function.__qualname__ = f"{function.__qualname__}_{digest}"
+        return njit(function)
+
+    return decorate
+
+
 def _tile_table(side: int) -> Any:
     """Return a function for kernels that writes the addresses of a tile's pixels to a table, relative to the first of them.
 
@@ -52,7 +73,7 @@ def _tile_table(side: int) -> Any:
         side: side of the tile.
     """
 
-    @njit
+    @_part(side)
     def fill(table: Any, images: Images, top: int, left: int, outside: int) -> None:
         for i in range(side):
             for j in range(side):
@@ -76,7 +97,7 @@ def _tiles(matrices: tuple[Matrix, ...], given: bool) -> Any:
     side = len(matrices[-1][0] if given else matrices[0])
     fill, before = _tile_table(side), (side - 4) // 2
 
-    @njit
+    @_part(matrices, given)
     def move(
         tables: int, first: int, count: int, channels: int, images: Images, planes: Planes, epilogue: Epilogue, dtype: Any
     ) -> None:
@@ -123,7 +144,7 @@ def _planes(matrices: tuple[Matrix, ...]) -> Any:
     transform = transformation(matrices)
     numbers, results = len(matrices[-1][0]) ** 2, len(matrices[0]) ** 2
 
-    @njit
+    @_part(matrices)
     def move(tables: int, first: int, count: int, columns: int, given: Planes, result: Planes, size: int, dtype: Any) -> None:
         source, target = carray(pointer(tables, types.int64), 36), carray(pointer(tables + 288, types.int64), 36)
         for i in range(numbers):
