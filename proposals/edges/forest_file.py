@@ -132,9 +132,11 @@ def _yaml_arrays(name: str, arrays: Iterable[np.ndarray], number_format: str = "
     return lines
 
 
-@lru_cache(maxsize=2)
 def load_forest(uri: str) -> Forest:
     """Load a structured forest. The two forests used last are kept in memory.
+
+    A local file that has changed is loaded again. A changed file in a bucket or on a web server goes unnoticed in this process,
+    because asking for its version would cost a request for each image.
 
     Args:
         uri: path, https or s3 URI of the file.
@@ -145,6 +147,12 @@ def load_forest(uri: str) -> Forest:
     Raises:
         UserError: if the file cannot be fetched or is not a complete structured forest.
     """
+    return _load_forest(uri, "" if "://" in uri.removeprefix("file://") else storage.version_token(uri))
+
+
+@lru_cache(maxsize=2)
+def _load_forest(uri: str, version: str) -> Forest:
+    """Load a structured forest. The version of a local file is part of the key of the cache."""
     with storage.local_copy(uri) as path:
         try:
             return _parse_forest(path.read_bytes(), path.suffix == ".gz")

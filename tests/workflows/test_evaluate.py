@@ -212,7 +212,7 @@ def prepared(folder: Path, *then: str, now: Sequence[str] = ()) -> Pipeline:
 def test_windows_are_cut_as_they_were_for_training(tmp_path: Path) -> None:
     """Not as the settings' defaults are either, if the training had others."""
     with pytest.raises(
-        UserError, match=r"were trained with other windows: examples\.context .* \(was 1\.5\): set the same value"
+        UserError, match=r"were trained with other settings: examples\.context .* \(was 1\.5\): set the same values"
     ):
         prepared(tmp_path, "--examples.context", "1.5").use_prepared_tables()
 

@@ -269,7 +269,7 @@ def test_the_gate_is_told_what_is_tried_out_and_replicas_with_gpus_are_on_traini
 
     monkeypatch.setattr(server, "connected", lambda _: nullcontext())
     monkeypatch.setattr(server, "check_room", lambda model, cluster, selected: nodes.append(selected))
-    monkeypatch.setattr(server, "serving", start)
+    monkeypatch.setattr(server, "run_replicas", start)
     monkeypatch.setattr(server, "ServingApp", gate)
     cluster = ClusterSettings(data_nodes="pool=cpu", training_nodes="pool=gpu")
     served = ServedModel(version, "store", replicas=2, cpus=1, gpus=gpus)

@@ -183,7 +183,7 @@ def test_the_follower_goes_on_after_any_error_and_says_once_that_the_registry_is
     thread.join(30)
     assert not errors and not thread.is_alive()
     warning, error = caplog.records
-    assert (warning.levelname, warning.getMessage()) == ("WARNING", "net version 1 goes on: no registry")
+    assert (warning.levelname, warning.getMessage()) == ("WARNING", "still serving net version 1: no registry")
     assert error.levelname == "ERROR" and error.exc_info and str(error.exc_info[1]) == "a bug"
 
 

@@ -60,7 +60,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_the_settings_of_a_server_reach_its_parts_and_its_health_is_that_of_the_replicas(seen: dict[str, Any]) -> None:
     model = ServedModel(V1, "store", replicas=3)
     following = FollowOptions("models:/net@champion", None, canary=0.25, shadow=True, poll_seconds=7)
-    with pytest.raises(UserError, match="Ray Serve gave net version 1 up"):
+    with pytest.raises(UserError, match="Ray Serve stopped serving net version 1"):
         server.serve(model, following, LIMITS, "host", 8001, ClusterSettings())
     app = seen["app"]
     assert (app._predictors, app.model, app._limits) == (seen["replicas"], loaded(1), LIMITS)
@@ -82,7 +82,7 @@ def test_replicas_with_a_gpu_run_where_trainings_run_and_a_ray_that_was_joined_g
     cluster = ClusterSettings(
         data_nodes="pool=data", training_nodes="pool=training", address=named if address == "setting" else None
     )
-    with pytest.raises(UserError, match="gave net version 1 up"):
+    with pytest.raises(UserError, match="stopped serving net version 1"):
         server.serve(model, FollowOptions("models:/net/1"), LIMITS, "host", 8001, cluster)
     nodes = {"pool": pool}
     assert seen["room"] == (model, cluster, nodes) and seen["served"] == (model, nodes) and seen["shared"] is bool(address)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from infra.errors import UserError
+from proposals.edges import forest_file
 from proposals.edges.channels import FEATURES
 from proposals.edges.forest_file import EdgeTree, encode_forest, load_forest
 from proposals.edges.structured_forest import NO_VOTES, evaluate_forest
@@ -48,6 +49,9 @@ def test_we_read_the_trees_that_were_written(tmp_path, rng):
     path = tmp_path / "forest.yml.gz"
     path.write_bytes(encode_forest(written))
     read = load_forest(str(path))
+    assert load_forest(str(path)) is read
+    path.write_bytes(encode_forest(written[:1]))
+    assert load_forest(str(path)).child.shape == load_forest(f"file://{path}").child.shape == (1, 701), "the file has changed"
     assert read.evaluated == 1 and read.child.shape == (2, 701)
     for index, each in enumerate(written):
         n = len(each.child)
@@ -138,7 +142,8 @@ def test_data_after_the_end_and_repeated_sections_are_refused(forest):
 
 def test_a_forest_is_read_and_evaluated_without_opencvs_contrib_modules(forest, monkeypatch):
     monkeypatch.delattr(cv2, "ximgproc")
-    load_forest.cache_clear()
+    forest_file._load_forest.cache_clear()
+    forest_file._parse_forest.cache_clear()
     assert evaluate_forest(load_forest(str(forest)), np.zeros((64, 64, 3), np.uint8)).shape == (64, 64)
 
 

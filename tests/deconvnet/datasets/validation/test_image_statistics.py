@@ -22,4 +22,4 @@ def test_boxes_of_objects_and_how_many_overlap():
 def test_boxes_of_a_large_image_are_compared_with_the_smallest_proposal_at_the_size_to_which_it_is_reduced():
     """Here to half its size. The first box has just enough pixels then, the second too few."""
     image = ImageStatistics("a", "train", 2048, 1024, objects=np.array([[1, 300, 0, 0, 20, 20], [1, 300, 0, 0, 19, 20]]))
-    assert image.unfindable(EdgeBoxOptions(min_box_area=100.0, max_side=1024)).tolist() == [False, True]
+    assert image.too_small_for_proposals(EdgeBoxOptions(min_box_area=100.0, max_side=1024)).tolist() == [False, True]
