@@ -90,8 +90,8 @@ def test_an_interrupted_submission_stops_its_job() -> None:
 
 @pytest.fixture
 def sigterm() -> Iterator[None]:
-    """Lets a test change how SIGTERM is handled."""
-    before = signal.getsignal(signal.SIGTERM)
+    """Lets a test change how SIGTERM is handled. Nothing happens at one until then."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
     yield
     signal.signal(signal.SIGTERM, before)
 
@@ -113,6 +113,7 @@ def test_sigterm_stops_the_job_and_waits_until_it_has_ended(sigterm: None, monke
     client = Stopping(JobStatus.RUNNING)
     monkeypatch.setattr(submit, "JobSubmissionClient", lambda address: client)
     monkeypatch.setattr(submit, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(submit, "AWAY_SECONDS", 0.0)
     assert submit.main(["--address", "http://head:8265", "--", "python", "train.py"]) == 75
     assert client.stopped == list(client.submitted) and states == []
 

@@ -28,7 +28,7 @@ def test_the_user_errors_of_an_actor_are_raised(executor: LocalExecutor, tmp_pat
 
 def test_units_with_a_gpu_are_done_at_the_same_time_and_others_one_after_another() -> None:
     """A GPU would wait while a single thread reads images. A network on CPUs uses all of them itself."""
-    both = threading.Barrier(2, timeout=60)
+    both = threading.Barrier(2, timeout=20)
     given = []
 
     def meeting(threads: int) -> Callable[[int, int], int]:
