@@ -158,7 +158,8 @@ def test_both_executors_make_the_same_tables_and_continue_each_others_workspace_
 
     ray, store = workspaces["ray"], make_store(workspaces["ray"])
     tracked = ("--tracking.enabled", "true", "--tracking.system_metrics", "false")
-    pipeline(ray, prepared[1], "--executor", "ray", *tracked).run("small", lambda stage: stage.name != "fcn8s")
+    on_ray = ("--executor", "ray", "--compute.workers", "2", *tracked)
+    pipeline(ray, prepared[1], *on_ray).run("small", lambda stage: stage.name != "fcn8s")
     client = MlflowClient(store, store)
     experiment = client.get_experiment_by_name("deconvnet")
     (run,) = client.search_runs([experiment.experiment_id], "tags.stage = 'fcn8s'")

@@ -171,7 +171,7 @@ def test_a_finished_training_waits_longer_for_mlflow_than_a_failed_one_and_what_
             raise ZeroDivisionError
     assert waited == [120, 10]
     fate = f"kept in {tmp_path / 'spool'}" if kept else "lost"
-    assert caplog.messages == [f"MLflow did not take the last metrics of {run.run_id}; they are {fate}"] * 2
+    assert caplog.messages == [f"MLflow did not accept the last metrics of {run.run_id}; they are {fate}"] * 2
 
 
 def test_a_data_set_has_the_source_by_which_mlflow_finds_it(tracker):

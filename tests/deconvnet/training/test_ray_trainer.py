@@ -53,6 +53,7 @@ def test_fcn8s_trains_on_images_and_a_diverging_loss_ends_the_run_at_once(tmp_pa
         train_on_ray(job(tmp_path, **options, run_name="wild", settings=stage(batch=4, lr=1e30)))
 
 
+@pytest.mark.slow  # by day, two workers of Ray train in test_local_executor.py, and test_trainer_ranks.py compares losses
 @pytest.mark.ray
 def test_elastic_workers_resume_a_local_run_survive_a_death_and_are_resumed_locally(tmp_path: Path, ray_session, logged):
     """With the losses of an undisturbed run. The workers reserve every CPU.
