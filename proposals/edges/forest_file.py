@@ -16,6 +16,7 @@ import numpy as np
 
 from infra import storage
 from infra.errors import UserError
+from infra.storage.uri import is_http
 from proposals.edges.channels import (
     FEATURES,
     GRID,
@@ -147,7 +148,7 @@ def load_forest(uri: str) -> Forest:
     Raises:
         UserError: if the file cannot be fetched or is not a complete structured forest.
     """
-    return _load_forest(uri, "" if "://" in uri.removeprefix("file://") else storage.version_token(uri))
+    return _load_forest(uri, "" if storage.in_bucket(uri) or is_http(uri) else storage.version_token(uri))
 
 
 @lru_cache(maxsize=2)

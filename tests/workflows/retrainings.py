@@ -79,7 +79,7 @@ class Retrainings:
 
 
 def check_metrics(found: dict[tuple[str, ...], float], promoted: bool, quality: float) -> None:
-    """The metrics after the second retraining: 30 images, one of them unusable, and a champion with 60 % of the pixels right."""
+    """The metrics after the second retraining: 30 images, one of them unusable, and a champion whose pixel accuracy is 60 %."""
     labels = {name[0] for name in found}
     assert labels == {metric.name for metric in vars(run_metrics).values() if isinstance(metric, Metric)}
     assert found["deconvnet_retrain_outcome", "promoted"] == promoted and found["deconvnet_retrain_outcome", "refused"] == (

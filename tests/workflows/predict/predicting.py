@@ -83,5 +83,5 @@ def write_images(folder: Path) -> None:
     Image.fromarray(random_image(4, 130, 40)).save(folder / "thin.bmp")
     (folder / "nested/cut.jpg").write_bytes((folder / "a.jpg").read_bytes()[:900])
     (folder / "text.webp").write_text("this is text")
-    (folder / "notes.txt").write_text("no photograph")
+    (folder / "notes.txt").write_text("no image")
     (folder / "nested/._grey.png").write_bytes(b"macOS")
