@@ -141,5 +141,5 @@ class Filter:
         """
         rows = self.splat @ values  # the last row, which belongs to no corner, is 0
         for before, after in self.neighbours:
-            rows[:-1] += 0.5 * (rows[before] + rows[after])
+            rows[:-1].add_(rows[before] + rows[after], alpha=0.5)
         return self.slice @ rows

@@ -1,7 +1,6 @@
 """Mean-field inference in a fully connected CRF in torch, for GPUs. `mean_field` explains the method, and does it on CPUs."""
 
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from deconvnet.crf.mean_field import MIN_PEAK, MIN_PROBABILITY, KernelSettings
 from deconvnet.crf.torch_lattice import Filter, build
+from infra.device import to_numpy
 
 
 def refine(
@@ -41,7 +41,7 @@ def refine(
         unary = p[kept].T.clamp(min=MIN_PROBABILITY).log().contiguous()
         filters = [_normalised(_features(image, xy, rgb, device), weight) for xy, rgb, weight in kernels if weight]
         out[kept] = _mean_field(unary, filters, iterations).T
-    return cast(NDArray[np.float32], out.view(probabilities.shape).cpu().numpy())
+    return to_numpy(out.view(probabilities.shape))
 
 
 def _mean_field(unary: Tensor, kernels: Sequence[Filter], iterations: int) -> Tensor:

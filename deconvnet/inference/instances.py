@@ -20,6 +20,7 @@ from torch import Tensor
 from deconvnet.inference.score_maps import Aggregation, Slices, merge_score_map, visible_part
 from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.network import Network
+from infra.device import to_numpy
 from infra.stopwatch import timed
 from proposals.boxes import WindowShape, as_boxes, crop, enlarge, mirrored_boxes, window_pixels
 from proposals.masks import check_image
@@ -184,7 +185,7 @@ def _merged_scores(
             if before is not None and (classes != before).sum().item() <= exits[0] * classes.numel():
                 used = seen[number - 1] + 1
                 break
-    out = _on_cpu(canvas)
+    out = to_numpy(canvas)
     if aggregation == "mean":
         out /= np.maximum(covered, 1)
     if background:
@@ -245,18 +246,11 @@ def whole_image_scores(fcn: Network, image: NDArray[np.uint8], *, flip: bool = F
         scores = fcn(fcn.prepare(images)).float()
         if scale < 1:
             scores = F.interpolate(scores, (height, width), mode="bilinear", align_corners=False)
-        out, *mirrored = (_on_cpu(each) for each in scores)
+        out, *mirrored = (to_numpy(each) for each in scores)
     for each in mirrored:
         out += each[..., ::-1]
         out /= 2
     return out
-
-
-def _on_cpu(scores: Tensor) -> Floats:
-    """Return scores as an array. From a GPU they are copied to pinned memory, which torch keeps for the next time."""
-    if scores.is_cuda:
-        scores = torch.empty_like(scores, device="cpu", pin_memory=True).copy_(scores)
-    return scores.numpy()
 
 
 def _mirrored(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
