@@ -5,72 +5,42 @@ compare, the results (`RESULTS`), and compare the masks with the annotation. The
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, astuple, dataclass, fields
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 
-from deconvnet.datasets.objects import make_object_mask
 from deconvnet.datasets.overlay import side_by_side
 from deconvnet.datasets.palette import class_palette
+from deconvnet.evaluation import EVALUATION_VERSION
 from deconvnet.evaluation.boundaries import BoundaryCounts, boundary_counts
 from deconvnet.evaluation.breakdowns import Breakdowns
 from deconvnet.evaluation.calibration import BINS, calibration_as_dict, calibration_counts, expected_calibration_error
 from deconvnet.evaluation.comparison import DECISIVE_RESULT
 from deconvnet.evaluation.drift import PredictionStatistics
 from deconvnet.evaluation.image_measures import MASKS, SIDE_BY_SIDE
+from deconvnet.evaluation.inputs import EvaluationInputs, ImageBatch, image_batches, read_images
+from deconvnet.evaluation.measurements import KEPT, Measurements
 from deconvnet.evaluation.metrics import ConfusionMatrix, mean_of_defined, none_if_nan
 from deconvnet.inference.pixels import average_measures, scan_pixels
-from deconvnet.inference.predictor import RESULTS, Predictor, PredictorOptions
+from deconvnet.inference.predictor import RESULTS, Predictor
 from deconvnet.inference.scaling import resize_nearest
+from deconvnet.inference.uncertainty import Measures
 from infra import storage
 from infra.errors import UserError
 from infra.runtime.executor import Actors, Executor, Work
-from infra.storage import tables
-from proposals.image_codec import decode_image, decode_mask, encode_jpeg, encode_mask
+from infra.runtime.stages import digest
+from proposals.image_codec import encode_jpeg, encode_mask
 from proposals.job import iter_proposals
-from proposals.recall import counts_up_to
 
 logger = logging.getLogger(__name__)
 
-IMAGES_PER_UNIT = 8
-_PER_IMAGE = ("image_ids", "mean_iou", "confusions", "boundaries", "uncertainty", "shares", "in_int8")
 _QUALITY = 85  # JPEG quality of the pictures of images
-
-
-@dataclass(frozen=True)
-class EvaluationInputs:
-    """The networks, the images and the options of an evaluation.
-
-    Attributes:
-        deconvnet_uri: folder of a trained DeconvNet.
-        fcn8s_uri: folder of a trained FCN-8s.
-        images_uri: URI of the table `images`.
-        proposals_uri: URI of the table `proposals`, which holds the boxes that were found in these images.
-        split: name of the split, such as "val". Its images with a class mask are evaluated.
-        classes: class names, ordered by id.
-        options: options for predicting, such as the largest number of boxes per image.
-        report_uri: folder to which the workers write two files for each image. The one in the subfolder `images` shows image,
-            annotation and prediction side by side; the one in `masks` is the prediction, a paletted PNG. "" to write neither.
-    """
-
-    deconvnet_uri: str
-    fcn8s_uri: str
-    images_uri: str
-    proposals_uri: str
-    split: str
-    classes: tuple[str, ...]
-    options: PredictorOptions
-    report_uri: str = ""
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """Return the numbers of proposals k for which the mask from the first k boxes is measured; () if there are windows."""
-        return () if self.options.window_sizes else counts_up_to(self.options.proposals)  # windows would be counted as proposals
 
 
 @dataclass(frozen=True)
@@ -96,25 +66,12 @@ class Evaluation:
     statistics: PredictionStatistics
 
 
-@dataclass(frozen=True)
-class _Unit:
-    """A unit of work: a batch of images of one row group, which a worker measures in one call.
-
-    Attributes:
-        images: the part (Parquet file) of the table `images` that holds the images.
-        proposals: the part of the table `proposals` that holds their boxes.
-        row_group: index of the images' row group in their part, from 0.
-        rows: positions of the images among the rows of the row group that belong to the evaluated split.
-    """
-
-    images: tables.Part
-    proposals: tables.Part
-    row_group: int
-    rows: range
-
-
 def evaluate(inputs: EvaluationInputs, dataset: str, executor: Executor, gpu: bool = False) -> Evaluation:
     """Predict every annotated image of a split in five ways (`RESULTS`), and measure the predictions.
+
+    If there is a report's folder, the measurements of each batch of images are kept in it. An evaluation with the same inputs
+    that was stopped or killed has left them there, and its batches are not predicted again. The caller deletes them
+    (`measurements.KEPT`) when it has written the report.
 
     Args:
         inputs: the networks, the images and the options. Only `inputs.report_uri` is written to.
@@ -129,36 +86,35 @@ def evaluate(inputs: EvaluationInputs, dataset: str, executor: Executor, gpu: bo
         FileNotFoundError: if the table `images` or `proposals` is not complete.
         UserError: if the split has no image with a class mask, or no node has the resources for a worker.
     """
-    units = dict(enumerate(_units(inputs)))
+    device = "cuda" if gpu else "cpu"
+    folder = storage.join(inputs.report_uri, KEPT, _fingerprint(inputs, device)) if inputs.report_uri else ""
+    units = dict(enumerate(image_batches(inputs)))
+    there = set(storage.list_files(folder)) if folder else set()
+    kept = [unit.file for unit in units.values() if unit.file in there]
+    if kept:
+        logger.info(f"  {len(kept):,} of {len(units):,} batches of images were evaluated before the interruption")
+    todo = {index: unit for index, unit in units.items() if unit.file not in there}
     actors = Actors(gpus=1.0 if gpu else 0.0, remedy="use nodes with more memory, or lower segment.max_side")
-    make = partial(_make_worker, inputs, "cuda" if gpu else "cpu")
+    make = partial(_make_worker, inputs, device, folder)
     title = f"evaluating on {inputs.split}"
-    measured = executor.map_actors(units, make, actors, title=title, unit="batches of images") if units else iter(())
-    return _merge((found for _, found in measured), inputs, dataset)
+    measured = executor.map_actors(todo, make, actors, title=title, unit="batches of images") if todo else iter(())
+    earlier = (Measurements.read(storage.join(folder, name)) for name in kept)
+    return _summarise(Measurements.merged(chain(earlier, (found for _, found in measured))), inputs, dataset)
 
 
-def _units(inputs: EvaluationInputs) -> list[_Unit]:
-    """Divide the images of the evaluated split into batches of at most 8 images, in the order of the table `images`.
-
-    Raises:
-        FileNotFoundError: if the table `images` or `proposals` is not complete.
-    """
-    images, proposals = (tables.require_commit(uri).parts for uri in (inputs.images_uri, inputs.proposals_uri))
-    return [
-        _Unit(part, boxes, number, rows)
-        for part, boxes in zip(images, proposals, strict=True)
-        for number, group in enumerate(part.row_groups)
-        if group.splits.get(inputs.split)
-        for rows in tables.chunks(group.splits[inputs.split], IMAGES_PER_UNIT)
-    ]
+def _fingerprint(inputs: EvaluationInputs, device: str) -> str:
+    """Return a digest of all that the measurements of a batch depend on, but for its images and proposals."""
+    models = [storage.read_json(storage.join(uri, "model.json"))["sha256"] for uri in (inputs.deconvnet_uri, inputs.fcn8s_uri)]
+    return digest([EVALUATION_VERSION, *models, asdict(inputs.options), inputs.classes, inputs.split, device])
 
 
-def _make_worker(inputs: EvaluationInputs, device: str, threads: int) -> Work[dict[str, Any]]:
+def _make_worker(inputs: EvaluationInputs, device: str, folder: str, threads: int) -> Work[Measurements]:
     """Load the networks into a worker process and limit its CPU threads. The executor calls this once in each worker process.
 
     Args:
         inputs: the networks, the images and the options.
         device: torch device to predict on, "cpu" or "cuda".
+        folder: folder in which the measurements of each batch are kept; "" for none.
         threads: number of CPU threads that the worker may use.
 
     Returns:
@@ -167,86 +123,64 @@ def _make_worker(inputs: EvaluationInputs, device: str, threads: int) -> Work[di
     torch.set_num_threads(threads)
     cv2.setNumThreads(1)
     predictor = Predictor.load(inputs.deconvnet_uri, inputs.fcn8s_uri, device, inputs.options)
-    return lambda index, unit: _measure(predictor, inputs, unit)
+
+    def work(index: int, unit: ImageBatch) -> Measurements:
+        found = _measure(predictor, inputs, unit)
+        if folder:
+            found.write(storage.join(folder, unit.file))
+        return found
+
+    return work
 
 
-def _measure(predictor: Predictor, inputs: EvaluationInputs, unit: _Unit) -> dict[str, Any]:
-    """Predict and measure the images of one batch.
+def _measure(predictor: Predictor, inputs: EvaluationInputs, unit: ImageBatch) -> Measurements:
+    """Predict and measure the images of one batch, and write their pictures and masks to the report's folder, if there is one.
 
     Args:
         predictor: holds the two networks and predicts the masks.
         inputs: the networks, the images and the options.
         unit: the batch of images.
-
-    Returns:
-        A dict with sums over the images: the arrays of `Breakdowns.arrays`; `contours` and `bands` of `BoundaryCounts`; and
-        `calibration`, the array of `calibration_counts`. And seven lists with an item for each image:
-
-        * `image_ids` and `in_int8`: its id, and whether it was predicted in 8-bit integers.
-        * `mean_iou`: a list of floats in the order of `RESULTS`; nan if the whole annotation is void.
-        * `confusions`, `boundaries`, `uncertainty` and `shares`, all of the result "edeconvnet_crf": the confusion matrix, int32
-          (C, C); the boundary F-measure and the Boundary IoU, means over the classes; a dict of `uncertainty.Measures`; and the
-          share of each class in the mask.
     """
     boxes = {name: found for name, found, _ in iter_proposals(inputs.proposals_uri, unit.proposals)}
     no_boxes = np.zeros((0, 4), np.float32)  # for images that EdgeBox could not read
-    breakdowns = Breakdowns(RESULTS, inputs.counts, len(inputs.classes))
-    boundaries, calibration = BoundaryCounts.zeros(len(RESULTS), len(inputs.classes)), np.zeros((3, BINS))
-    found: dict[str, list[Any]] = {name: [] for name in _PER_IMAGE}
+    results, classes = len(RESULTS), len(inputs.classes)
+    breakdowns = Breakdowns(RESULTS, inputs.counts, classes)
+    boundaries, calibration = BoundaryCounts.zeros(results, classes), np.zeros((3, BINS))
+    found: list[tuple[Any, ...]] = []
     final = RESULTS.index(DECISIVE_RESULT)
-    for image_id, image, class_mask, object_mask in _read_images(inputs, unit):
+    for image_id, image, class_mask, object_mask in read_images(inputs, unit):
         masks, by_count, probabilities = predictor.predict_with_box_counts(image, boxes.get(image_id, no_boxes), inputs.counts)
         mask = masks[DECISIVE_RESULT]
         pixels = scan_pixels(*(probabilities[name] for name in (DECISIVE_RESULT, "edeconvnet", "deconvnet", "fcn8s")))
-        found["image_ids"].append(image_id)
         single = breakdowns.add(class_mask, object_mask, masks, by_count, inputs.options.background)
-        found["mean_iou"].append([each.mean_iou for each in single])
-        found["confusions"].append(single[final].matrix.astype(np.int32))
-        own = boundary_counts(class_mask, [masks[name] for name in RESULTS], len(inputs.classes))
+        own = boundary_counts(class_mask, [masks[name] for name in RESULTS], classes)
         boundaries += own
-        found["boundaries"].append((mean_of_defined(own.f_measure[final]), mean_of_defined(own.iou[final])))
         calibration += calibration_counts(class_mask, mask, resize_nearest(pixels.confidence, mask.shape))
-        found["uncertainty"].append(asdict(average_measures(pixels).image))
-        found["in_int8"].append(predictor.in_int8)
-        found["shares"].append(np.bincount(mask.ravel(), minlength=len(inputs.classes)) / mask.size)
+        found.append(
+            (
+                image_id,
+                predictor.in_int8,
+                [each.mean_iou for each in single],
+                single[final].matrix,
+                (mean_of_defined(own.f_measure[final]), mean_of_defined(own.iou[final])),
+                astuple(average_measures(pixels).image),
+                np.bincount(mask.ravel(), minlength=classes) / mask.size,
+            )
+        )
         if inputs.report_uri:
             picture = side_by_side(image, (class_mask, mask), inputs.classes, inputs.options.background)
             storage.write_bytes(storage.join(inputs.report_uri, SIDE_BY_SIDE, f"{image_id}.jpg"), encode_jpeg(picture, _QUALITY))
             png = encode_mask(mask, class_palette(inputs.options.background))
             storage.write_bytes(storage.join(inputs.report_uri, MASKS, f"{image_id}.png"), png)
-    sums = {"contours": boundaries.contours, "bands": boundaries.bands, "calibration": calibration}
-    return {**found, **sums, **breakdowns.arrays()}
+    sums = {"contours": boundaries.contours, "bands": boundaries.bands, "calibration": calibration, **breakdowns.arrays()}
+    return Measurements.of(found, sums)
 
 
-def _read_images(inputs: EvaluationInputs, unit: _Unit) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
-    """Read the annotated images of a batch.
-
-    Images without a class mask are skipped. If only the object mask is missing, it is made from the class mask.
+def _summarise(measured: Measurements | None, inputs: EvaluationInputs, dataset: str) -> Evaluation:
+    """Compute the metrics from the measurements of all images.
 
     Args:
-        inputs: the networks, the images and the options.
-        unit: the batch of images.
-
-    Yields:
-        For each image in order: its image_id; the image, uint8 (H, W, 3), RGB; the class mask, uint8 (H, W), where 255 is void;
-        the object mask, uint8 or uint16 (H, W), with 0 for background, ids from 1, and the largest value of the dtype for void.
-    """
-    columns = ["image_id", "split", "image", "class_mask", "object_mask"]
-    rows = tables.read_row_group(inputs.images_uri, unit.images.name, unit.row_group, columns).to_pylist()
-    of_split = [row for row in rows if row["split"] == inputs.split]
-    for row in (of_split[i] for i in unit.rows):
-        if row["class_mask"] is not None:
-            class_mask = decode_mask(row["class_mask"])
-            object_mask = decode_mask(row["object_mask"]) if row["object_mask"] else None
-            object_mask = make_object_mask(class_mask, None, inputs.options.background) if object_mask is None else object_mask
-            yield row["image_id"], decode_image(row["image"]), class_mask, object_mask
-
-
-def _merge(measured: Iterable[Mapping[str, Any]], inputs: EvaluationInputs, dataset: str) -> Evaluation:
-    """Add up the measurements of all batches.
-
-    Args:
-        measured: measurements of the batches, as `_measure` returns them, in any order.
+        measured: the measurements; None if there are no images.
         inputs: the networks, the images and the options.
         dataset: name of the data set, which is stored in the results.
 
@@ -257,65 +191,61 @@ def _merge(measured: Iterable[Mapping[str, Any]], inputs: EvaluationInputs, data
         UserError: if no image was measured.
     """
     classes = inputs.classes
-    total = Breakdowns(RESULTS, inputs.counts, len(classes))
-    boundaries, calibration = BoundaryCounts.zeros(len(RESULTS), len(classes)), np.zeros((3, BINS))
-    by_image: dict[str, dict[str, Any]] = {}
-    for found in measured:
-        total.merge(found)
-        boundaries += BoundaryCounts(found["contours"], found["bands"])
-        calibration = calibration + found["calibration"]
-        for values in zip(*(found[name] for name in _PER_IMAGE), strict=True):
-            by_image[values[0]] = dict(zip(_PER_IMAGE, values, strict=True))
-    if not by_image:
+    if measured is None:
         raise UserError(
             f"the split {inputs.split!r} of {inputs.images_uri} has no annotated image to evaluate on: "
             "add images with masks to it, or choose another split"
         )
-    by_image = dict(sorted(by_image.items()))
-    if inputs.options.int8 and (floats := sum(not each["in_int8"] for each in by_image.values())):
+    if inputs.options.int8 and (floats := int((~measured.in_int8).sum())):
         logger.warning(
-            f"  segment.int8: {floats:,} of {len(by_image):,} images were predicted in floats, as their device is slow at int8"
+            f"  segment.int8: {floats:,} of {len(measured.image_ids):,} images were predicted in floats, as their device is slow "
+            "at int8"
         )
+    total = Breakdowns(RESULTS, inputs.counts, len(classes))
+    total.merge(measured.sums)
+    boundaries, calibration = BoundaryCounts(measured.sums["contours"], measured.sums["bands"]), measured.sums["calibration"]
     matrices = [ConfusionMatrix(len(classes), matrix) for matrix in total.confusion]
     rows = zip(RESULTS, matrices, boundaries.f_measure, boundaries.iou, strict=True)
     error = round(expected_calibration_error(calibration), 6)  # the digits beyond depend on the order of the sums
     results = {
         "dataset": dataset,
-        "images": len(by_image),
+        "images": len(measured.image_ids),
         "classes": list(classes),
         "expected_calibration_error": none_if_nan(error),
         "rows": {name: _result_row(matrix, f, iou, classes) for name, matrix, f, iou in rows},
     }
-    confidence = [each["uncertainty"]["confidence"] for each in by_image.values()]
-    shares = np.array([each["shares"] for each in by_image.values()])
+    images = [_image_row(measured, number, inputs) for number in range(len(measured.image_ids))]
     return Evaluation(
         results,
-        [_image_row(each, inputs) for each in by_image.values()],
+        images,
         {**total.as_dict(), "calibration": calibration_as_dict(calibration)},
-        {image_id: each["confusions"] for image_id, each in by_image.items()},
-        PredictionStatistics.of(confidence, shares, classes),
+        dict(zip(measured.image_ids.tolist(), measured.confusions, strict=True)),
+        PredictionStatistics.of([image["confidence"] for image in images], measured.shares, classes),
     )
 
 
-def _image_row(measured: Mapping[str, Any], inputs: EvaluationInputs) -> dict[str, Any]:
+def _image_row(measured: Measurements, number: int, inputs: EvaluationInputs) -> dict[str, Any]:
     """Make the row of an image for the table `images.parquet`, see `image_measures.images_schema`.
 
     Args:
-        measured: the image's items of the lists that `_measure` returns.
+        measured: the measurements of all images.
+        number: index of the image among them.
         inputs: the networks, the images and the options.
     """
-    matrix = ConfusionMatrix(len(inputs.classes), measured["confusions"])
-    boundary_f, boundary_iou = measured["boundaries"]
+
+    def columns(names: Iterable[str], values: np.ndarray) -> dict[str, float | None]:
+        return {name: none_if_nan(value) for name, value in zip(names, values.tolist(), strict=True)}
+
+    image_id, matrix = str(measured.image_ids[number]), ConfusionMatrix(len(inputs.classes), measured.confusions[number])
     return {
-        "image_id": measured["image_ids"],
-        **{f"mean_iou.{name}": none_if_nan(value) for name, value in zip(RESULTS, measured["mean_iou"], strict=True)},
+        "image_id": image_id,
+        **columns((f"mean_iou.{name}" for name in RESULTS), measured.mean_iou[number]),
         "pixel_accuracy": none_if_nan(matrix.pixel_accuracy),
-        "boundary_f": none_if_nan(boundary_f),
-        "boundary_iou": none_if_nan(boundary_iou),
-        **measured["uncertainty"],
-        **{f"iou.{name}": none_if_nan(value) for name, value in zip(inputs.classes, matrix.iou.tolist(), strict=True)},
-        "picture": f"{SIDE_BY_SIDE}/{measured['image_ids']}.jpg" if inputs.report_uri else "",
-        "mask": f"{MASKS}/{measured['image_ids']}.png" if inputs.report_uri else "",
+        **columns(("boundary_f", "boundary_iou"), measured.boundaries[number]),
+        **columns((each.name for each in fields(Measures)), measured.uncertainty[number]),
+        **columns((f"iou.{name}" for name in inputs.classes), matrix.iou),
+        "picture": f"{SIDE_BY_SIDE}/{image_id}.jpg" if inputs.report_uri else "",
+        "mask": f"{MASKS}/{image_id}.png" if inputs.report_uri else "",
     }
 
 

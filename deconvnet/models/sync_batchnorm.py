@@ -70,20 +70,26 @@ def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, int]:
         x: this worker's activations of shape (N, C, H, W). N may be 0.
 
     Returns:
-        The mean and the biased variance of each channel (two float32 tensors of shape (C,)), and the number of values in a
-        channel over all workers.
+        The mean and the biased variance of each channel (two tensors of shape (C,), float64 if `x` is, otherwise float32), and
+        the number of values in a channel over all workers.
     """
+    x = _at_least_float32(x)
     count = x.numel() // x.shape[1]
     # float64, because E[x²] − E[x]² loses precision if the mean is large compared with the standard deviation
     moments = torch.zeros(2, x.shape[1], dtype=torch.float64, device=x.device)
     if count:
-        mean, var = torch.batch_norm_update_stats(x.float(), None, None, 0.0)  # 5 times as fast as torch.var_mean
+        mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)  # 5 times as fast as torch.var_mean
         moments[0], moments[1] = mean, var.double() + mean.double() ** 2
     sums = torch.cat([(moments * count).flatten(), moments.new_tensor([count])])
     dist.all_reduce(sums)
     total = int(sums[-1])
     mean, square = (sums[:-1] / max(total, 1)).view(2, -1)
-    return mean.float(), (square - mean**2).clamp(min=0).float(), total
+    return mean.to(x.dtype), (square - mean**2).clamp(min=0).to(x.dtype), total
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    """Return a tensor in float64 as it is, and one of less precision in float32."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 class _Normalise(torch.autograd.Function):
@@ -125,7 +131,7 @@ class _Normalise(torch.autograd.Function):
             A gradient for each argument of `forward` after `ctx`. It is None for all but `x`, `weight` and `bias`.
         """
         x, weight, mean, var = ctx.saved_tensors
-        grad, values = grads[0].float(), x.float()
+        grad, values = _at_least_float32(grads[0]), _at_least_float32(x)
         inverse = (var + ctx.eps).rsqrt()
         grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(weight)
         if x.numel():

@@ -21,9 +21,9 @@ from deconvnet.evaluation.comparison import (
     mean_iou_rise,
     read_image_confusions,
 )
-from deconvnet.evaluation.evaluator import EvaluationInputs
 from deconvnet.evaluation.hold_out import HoldOut, results_of
 from deconvnet.evaluation.image_measures import IMAGES_FILE, parquet_file, read_images
+from deconvnet.evaluation.inputs import EvaluationInputs
 from deconvnet.evaluation.metrics import mean_of_defined, none_if_nan
 from deconvnet.reporting import gallery, panels
 from deconvnet.reporting.run_summary import percent, signed_points

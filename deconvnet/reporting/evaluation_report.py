@@ -14,8 +14,9 @@ import numpy as np
 
 from deconvnet.evaluation.comparison import DECISIVE_RESULT, IMAGE_CONFUSIONS, image_confusions_file
 from deconvnet.evaluation.drift import STATISTICS_FILE
-from deconvnet.evaluation.evaluator import Evaluation, EvaluationInputs, evaluate
+from deconvnet.evaluation.evaluator import Evaluation, evaluate
 from deconvnet.evaluation.image_measures import IMAGES_FILE, images_file, mean_iou_by_result
+from deconvnet.evaluation.inputs import EvaluationInputs
 from deconvnet.inference.predictor import RESULTS, PredictorOptions
 from deconvnet.reporting import gallery, plots
 from deconvnet.reporting.figure import RESULT_TITLES

@@ -10,7 +10,7 @@ import pytest
 
 from deconvnet.evaluation.comparison import DECISIVE_RESULT, IMAGE_CONFUSIONS, image_confusions_file
 from deconvnet.evaluation.drift import STATISTICS_FILE, PredictionStatistics
-from deconvnet.evaluation.evaluator import EvaluationInputs
+from deconvnet.evaluation.inputs import EvaluationInputs
 from deconvnet.evaluation.metrics import ConfusionMatrix
 from deconvnet.inference.predictor import RESULTS
 from deconvnet.models.checkpoint import save_model

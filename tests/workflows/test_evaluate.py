@@ -18,9 +18,9 @@ from PIL import Image
 
 from deconvnet.datasets import synthetic
 from deconvnet.datasets.palette import GENERATED_CLASSES
-from deconvnet.evaluation import voc_submission_job
 from deconvnet.evaluation.comparison import IMAGE_CONFUSIONS, read_image_confusions
-from deconvnet.evaluation.voc_submission import check_submission
+from deconvnet.evaluation.voc_submission import job as voc_job
+from deconvnet.evaluation.voc_submission.archive import check_submission
 from deconvnet.inference import predictor
 from deconvnet.reporting import evaluation_report, gallery
 from deconvnet.settings import VOC_CLASSES
@@ -108,7 +108,7 @@ def test_masks_that_break_a_rule_are_not_written(
     workspace: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(submission, "open_executor", lambda *_: LocalExecutor(1))
-    monkeypatch.setattr(voc_submission_job, "predict_masks", lambda images, *a, **k: {TEST[0]: b"damaged on the disk"})
+    monkeypatch.setattr(voc_job, "predict_masks", lambda images, *a, **k: {TEST[0]: b"damaged on the disk"})
     with pytest.raises(
         UserError, match=r"(?s)break the server's rules.*not a readable PNG.*2008_000006.*without a mask: 2008_000011"
     ):

@@ -11,8 +11,9 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from deconvnet.evaluation.evaluator import EvaluationInputs, evaluate
+from deconvnet.evaluation.evaluator import evaluate
 from deconvnet.evaluation.image_measures import IMAGES_FILE, mean_iou_by_result, read_images
+from deconvnet.evaluation.inputs import EvaluationInputs
 from deconvnet.inference.predictor import RESULTS, PredictorOptions
 from deconvnet.reporting import gallery
 from deconvnet.reporting.evaluation_report import report_files

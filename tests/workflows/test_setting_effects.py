@@ -11,7 +11,7 @@ import pytest
 
 from deconvnet.datasets import images_table
 from deconvnet.datasets.palette import GENERATED_CLASSES
-from deconvnet.evaluation.evaluator import EvaluationInputs
+from deconvnet.evaluation.inputs import EvaluationInputs
 from deconvnet.inference.int8 import ranges_job
 from deconvnet.reporting import evaluation_report, gallery, plots
 from deconvnet.tracking import interface, register

@@ -1,7 +1,6 @@
 """train_pipeline.py and evaluate.py as commands: a whole run, again, as a Ray job, with changes, and with user errors.
 
-The whole run is in this process, without Ray. A whole run as a Ray job, and jobs that are killed, are in
-tests/cluster/test_jobs.py.
+The whole run is in this process, without Ray. A whole run as a Ray job, and jobs that are killed, are in test_ray_jobs.py.
 """
 
 import json
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from deconvnet.evaluation.measurements import KEPT
 from deconvnet.models.checkpoint import load_model
 from deconvnet.tracking.mlflow_runs import code_tags
 from deconvnet.version import code_version
@@ -155,6 +155,7 @@ def test_mlflow_and_the_report_describe_the_run(workspace) -> None:
     kept = Path(client.download_artifacts(parent.info.run_id, "report/index.html", str(folder.parent)))
     assert kept.read_text() == page
     pictures = {path.name for path in (folder / "report" / "images").iterdir()}
+    assert not (folder / "report" / KEPT).exists(), "what was kept for a resumed evaluation is deleted"
     assert len(pictures) == 5 and set(re.findall(r'href="images/([^"]+)"', page)) == pictures
     version = client.get_model_version("edeconvnet", "1")
     card = (Path(version.source.removeprefix("file://")) / "model_card.md").read_text()

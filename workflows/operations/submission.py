@@ -2,8 +2,8 @@
 
 from deconvnet.datasets import voc
 from deconvnet.datasets.palette import VOC_CLASSES
-from deconvnet.evaluation import voc_submission_job
-from deconvnet.evaluation.voc_submission import SUFFIXES, check_submission, masks_folder, pack_masks
+from deconvnet.evaluation.voc_submission import job
+from deconvnet.evaluation.voc_submission.archive import SUFFIXES, check_submission, masks_folder, pack_masks
 from deconvnet.inference.predictor import PredictorOptions
 from infra import storage
 from infra.errors import UserError
@@ -81,13 +81,13 @@ def write_submission(settings: Settings, archive: str, config: str, *, split: st
                 f"have the classes {', '.join(classes)}"
             )
         changed_since_training(settings)  # raises UserError about settings that must be as in the training; others may change
-        images = voc_submission_job.list_split(root, split, settings.data.max_pixels)
+        images = job.list_split(root, split, settings.data.max_pixels)
         options = PredictorOptions.from_settings(settings.segment, settings.examples, settings.proposals, settings.data)
         boxes = None if settings.proposals.kind == "windows" else settings.proposals.edge_box
-        recipe = voc_submission_job.Recipe(*models, options, boxes, result)
+        recipe = job.Recipe(*models, options, boxes, result)
         work = workspace.uri("submissions", recipe.key(images)[:16])
         with open_executor(settings.executor, settings.cluster, lambda: lock.lost) as executor:
-            masks = voc_submission_job.predict_masks(images, recipe, work, executor, settings.compute.gpu)
+            masks = job.predict_masks(images, recipe, work, executor, settings.compute.gpu)
         folder = masks_folder(competition, split)
         data = pack_masks(masks, folder)
         if faults := check_submission(data, folder, {each.image_id: (each.width, each.height) for each in images}):

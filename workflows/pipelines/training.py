@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
+from deconvnet.evaluation import EVALUATION_VERSION
 from deconvnet.models.architectures import architecture_of_stage
 from deconvnet.tracking.initial_model import InitialModel, find_initial_model, initial_model_folder
 from infra import storage
@@ -21,7 +22,7 @@ from workflows.pipelines.run_log import TrackedPipeline, report_files, result_me
 from workflows.settings import as_dict
 
 if TYPE_CHECKING:
-    from deconvnet.evaluation.evaluator import EvaluationInputs
+    from deconvnet.evaluation.inputs import EvaluationInputs
 
 _NOT_LEARNED_FROM = ("checkpoint_every", "log_every")
 """Names of training settings that do not affect the trained network, so that changing them does not repeat the training."""
@@ -173,7 +174,7 @@ class Pipeline(TrackedPipeline):
         settings = {**as_dict(s.segment), **window, **s.proposals.windows, "classes": list(s.data.classes), "split": "val"}
         settings |= {} if s.data.has_background else {"background": s.data.background}
         inputs, outputs = ("prepare", "proposals", "fcn8s", "stage2"), (self.report("results.json"),)
-        return Stage("evaluate", "the five results", 7, settings, inputs, outputs, self._evaluate)
+        return Stage("evaluate", "the five results", EVALUATION_VERSION, settings, inputs, outputs, self._evaluate)
 
     def _evaluate(self, fingerprint: str) -> dict[str, Any]:
         """Evaluate the networks and the box proposals on the val images, and write the report.
@@ -212,6 +213,7 @@ class Pipeline(TrackedPipeline):
             UserError: if the networks were trained with other classes than those of the data.
         """
         from deconvnet.evaluation.image_measures import remove_other_files
+        from deconvnet.evaluation.measurements import KEPT
         from deconvnet.inference.int8.ranges_job import RangeInputs, record_missing_ranges
         from deconvnet.reporting.evaluation_report import evaluate_and_report
 
@@ -223,6 +225,7 @@ class Pipeline(TrackedPipeline):
         results, files = evaluate_and_report(inputs, f"{self.dataset_name} {split}", self.executor, self.settings.compute.gpu)
         self._write_report(files, report)
         remove_other_files(report)
+        storage.remove(storage.join(report, KEPT))
         self.run_of_stage.log_metrics(result_metrics(split, results))
         return results
 
@@ -240,7 +243,7 @@ class Pipeline(TrackedPipeline):
         Raises:
             UserError: if the networks were trained with other classes than those of the data.
         """
-        from deconvnet.evaluation.evaluator import EvaluationInputs
+        from deconvnet.evaluation.inputs import EvaluationInputs
         from deconvnet.inference.predictor import PredictorOptions
         from deconvnet.inference.saved_ensemble import read_options
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -16,13 +17,14 @@ from deconvnet.evaluation.boundaries import BoundaryCounts, boundary_counts
 from deconvnet.evaluation.breakdowns import object_ious
 from deconvnet.evaluation.calibration import calibration_counts, expected_calibration_error
 from deconvnet.evaluation.comparison import DECISIVE_RESULT
-from deconvnet.evaluation.evaluator import EvaluationInputs, evaluate
+from deconvnet.evaluation.evaluator import evaluate
+from deconvnet.evaluation.inputs import EvaluationInputs
 from deconvnet.evaluation.metrics import ConfusionMatrix
 from deconvnet.inference.predictor import RESULTS, Predictor, PredictorOptions
-from infra.errors import UserError
+from infra.errors import Interrupted, UserError
 from infra.runtime.local_executor import LocalExecutor
 from infra.storage import tables
-from proposals.image_codec import decode_image, decode_mask
+from proposals.image_codec import decode_image, decode_mask, encode_mask
 from tests.deconvnet.ensembles import save_networks
 from tests.image_tables import boxes_row, image_row, write_images_and_proposals
 
@@ -165,3 +167,68 @@ def test_the_job_measures_what_a_loop_measures(models, image_tables, tmp_path):
 
     with pytest.raises(UserError, match=r"split 'test' of .* has no annotated image"):
         evaluate(replace(inputs, split="test"), "made up", Pickling(1))
+
+
+@pytest.fixture
+def predicted(monkeypatch):
+    """The sizes of the images that were predicted, which differ from image to image."""
+    sizes, predict = [], Predictor.predict_with_box_counts
+    monkeypatch.setattr(
+        Predictor,
+        "predict_with_box_counts",
+        lambda self, image, *args: sizes.append(image.shape[:2]) or predict(self, image, *args),
+    )
+    return sizes
+
+
+def interrupted_evaluation(inputs: EvaluationInputs, results: int) -> None:
+    """Evaluate, and stop after this number of batches."""
+    given: list[None] = []
+    executor = LocalExecutor(1, should_stop=lambda: given.append(None) or len(given) >= results)
+    with pytest.raises(Interrupted):
+        evaluate(inputs, "made up", executor)
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_ended(models, image_tables, tmp_path, predicted, caplog):
+    images, proposals, _ = image_tables
+    inputs = EvaluationInputs(*models, images, proposals, "val", CLASSES, OPTIONS, str(tmp_path / "report"))
+    whole = evaluate(replace(inputs, report_uri=str(tmp_path / "other")), "made up", LocalExecutor(1))
+    every, predicted[:] = list(predicted), []
+    assert len(every) == 8
+
+    interrupted_evaluation(inputs, results=2)
+    before, predicted[:] = list(predicted), []
+    assert 0 < len(before) < 8
+    with caplog.at_level("INFO"):
+        resumed = evaluate(inputs, "made up", LocalExecutor(1))
+    assert before + predicted == every, "each image is predicted once"
+    assert re.search(r"2 of \d batches of images were evaluated before the interruption", caplog.text)
+    assert resumed.results == whole.results and resumed.images == whole.images
+    assert resumed.statistics == whole.statistics and resumed.breakdowns == whole.breakdowns
+    for image_id, confusion in whole.confusions.items():
+        np.testing.assert_array_equal(resumed.confusions[image_id], confusion)
+
+
+@pytest.mark.parametrize("changed", ["options", "networks", "images", "split", "classes"])
+def test_what_was_measured_of_other_inputs_is_measured_again(models, image_tables, tmp_path, predicted, changed):
+    images, proposals, rows = image_tables
+    inputs = EvaluationInputs(*models, images, proposals, "val", CLASSES, OPTIONS, str(tmp_path / "report"))
+    interrupted_evaluation(inputs, results=2)
+    if changed == "options":
+        inputs = replace(inputs, options=replace(OPTIONS, crf={"iterations": 1}))
+    elif changed == "networks":
+        save_networks(tmp_path / "others", CLASSES, seed=7)
+        inputs = replace(inputs, fcn8s_uri=str(tmp_path / "others" / "fcn8s"))
+    elif changed == "images":
+        for row in rows:
+            row["class_mask"] = row["class_mask"] and encode_mask(np.full_like(decode_mask(row["class_mask"]), 1))
+        boxes = list(tables.iter_rows(proposals))
+        changed_tables = write_images_and_proposals(tmp_path / "changed", rows, boxes, parts=2, rows_per_group=5)
+        inputs = replace(inputs, images_uri=changed_tables[0], proposals_uri=changed_tables[1])
+    elif changed == "split":
+        inputs = replace(inputs, split="train")
+    else:
+        inputs = replace(inputs, classes=("void", *CLASSES[1:]))
+    predicted.clear()
+    found = evaluate(inputs, "made up", LocalExecutor(1))
+    assert len(predicted) == found.results["images"] >= 8, "none of the kept measurements is used"

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from deconvnet.datasets.palette import VOC_PALETTE
-from deconvnet.evaluation.voc_submission import check_submission, masks_folder, pack_masks
+from deconvnet.evaluation.voc_submission.archive import check_submission, masks_folder, pack_masks
 from proposals.image_codec import encode_mask
 
 FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"

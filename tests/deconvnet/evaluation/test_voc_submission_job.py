@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from deconvnet import FCN8s
-from deconvnet.evaluation.voc_submission_job import VERSION, ListedImage, Recipe, list_split, predict_masks
+from deconvnet.evaluation.voc_submission.job import VERSION, ListedImage, Recipe, list_split, predict_masks
 from deconvnet.inference.int8.ranges import save_ranges
 from deconvnet.inference.predictor import Predictor, PredictorOptions
 from deconvnet.models.checkpoint import save_model

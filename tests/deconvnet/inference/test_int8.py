@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deconvnet.evaluation.evaluator import EvaluationInputs, evaluate
+from deconvnet.evaluation.evaluator import evaluate
+from deconvnet.evaluation.inputs import EvaluationInputs
 from deconvnet.inference.int8 import conversion, ranges_job
 from deconvnet.inference.int8.conversion import computes_int8, to_int8
 from deconvnet.inference.int8.layers import Int8Conv2d, Int8PixelDeconv2d

@@ -194,14 +194,15 @@ def known() -> dict[str, list[np.ndarray]]:
 
 
 @pytest.mark.parametrize("name", ANOTHER)
-def test_every_option_changes_the_probabilities_except_the_batch(networks, sample, known, name, monkeypatch):
+def test_every_option_changes_the_probabilities_except_the_batch(networks, sample, rng, known, name, monkeypatch):
     """The sample's boxes differ in size, are not square, and leave a corner free. For the early exit, ten change nothing.
 
+    The image is noise: in areas of one colour, rounding would decide which of equal values is the maximum that is pooled.
     In bfloat16 as on a CPU that is fast at it. 8-bit integers need the ranges of saved networks, see test_int8.py.
     """
     assert {f.name for f in fields(PredictorOptions)} == set(ANOTHER)
     monkeypatch.setattr(fusion, "fast_bf16", lambda device: True)
-    image, boxes = sample
+    image, boxes = rng.integers(0, 256, (48, 64, 3)).astype(np.uint8), sample[1]
     boxes = boxes[[0] * 20 + [1, 2]] if name == "early_exit" else boxes
 
     def predicted(options):
@@ -212,7 +213,10 @@ def test_every_option_changes_the_probabilities_except_the_batch(networks, sampl
     if (key := f"{before} {len(boxes)}") not in known:
         known[key] = predicted(before)
     one, other = known[key], predicted({**before, name: ANOTHER[name]})
-    same = one[0].shape == other[0].shape and np.allclose(one, other, rtol=0, atol=1e-5)
+    # The CRF's iterations magnify rounding.
+    same = one[0].shape == other[0].shape and all(
+        np.allclose(a, b, rtol=0, atol=atol) for a, b, atol in zip(one, other, (1e-5, 1e-3), strict=True)
+    )
     assert same is (name in ("batch", "int8"))
 
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from deconvnet.evaluation.comparison import DECISIVE_RESULT, IMAGE_CONFUSIONS, image_confusions_file
-from deconvnet.evaluation.evaluator import EvaluationInputs
 from deconvnet.evaluation.hold_out import HoldOut
 from deconvnet.evaluation.image_measures import IMAGES_FILE, images_file
+from deconvnet.evaluation.inputs import EvaluationInputs
 from deconvnet.evaluation.metrics import ConfusionMatrix
 from deconvnet.inference.predictor import Predictor, PredictorOptions
 from deconvnet.models.checkpoint import save_model

@@ -63,9 +63,12 @@ def _trained(
 
 
 def _seeded(network: type[Network], rank: int) -> Network:
-    """A network whose weights are those of the rank: DDP must give rank 0's to all."""
+    """A network whose weights are those of the rank: DDP must give rank 0's to all.
+
+    DeconvNet is in float64: in float32, rounding grows from step to step, and how much it does depends on the CPU.
+    """
     torch.manual_seed(rank)
-    return DeconvNet(3, 0.1, SIZE) if network is DeconvNet else Small()
+    return DeconvNet(3, 0.1, SIZE).double() if network is DeconvNet else Small()
 
 
 def _two_ranks(rank: int, table: str, folder: str) -> None:
@@ -98,12 +101,14 @@ def two_ranks(crops, tmp_path_factory: pytest.TempPathFactory) -> dict:
     return json.loads((folder / "found.json").read_text())
 
 
-@pytest.mark.parametrize(("name", "network", "steps"), [("deconvnet", DeconvNet, 6), ("whole", Small, 20)])
-def test_two_workers_and_one_have_the_same_losses(crops, two_ranks: dict, name, network, steps):
-    """With synchronised batch norm. A DeconvNet in more than an epoch, which has 5 steps."""
+@pytest.mark.parametrize(
+    ("name", "network", "steps", "difference"), [("deconvnet", DeconvNet, 6, 5e-7), ("whole", Small, 20, 2e-5)]
+)
+def test_two_workers_and_one_have_the_same_losses(crops, two_ranks: dict, name, network, steps, difference):
+    """With synchronised batch norm. A DeconvNet in more than an epoch, which has 5 steps. Losses themselves are in float32."""
     one, two = _trained(crops, _seeded(network, 0), 0, 1, Seen(), steps=steps), two_ranks[name]
     assert len(one["losses"]) == len(two["losses"]) == steps
-    assert two["losses"] == pytest.approx(one["losses"], abs=2e-5)
+    assert two["losses"] == pytest.approx(one["losses"], abs=difference)
     assert two["dev"] == pytest.approx(one["dev"], abs=0.02)
     assert two["outcome"] == pytest.approx(one["outcome"], abs=0.02)
 
