@@ -14,11 +14,10 @@ purpose, and evaluate on val for the final table only.
 
 With --submission, the command evaluates nothing. It predicts the images that ImageSets/Segmentation/test.txt in data.root
 lists (val.txt if there is no test.txt; --split chooses between them). The masks are checked against the rules of VOC's test
-server, and packed into the archive to upload there. --result chooses one of the five results. If the command is interrupted, the
-same command resumes it.
+server, and packed into the archive to upload there. --result chooses one of the five results.
 
 Exit codes: 0 done; 2 an error in the settings or the images, or the models are not trained yet; 3 another command is working in
-this workspace; 75 interrupted.
+this workspace; 75 interrupted: the same command resumes it.
 """
 
 from infra.errors import UserError

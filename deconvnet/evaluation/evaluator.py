@@ -25,8 +25,9 @@ from deconvnet.evaluation.comparison import DECISIVE_RESULT
 from deconvnet.evaluation.drift import PredictionStatistics
 from deconvnet.evaluation.image_measures import MASKS, SIDE_BY_SIDE
 from deconvnet.evaluation.inputs import EvaluationInputs, ImageBatch, image_batches, read_images
-from deconvnet.evaluation.measurements import KEPT, Measurements
+from deconvnet.evaluation.measurements import BATCHES, Measurements, read_kept
 from deconvnet.evaluation.metrics import ConfusionMatrix, mean_of_defined, none_if_nan
+from deconvnet.inference.int8.ranges import ranges_file
 from deconvnet.inference.pixels import average_measures, scan_pixels
 from deconvnet.inference.predictor import RESULTS, Predictor
 from deconvnet.inference.scaling import resize_nearest
@@ -69,9 +70,9 @@ class Evaluation:
 def evaluate(inputs: EvaluationInputs, dataset: str, executor: Executor, gpu: bool = False) -> Evaluation:
     """Predict every annotated image of a split in five ways (`RESULTS`), and measure the predictions.
 
-    If there is a report's folder, the measurements of each batch of images are kept in it. An evaluation with the same inputs
-    that was stopped or killed has left them there, and its batches are not predicted again. The caller deletes them
-    (`measurements.KEPT`) when it has written the report.
+    If there is a report's folder, the measurements of each batch of images are kept there (`measurements.BATCHES`) until the
+    caller has written the report and deletes them. If an evaluation with the same inputs was stopped or killed, its batches are
+    not predicted again. What an evaluation with other inputs has left is deleted.
 
     Args:
         inputs: the networks, the images and the options. Only `inputs.report_uri` is written to.
@@ -87,25 +88,32 @@ def evaluate(inputs: EvaluationInputs, dataset: str, executor: Executor, gpu: bo
         UserError: if the split has no image with a class mask, or no node has the resources for a worker.
     """
     device = "cuda" if gpu else "cpu"
-    folder = storage.join(inputs.report_uri, KEPT, _fingerprint(inputs, device)) if inputs.report_uri else ""
     units = dict(enumerate(image_batches(inputs)))
-    there = set(storage.list_files(folder)) if folder else set()
-    kept = [unit.file for unit in units.values() if unit.file in there]
+    folder = ""
+    kept: dict[int, Measurements] = {}
+    if inputs.report_uri:
+        fingerprint = _fingerprint(inputs, device)
+        folder = storage.join(inputs.report_uri, BATCHES, fingerprint)
+        kept = read_kept(inputs.report_uri, {index: f"{fingerprint}/{unit.file}" for index, unit in units.items()})
     if kept:
         logger.info(f"  {len(kept):,} of {len(units):,} batches of images were evaluated before the interruption")
-    todo = {index: unit for index, unit in units.items() if unit.file not in there}
+    todo = {index: unit for index, unit in units.items() if index not in kept}
     actors = Actors(gpus=1.0 if gpu else 0.0, remedy="use nodes with more memory, or lower segment.max_side")
     make = partial(_make_worker, inputs, device, folder)
     title = f"evaluating on {inputs.split}"
     measured = executor.map_actors(todo, make, actors, title=title, unit="batches of images") if todo else iter(())
-    earlier = (Measurements.read(storage.join(folder, name)) for name in kept)
-    return _summarise(Measurements.merged(chain(earlier, (found for _, found in measured))), inputs, dataset)
+    return _summarise(Measurements.merged(chain(kept.values(), (found for _, found in measured))), inputs, dataset)
 
 
 def _fingerprint(inputs: EvaluationInputs, device: str) -> str:
-    """Return a digest of all that the measurements of a batch depend on, but for its images and proposals."""
-    models = [storage.read_json(storage.join(uri, "model.json"))["sha256"] for uri in (inputs.deconvnet_uri, inputs.fcn8s_uri)]
-    return digest([EVALUATION_VERSION, *models, asdict(inputs.options), inputs.classes, inputs.split, device])
+    """Return a digest of what the measurements of a batch depend on, besides its images and proposals.
+
+    The kind of CPU or GPU is not in it, although rounding and number formats depend on it.
+    """
+    folders = inputs.deconvnet_uri, inputs.fcn8s_uri
+    models = [storage.read_json(storage.join(folder, "model.json"))["sha256"] for folder in folders]
+    ranges = [ranges_file(folder) for folder in folders] if inputs.options.int8 else []
+    return digest([EVALUATION_VERSION, *models, ranges, asdict(inputs.options), inputs.classes, inputs.split, device])
 
 
 def _make_worker(inputs: EvaluationInputs, device: str, folder: str, threads: int) -> Work[Measurements]:
@@ -118,7 +126,8 @@ def _make_worker(inputs: EvaluationInputs, device: str, folder: str, threads: in
         threads: number of CPU threads that the worker may use.
 
     Returns:
-        A function that takes the index of a batch and the batch, and measures its images (`_measure`).
+        A function that takes the index of a batch and the batch, measures its images (`_measure`), and writes the measurements
+        to the folder.
     """
     torch.set_num_threads(threads)
     cv2.setNumThreads(1)
@@ -140,6 +149,9 @@ def _measure(predictor: Predictor, inputs: EvaluationInputs, unit: ImageBatch) -
         predictor: holds the two networks and predicts the masks.
         inputs: the networks, the images and the options.
         unit: the batch of images.
+
+    Returns:
+        The measurements of those of its images that have a class mask.
     """
     boxes = {name: found for name, found, _ in iter_proposals(inputs.proposals_uri, unit.proposals)}
     no_boxes = np.zeros((0, 4), np.float32)  # for images that EdgeBox could not read

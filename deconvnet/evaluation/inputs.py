@@ -28,7 +28,8 @@ class EvaluationInputs:
         classes: class names, ordered by id.
         options: options for predicting, such as the largest number of boxes per image.
         report_uri: folder to which the workers write two files for each image. The one in the subfolder `images` shows image,
-            annotation and prediction side by side; the one in `masks` is the prediction, a paletted PNG. "" to write neither.
+            annotation and prediction side by side; the one in `masks` is the prediction, a paletted PNG. The measurements of each
+            batch are kept there, too (`measurements.BATCHES`). "" to write none of these.
     """
 
     deconvnet_uri: str

@@ -5,17 +5,21 @@ Workers write a file for each batch of images. So an evaluation that was stopped
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import Any, Self
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deconvnet.evaluation.image_measures import MASKS, SIDE_BY_SIDE
 from infra import storage
 
-KEPT = "batches"
+BATCHES = "batches"
 """Name of the folder, in the report's folder, with the measurements of batches. It is deleted when the evaluation has ended."""
 _SUM = "sum."
+_THREADS = 16  # a bucket takes tens of milliseconds for each file
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,9 @@ class Measurements:
         Args:
             images: for each image its values of the attributes from `image_ids` to `shares`.
             sums: the sums over the images.
+
+        Returns:
+            The measurements of these images.
         """
         kinds = (np.str_, np.bool_, np.float64, np.int32, np.float64, np.float64, np.float64)
         values = zip(*images, strict=True) if images else [()] * len(kinds)
@@ -62,13 +69,18 @@ class Measurements:
     @classmethod
     def merged(cls, batches: Iterable["Measurements"]) -> Self | None:
         """Put the measurements of batches together, in the order of the images' ids. Return None if there is no image."""
-        found = [batch for batch in batches if len(batch.image_ids)]
-        if not found:
+        found: dict[str, list[NDArray[Any]]] = {name: [] for name in _COLUMNS}
+        sums: dict[str, NDArray[Any]] = {}
+        for batch in batches:
+            if len(batch.image_ids):
+                for name, values in found.items():
+                    values.append(getattr(batch, name))
+                sums = {name: sums[name] + array if sums else array for name, array in batch.sums.items()}
+        if not sums:
             return None
-        columns = {name: np.concatenate([getattr(batch, name) for batch in found]) for name in _COLUMNS}
-        order = np.argsort(columns["image_ids"], kind="stable")
-        sums = {name: np.sum([batch.sums[name] for batch in found], axis=0) for name in found[0].sums}
-        return cls(**{name: column[order] for name, column in columns.items()}, sums=sums)
+        order = np.argsort(np.concatenate(found["image_ids"]), kind="stable")
+        columns: dict[str, Any] = {name: np.concatenate(found.pop(name))[order] for name in _COLUMNS}
+        return cls(**columns, sums=sums)
 
     def write(self, uri: str) -> None:
         """Write the measurements to a file (npz), whole or not at all."""
@@ -78,11 +90,44 @@ class Measurements:
         storage.write_bytes(uri, content.getvalue())
 
     @classmethod
-    def read(cls, uri: str) -> Self:
-        """Read the measurements in a file that `write` has written."""
-        with np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False) as file:
-            sums = {name.removeprefix(_SUM): file[name] for name in file.files if name.startswith(_SUM)}
-            return cls(**{name: file[name] for name in _COLUMNS}, sums=sums)
+    def read(cls, uri: str) -> Self | None:
+        """Read the measurements in a file that `write` has written. Return None if it is damaged, or of another version."""
+        try:
+            with np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False) as file:
+                sums = {name.removeprefix(_SUM): file[name] for name in file.files if name.startswith(_SUM)}
+                return cls(**{name: file[name] for name in _COLUMNS}, sums=sums)
+        except (ValueError, KeyError, EOFError, BadZipFile):
+            return None
 
 
 _COLUMNS = tuple(field.name for field in fields(Measurements) if field.name != "sums")
+
+
+def read_kept(report_uri: str, files: Mapping[int, str]) -> dict[int, Measurements]:
+    """Read the measurements of batches that an evaluation has left in a report's folder.
+
+    Batches of which pictures or masks are missing are left out. Files of other evaluations are deleted, because these have
+    written pictures and masks under the same names.
+
+    Args:
+        report_uri: the report's folder.
+        files: for each batch, by its index, the path of its file below the folder `BATCHES`.
+
+    Returns:
+        The measurements by the index of the batch.
+    """
+    folder = storage.join(report_uri, BATCHES)
+    there = set(storage.list_files(folder))
+    storage.remove_files(folder, sorted(there - set(files.values())))
+    left = [index for index, name in files.items() if name in there]
+    if not left:
+        return {}
+    names = {kind: set(storage.list_files(storage.join(report_uri, kind))) for kind in (SIDE_BY_SIDE, MASKS)}
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = zip(left, pool.map(lambda index: Measurements.read(storage.join(folder, files[index])), left), strict=True)
+        return {
+            index: batch
+            for index, batch in found
+            if batch is not None
+            and all(f"{i}.jpg" in names[SIDE_BY_SIDE] and f"{i}.png" in names[MASKS] for i in batch.image_ids.tolist())
+        }

@@ -42,7 +42,7 @@ History = Mapping[str, Mapping[str, Line]]
 TRAINING_STAGES = {"fcn8s": "FCN-8s", "stage1": "DeconvNet, stage 1", "stage2": "DeconvNet, stage 2"}
 """Titles of the training stages by name: FCN-8s on whole images, DeconvNet on crops around objects, then around proposals."""
 _ACCURACIES = {
-    "pixel_accuracy": "pixel accuracy on training crops",
+    "pixel_accuracy": "pixel accuracy on training batches",
     "dev_mean_iou": "mean IoU on dev",
     "final_dev_mean_iou": "mean IoU on dev, final batch norms",
 }

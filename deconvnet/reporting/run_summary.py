@@ -83,7 +83,10 @@ CHARTS = {
         "right. On the diagonal both are equal; below it, the network is overconfident.",
     ),
     "proposals": ("Recall of the proposals", "Share of the objects that the first boxes find, by number of boxes and by IoU."),
-    "training_curves": ("Training", "Loss, pixel accuracy on training crops and mean IoU on dev, by optimiser step."),
+    "training_curves": (
+        "Training",
+        "Loss, pixel accuracy on training batches, and mean IoU on dev (FCN-8s: images, DeconvNet: crops), by optimiser step.",
+    ),
 }
 """Titles and explanations of the charts, by file name without suffix, in the report's order."""
 

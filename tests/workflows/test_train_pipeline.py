@@ -8,14 +8,17 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 
-from deconvnet.evaluation.measurements import KEPT
+from deconvnet.evaluation.measurements import BATCHES
 from deconvnet.models.checkpoint import load_model
+from deconvnet.reporting import gallery
 from deconvnet.tracking.mlflow_runs import code_tags
 from deconvnet.version import code_version
+from infra.errors import Interrupted
 from infra.runtime.stages import read_record
 from infra.storage import tables
 from tests.ray_head import Head
@@ -155,7 +158,7 @@ def test_mlflow_and_the_report_describe_the_run(workspace) -> None:
     kept = Path(client.download_artifacts(parent.info.run_id, "report/index.html", str(folder.parent)))
     assert kept.read_text() == page
     pictures = {path.name for path in (folder / "report" / "images").iterdir()}
-    assert not (folder / "report" / KEPT).exists(), "what was kept for a resumed evaluation is deleted"
+    assert not (folder / "report" / BATCHES).exists(), "what was kept for a resumed evaluation is deleted"
     assert len(pictures) == 5 and set(re.findall(r'href="images/([^"]+)"', page)) == pictures
     version = client.get_model_version("edeconvnet", "1")
     card = (Path(version.source.removeprefix("file://")) / "model_card.md").read_text()
@@ -166,11 +169,17 @@ def test_mlflow_and_the_report_describe_the_run(workspace) -> None:
     assert row.rpartition("|")[0].rpartition("|")[0] in described and "models:/edeconvnet@challenger" in described
 
 
-def test_evaluate_writes_a_report_of_the_dev_images_beside_that_of_the_val_images(workspace) -> None:
+def test_evaluate_writes_a_report_of_the_dev_images_beside_that_of_the_val_images(workspace, monkeypatch) -> None:
+    """And if it was stopped while it drew figures, it does not measure the images again."""
     folder, _ = workspace
-    before = (folder / "report/results.json").read_bytes()
-    done = call(evaluate.main, "--workspace", str(folder), *TINY, "--split", "dev", *LOCAL)
+    before, command = (folder / "report/results.json").read_bytes(), ("--workspace", str(folder), *TINY, "--split", "dev", *LOCAL)
+    with monkeypatch.context() as patch:
+        patch.setattr(gallery, "load_and_draw_gallery", Mock(side_effect=Interrupted("stopped")))
+        assert call(evaluate.main, *command).returncode == 75
+    done = call(evaluate.main, *command)
     assert done.returncode == 0, done.stderr
+    assert re.search(r"(\d) of \1 batches of images were evaluated before the interruption", done.stdout)
+    assert not (folder / "evaluations" / "dev" / BATCHES).exists()
     results = json.loads((folder / "evaluations" / "dev" / "results.json").read_text())
     assert results["images"] == 5 and results["dataset"] == "generated dev"
     assert "generated dev" in (folder / "evaluations" / "dev" / "proposals.md").read_text()

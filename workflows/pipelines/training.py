@@ -213,7 +213,7 @@ class Pipeline(TrackedPipeline):
             UserError: if the networks were trained with other classes than those of the data.
         """
         from deconvnet.evaluation.image_measures import remove_other_files
-        from deconvnet.evaluation.measurements import KEPT
+        from deconvnet.evaluation.measurements import BATCHES
         from deconvnet.inference.int8.ranges_job import RangeInputs, record_missing_ranges
         from deconvnet.reporting.evaluation_report import evaluate_and_report
 
@@ -225,7 +225,7 @@ class Pipeline(TrackedPipeline):
         results, files = evaluate_and_report(inputs, f"{self.dataset_name} {split}", self.executor, self.settings.compute.gpu)
         self._write_report(files, report)
         remove_other_files(report)
-        storage.remove(storage.join(report, KEPT))
+        storage.remove(storage.join(report, BATCHES))
         self.run_of_stage.log_metrics(result_metrics(split, results))
         return results
 

@@ -1,10 +1,13 @@
 """The evaluation job against the same measurements made in a loop."""
 
+import io
 import json
 import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -13,12 +16,14 @@ import pytest
 
 from deconvnet.datasets.objects import make_object_mask
 from deconvnet.datasets.overlay import side_by_side
+from deconvnet.evaluation import evaluator
 from deconvnet.evaluation.boundaries import BoundaryCounts, boundary_counts
 from deconvnet.evaluation.breakdowns import object_ious
 from deconvnet.evaluation.calibration import calibration_counts, expected_calibration_error
 from deconvnet.evaluation.comparison import DECISIVE_RESULT
 from deconvnet.evaluation.evaluator import evaluate
 from deconvnet.evaluation.inputs import EvaluationInputs
+from deconvnet.evaluation.measurements import BATCHES
 from deconvnet.evaluation.metrics import ConfusionMatrix
 from deconvnet.inference.predictor import RESULTS, Predictor, PredictorOptions
 from infra.errors import Interrupted, UserError
@@ -181,54 +186,140 @@ def predicted(monkeypatch):
     return sizes
 
 
-def interrupted_evaluation(inputs: EvaluationInputs, results: int) -> None:
-    """Evaluate, and stop after this number of batches."""
+@pytest.fixture
+def interrupted(models, image_tables, tmp_path, predicted) -> EvaluationInputs:
+    """The inputs of an evaluation with a report, which was stopped after two batches."""
+    images, proposals, _ = image_tables
+    inputs = EvaluationInputs(*models, images, proposals, "val", CLASSES, OPTIONS, str(tmp_path / "report"))
+    stopped_after(2, inputs)
+    assert 0 < len(predicted) < 8
+    return inputs
+
+
+def stopped_after(batches: int, inputs: EvaluationInputs) -> None:
     given: list[None] = []
-    executor = LocalExecutor(1, should_stop=lambda: given.append(None) or len(given) >= results)
+    executor = LocalExecutor(1, should_stop=lambda: given.append(None) or len(given) >= batches)
     with pytest.raises(Interrupted):
         evaluate(inputs, "made up", executor)
 
 
-def test_an_interrupted_evaluation_goes_on_where_it_ended(models, image_tables, tmp_path, predicted, caplog):
-    images, proposals, _ = image_tables
-    inputs = EvaluationInputs(*models, images, proposals, "val", CLASSES, OPTIONS, str(tmp_path / "report"))
-    whole = evaluate(replace(inputs, report_uri=str(tmp_path / "other")), "made up", LocalExecutor(1))
-    every, predicted[:] = list(predicted), []
-    assert len(every) == 8
+def written(inputs: EvaluationInputs) -> dict[str, bytes]:
+    """The pictures and masks in the report's folder."""
+    folder = Path(inputs.report_uri)
+    return {str(path.relative_to(folder)): path.read_bytes() for kind in ("images", "masks") for path in folder.glob(f"{kind}/*")}
 
-    interrupted_evaluation(inputs, results=2)
-    before, predicted[:] = list(predicted), []
-    assert 0 < len(before) < 8
+
+def test_an_interrupted_evaluation_goes_on_where_it_ended(interrupted, tmp_path, predicted, caplog):
     with caplog.at_level("INFO"):
-        resumed = evaluate(inputs, "made up", LocalExecutor(1))
-    assert before + predicted == every, "each image is predicted once"
+        resumed = evaluate(interrupted, "made up", LocalExecutor(1))
     assert re.search(r"2 of \d batches of images were evaluated before the interruption", caplog.text)
-    assert resumed.results == whole.results and resumed.images == whole.images
+    in_all, predicted[:] = list(predicted), []
+
+    again = replace(interrupted, report_uri=str(tmp_path / "again"))
+    whole = evaluate(again, "made up", LocalExecutor(1))
+    assert in_all == predicted and len(predicted) == 8, "each image was predicted once"
+    assert json.dumps(resumed.results) == json.dumps(whole.results) and resumed.images == whole.images
     assert resumed.statistics == whole.statistics and resumed.breakdowns == whole.breakdowns
+    assert written(interrupted) == written(again) and len(written(again)) == 16
     for image_id, confusion in whole.confusions.items():
         np.testing.assert_array_equal(resumed.confusions[image_id], confusion)
 
+    predicted.clear()  # as if it had ended before the report was written
+    assert evaluate(interrupted, "made up", LocalExecutor(1)).results == whole.results and predicted == []
 
-@pytest.mark.parametrize("changed", ["options", "networks", "images", "split", "classes"])
-def test_what_was_measured_of_other_inputs_is_measured_again(models, image_tables, tmp_path, predicted, changed):
-    images, proposals, rows = image_tables
-    inputs = EvaluationInputs(*models, images, proposals, "val", CLASSES, OPTIONS, str(tmp_path / "report"))
-    interrupted_evaluation(inputs, results=2)
+
+@pytest.mark.parametrize(
+    "changed", ["options", "networks", "images", "proposals", "split", "classes", "version", "device", "ranges of int8"]
+)
+def test_what_other_inputs_have_left_is_measured_again(interrupted, image_tables, tmp_path, predicted, monkeypatch, changed):
+    inputs, (_, proposals, rows) = interrupted, image_tables
     if changed == "options":
         inputs = replace(inputs, options=replace(OPTIONS, crf={"iterations": 1}))
     elif changed == "networks":
         save_networks(tmp_path / "others", CLASSES, seed=7)
         inputs = replace(inputs, fcn8s_uri=str(tmp_path / "others" / "fcn8s"))
-    elif changed == "images":
-        for row in rows:
-            row["class_mask"] = row["class_mask"] and encode_mask(np.full_like(decode_mask(row["class_mask"]), 1))
+    elif changed in ("images", "proposals"):
         boxes = list(tables.iter_rows(proposals))
-        changed_tables = write_images_and_proposals(tmp_path / "changed", rows, boxes, parts=2, rows_per_group=5)
-        inputs = replace(inputs, images_uri=changed_tables[0], proposals_uri=changed_tables[1])
+        for row in rows if changed == "images" else ():
+            row["class_mask"] = row["class_mask"] and encode_mask(np.full_like(decode_mask(row["class_mask"]), 1))
+        for row in boxes if changed == "proposals" else ():
+            row["boxes"] = row["boxes"][:1]
+            row["scores"] = row["scores"][:1]
+        others = write_images_and_proposals(tmp_path / "others", rows, boxes, parts=2, rows_per_group=5)
+        inputs = replace(inputs, images_uri=others[0], proposals_uri=others[1])
     elif changed == "split":
         inputs = replace(inputs, split="train")
-    else:
+    elif changed == "classes":
         inputs = replace(inputs, classes=("void", *CLASSES[1:]))
+    elif changed == "version":
+        monkeypatch.setattr(evaluator, "EVALUATION_VERSION", 0)
+    elif changed == "ranges of int8":
+        inputs = replace(inputs, options=replace(OPTIONS, int8=True))
+        monkeypatch.setattr(evaluator, "_make_worker", partial(_in_floats, evaluator._make_worker))
+        monkeypatch.setattr(evaluator, "ranges_file", lambda folder: "some")
+        stopped_after(2, inputs)
+        monkeypatch.setattr(evaluator, "ranges_file", lambda folder: "others")
     predicted.clear()
+    if changed == "device":
+        monkeypatch.setattr(evaluator, "_make_worker", partial(_on_cpu, evaluator._make_worker))
+    found = evaluate(inputs, "made up", LocalExecutor(1), gpu=changed == "device")
+    assert len(predicted) == found.results["images"] >= 8, "nothing that was kept is used"
+
+
+def _in_floats(make: Callable[..., Any], inputs: EvaluationInputs, *args: Any) -> Any:
+    return make(replace(inputs, options=replace(inputs.options, int8=False)), *args)
+
+
+def _on_cpu(make: Callable[..., Any], inputs: EvaluationInputs, device: str, *args: Any) -> Any:
+    assert device == "cuda"
+    return make(inputs, "cpu", *args)
+
+
+def test_an_evaluation_with_other_options_between_them_leaves_none_of_its_masks(interrupted, tmp_path, predicted):
+    """Both write the masks of an image to the same file."""
+    stopped_after(2, replace(interrupted, options=replace(OPTIONS, crf={"iterations": 1}, proposals=1)))
+    predicted.clear()
+    evaluate(interrupted, "made up", LocalExecutor(1))
+    assert len(predicted) == 8
+    again = replace(interrupted, report_uri=str(tmp_path / "again"))
+    evaluate(again, "made up", LocalExecutor(1))
+    assert written(interrupted) == written(again)
+
+
+@pytest.mark.parametrize("lost", ["images", "masks"])
+def test_images_whose_pictures_or_masks_were_deleted_are_predicted_again(interrupted, predicted, lost):
+    for path in Path(interrupted.report_uri, lost).iterdir():
+        path.unlink()
+    predicted.clear()
+    evaluate(interrupted, "made up", LocalExecutor(1))
+    assert len(predicted) == 8 and len(written(interrupted)) == 16
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:-100], lambda data: b"no zip file", lambda data: OLDER])
+def test_kept_measurements_that_cannot_be_read_are_measured_again(interrupted, predicted, damage):
+    for path in Path(interrupted.report_uri, BATCHES).rglob("*.npz"):
+        path.write_bytes(damage(path.read_bytes()))
+    predicted.clear()
+    evaluate(interrupted, "made up", LocalExecutor(1))
+    assert len(predicted) == 8
+
+
+def _older_file() -> bytes:
+    """A file of an imagined earlier version, without most columns."""
+    content = io.BytesIO()
+    np.savez(content, image_ids=np.array(["p00"]))
+    return content.getvalue()
+
+
+OLDER = _older_file()
+
+
+def test_a_batch_without_annotated_images_adds_nothing(tmp_path, models, rng):
+    images = [rng.integers(0, 256, (32, 40, 3)).astype(np.uint8) for _ in range(4)]
+    masks = [(np.ones((32, 40), np.uint8),) * 2 if i == 3 else (None, None) for i in range(4)]
+    rows = [image_row(f"p{i}", image, *mask, "val") for i, (image, mask) in enumerate(zip(images, masks, strict=True))]
+    boxes = [boxes_row(row, [[0, 0, 20, 20]]) for row in rows]
+    of = write_images_and_proposals(tmp_path, rows, boxes, parts=2, rows_per_group=1)
+    inputs = EvaluationInputs(*models, *of, "val", CLASSES, OPTIONS, str(tmp_path / "report"))
     found = evaluate(inputs, "made up", LocalExecutor(1))
-    assert len(predicted) == found.results["images"] >= 8, "none of the kept measurements is used"
+    assert list(found.confusions) == ["p3"] and found.results["images"] == 1

@@ -61,6 +61,7 @@ def _worker(rank, folder, share):
     for p in parameters:
         dist.all_reduce(p)
     results = {"outputs": outputs, "gradients": gradients, "parameters": parameters, "state": copy.deepcopy(net.state_dict())}
+    results["float64"] = two_steps(convert_sync(small_net().double()), [images(s)[mine].double() for s in (1, 2)])[:2]
 
     plain = small_net().train()
     plain[1].momentum = 0.3
@@ -104,6 +105,15 @@ def test_two_workers_equal_one_with_all_examples(results, share):
         assert rank["state"].keys() == expected.state_dict().keys()
         for name, value in expected.state_dict().items():
             close(rank["state"][name].double(), value.double())
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_in_float64_nothing_is_rounded_to_float32(results, share):
+    outputs, gradients, _ = two_steps(small_net().double(), [images(s).double() for s in (1, 2)])
+    for number, expected in enumerate((outputs, gradients)):
+        for step in (0, 1):
+            found = torch.cat([rank["float64"][number][step] for rank in results[share]])
+            torch.testing.assert_close(found, expected[step], rtol=0, atol=1e-11 * float(expected[step].abs().max()))
 
 
 def test_recomputed_statistics_are_the_average_over_all_workers_batches(results):

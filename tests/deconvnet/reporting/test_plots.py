@@ -208,7 +208,7 @@ def test_each_stage_has_a_panel_of_its_loss_and_one_of_its_accuracies(figures: l
     assert found == {
         "FCN-8s: loss": {"loss": (BLUE, [(1, 0.0), (2, 0.5)])},
         "FCN-8s: accuracy": {
-            "pixel accuracy on training crops": (BLUE, [(1, 0.1), (2, 0.5)]),
+            "pixel accuracy on training batches": (BLUE, [(1, 0.1), (2, 0.5)]),
             "mean IoU on dev": (ORANGE, [(1, 0.2), (2, 0.5)]),
             "mean IoU on dev, final batch norms": (GREEN, [(1, 0.3), (2, 0.5)]),
         },
