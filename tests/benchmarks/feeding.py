@@ -38,7 +38,7 @@ def feeding() -> list[Row]:
     model = ModelSettings(width=width, input_size=size)
     settings = StageSettings(batch=BATCH, epochs=100, max_steps=60, bn_batches=0, schedule="constant", log_every=10)
     classes = tuple(str(c) for c in range(CLASSES))
-    ratios, speeds = [], []
+    ratios, speeds, waits = [], [], []
     threads = 2
     ray.init(address="local", num_cpus=threads, include_dashboard=False, log_to_driver=False)
     with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +68,8 @@ def feeding() -> list[Row]:
                 out_uri=f"{folder}/model{turn}",
             )
             with logged_lines("deconvnet.training") as lines:
-                train_on_ray(job)
+                seconds_by_phase = train_on_ray(job)["step_seconds"]
+            waits.append(seconds_by_phase["waiting_for_data"] / sum(seconds_by_phase.values()))
             fed = _steady(
                 [{"samples_per_s": float(line.split(" examples/s")[0].split()[-1])} for line in lines if "examples/s" in line]
             )
@@ -80,6 +81,10 @@ def feeding() -> list[Row]:
         (
             "  against the same loop on encoded crops in memory",
             f"{statistics.median(ratios):.2f} ({', '.join(f'{r:.2f}' for r in ratios)})",
+        ),
+        (
+            "  share of a step's time in which it waits for data",
+            f"{100 * statistics.median(waits):.1f} % ({', '.join(f'{100 * w:.1f}' for w in waits)})",
         ),
     ]
 
