@@ -131,6 +131,23 @@ def test_every_option_changes_the_boxes(name):
     assert len(one) > 60 and not np.array_equal(one, other)
 
 
+def test_each_option_reaches_opencvs_parameter_of_its_name(monkeypatch):
+    """OpenCV would accept most of them in each other's places, and the boxes would only be worse."""
+    made, create = [], cv2.ximgproc.createEdgeBoxes
+
+    def record(*given, **named):
+        made.append(create(*given, **named))
+        return made[-1]
+
+    monkeypatch.setattr(cv2.ximgproc, "createEdgeBoxes", record)
+    given = {"alpha": 0.5, "beta": 0.6, "eta": 0.9, "min_score": 0.1, "edge_min_mag": 0.3, "edge_merge_thr": 0.2}
+    given |= {"max_boxes": 5000, "min_box_area": 3000.0, "max_aspect_ratio": 2.5, "gamma": 2.0, "kappa": 1.5}
+    find_boxes(rectangle(), EdgeBoxOptions(edges="gradient", **given))
+    (used,) = made
+    found = {name: getattr(used, f"get{name.title().replace('_', '')}")() for name in given}  # as getEdgeMinMag
+    assert found == pytest.approx(given)
+
+
 def test_paper_options_are_those_of_zitnick_and_dollar():
     """The settings released with the paper, which our defaults must not change."""
     o = PAPER_OPTIONS
