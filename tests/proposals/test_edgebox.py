@@ -60,6 +60,13 @@ def test_tiny_images_do_not_crash(shape, rng):
     assert boxes.shape == (len(scores), 4)
 
 
+def test_images_narrower_than_8_pixels_are_not_given_to_opencv(monkeypatch, rng):
+    """It would read beside them."""
+    monkeypatch.setattr(cv2.ximgproc, "createEdgeBoxes", lambda **_: pytest.fail("it is asked"))
+    for shape in ((7, 200, 3), (200, 7, 3)):
+        assert len(edge_boxes(rng.integers(0, 256, shape, dtype=np.uint8), edges="gradient")[0]) == 0
+
+
 def test_an_image_of_one_colour_has_no_boxes():
     boxes, scores = edge_boxes(np.full((100, 100, 3), 90, np.uint8))
     assert boxes.shape == (0, 4) and scores.shape == (0,)
