@@ -45,6 +45,7 @@ PACKAGES = {
         "tests/proposals/test_boxes.py tests/proposals/test_windows.py tests/proposals/test_soft_nms.py "
         "tests/deconvnet/models/test_preprocessing.py",
     ),
+    "edgebox": ("proposals/edgebox.py", "tests/proposals/test_edgebox.py"),
     "mining": ("proposals/mining/rules.py", "tests/proposals/mining/test_rules.py"),
     "image_notes": ("proposals/image_notes.py", "tests/proposals/test_image_notes.py"),
     "training data": (
@@ -164,7 +165,8 @@ def main() -> None:
         importlib.import_module(module)
     killed: dict[str, bool] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     RESULTS.parent.mkdir(exist_ok=True)
-    shares = []
+    shares: list[str] = []
+    outcomes: list[bool] = []
     for package in options.packages or PACKAGES:
         files, tests = PACKAGES[package]
         started = time.monotonic()
@@ -179,10 +181,16 @@ def main() -> None:
                 Mutation(0, "", mutation.node, mutation.name, mutation.index, old).apply()
                 RESULTS.write_text(json.dumps(killed, indent=1, ensure_ascii=False))
                 print(f"{'killed  ' if killed[key] else 'SURVIVED'} {key}", flush=True)
-        count = sum(killed[key] for key, *_ in mutants)
-        shares.append(f"{package}: {count} of {len(mutants)} killed ({count / len(mutants):.0%})")
+        found = [killed[key] for key, *_ in mutants]
+        outcomes += found
+        shares.append(_share(package, found))
         shares += [f"  {key}" for key, *_ in mutants if not killed[key]]
-    print("\n".join(shares))
+    print("\n".join([*shares, _share("total", outcomes)]))
+
+
+def _share(name: str, killed: list[bool]) -> str:
+    """Return a line that says how many mutants were killed."""
+    return f"{name}: {sum(killed)} of {len(killed)} killed ({sum(killed) / len(killed):.0%})"
 
 
 if __name__ == "__main__":

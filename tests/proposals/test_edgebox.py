@@ -60,6 +60,13 @@ def test_tiny_images_do_not_crash(shape, rng):
     assert boxes.shape == (len(scores), 4)
 
 
+def test_images_narrower_than_8_pixels_are_not_given_to_opencv(monkeypatch, rng):
+    """It would read beside them."""
+    monkeypatch.setattr(cv2.ximgproc, "createEdgeBoxes", lambda **_: pytest.fail("it is asked"))
+    for shape in ((7, 200, 3), (200, 7, 3)):
+        assert len(edge_boxes(rng.integers(0, 256, shape, dtype=np.uint8), edges="gradient")[0]) == 0
+
+
 def test_an_image_of_one_colour_has_no_boxes():
     boxes, scores = edge_boxes(np.full((100, 100, 3), 90, np.uint8))
     assert boxes.shape == (0, 4) and scores.shape == (0,)
@@ -129,6 +136,23 @@ def test_every_option_changes_the_boxes(name):
         return
     one, other = (np.column_stack(find_boxes(image, EdgeBoxOptions(**options))) for options in ({}, {name: ANOTHER[name]}))
     assert len(one) > 60 and not np.array_equal(one, other)
+
+
+def test_each_option_reaches_opencvs_parameter_of_its_name(monkeypatch):
+    """OpenCV would accept most of them in each other's places, and the boxes would only be worse."""
+    made, create = [], cv2.ximgproc.createEdgeBoxes
+
+    def record(*given, **named):
+        made.append(create(*given, **named))
+        return made[-1]
+
+    monkeypatch.setattr(cv2.ximgproc, "createEdgeBoxes", record)
+    given = {"alpha": 0.5, "beta": 0.6, "eta": 0.9, "min_score": 0.1, "edge_min_mag": 0.3, "edge_merge_thr": 0.2}
+    given |= {"max_boxes": 5000, "min_box_area": 3000.0, "max_aspect_ratio": 2.5, "gamma": 2.0, "kappa": 1.5}
+    find_boxes(rectangle(), EdgeBoxOptions(edges="gradient", **given))
+    (used,) = made
+    found = {name: getattr(used, f"get{name.title().replace('_', '')}")() for name in given}  # as getEdgeMinMag
+    assert found == pytest.approx(given)
 
 
 def test_paper_options_are_those_of_zitnick_and_dollar():

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from types import SimpleNamespace
-from typing import NoReturn
+from types import ModuleType, SimpleNamespace
+from typing import NoReturn, cast
 
 import numpy as np
 import pytest
@@ -49,6 +49,12 @@ http://127.0.0.1:5000/invocations |
   python3 -c 'import base64, json, sys; open("mask.png", "wb").write(base64.b64decode(\
 json.load(sys.stdin)["predictions"][0]["mask"]))'
 """
+
+
+@pytest.fixture
+def ray_serve() -> ModuleType:
+    """Ray Serve, without which the command says only that it is not installed."""
+    return cast(ModuleType, pytest.importorskip("ray.serve", reason="the extra `serve` is not installed", exc_type=ImportError))
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +99,8 @@ def refused(url: str, data: bytes) -> tuple[int, str]:
 @pytest.mark.ray
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
 def test_ray_serve_replies_to_the_readmes_curl_commands_and_stops_at_sigterm(
-    workspace: Path, expected: np.ndarray, tmp_path: Path
+    ray_serve: ModuleType, workspace: Path, expected: np.ndarray, tmp_path: Path
 ) -> None:
-    pytest.importorskip("ray.serve", reason="the extra `serve` is not installed", exc_type=ImportError)
     port, log = free_port(), tmp_path / "log"
     (tmp_path / "photo.jpg").write_bytes(PHOTO)
     command = [
@@ -179,8 +184,9 @@ def test_more_replicas_than_there_is_room_for_are_refused(ray_session: None) -> 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_model_whose_files_are_missing_is_a_user_error_and_nothing_stays_served(ray_session: None, tmp_path: Path) -> None:
-    ray_serve = pytest.importorskip("ray.serve", reason="the extra `serve` is not installed", exc_type=ImportError)
+def test_a_model_whose_files_are_missing_is_a_user_error_and_nothing_stays_served(
+    ray_serve: ModuleType, ray_session: None, tmp_path: Path
+) -> None:
     gone = registry.Version("shapes", "7", "id", str(tmp_path / "gone"))
     said = r"shapes version 7 can't be served: models:/shapes/7 can't be fetched"
     with pytest.raises(UserError, match=said), run_replicas(ServedModel(gone, f"sqlite:///{tmp_path}/m.db")):
@@ -198,7 +204,7 @@ def taken() -> Iterator[int]:
         yield other.getsockname()[1]
 
 
-def test_a_port_or_host_that_is_not_free_is_a_user_error(taken: int) -> None:
+def test_a_port_or_host_that_is_not_free_is_a_user_error(ray_serve: ModuleType, taken: int) -> None:
     with pytest.raises(UserError, match=f"can't listen at 127.0.0.1:{taken}: .*another --port"):
         serve.main(["--workspace", "nowhere", "--port", str(taken)])
     with pytest.raises(UserError, match=r"can't listen at 203\.0\.113\.9"):
@@ -209,7 +215,7 @@ def test_a_port_or_host_that_is_not_free_is_a_user_error(taken: int) -> None:
 
 
 def test_a_model_that_does_not_exist_is_a_user_error(
-    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ray_serve: ModuleType, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     port = ["--port", str(free_port())]
@@ -221,7 +227,9 @@ def test_a_model_that_does_not_exist_is_a_user_error(
         serve.main([*port, "--workspace", str(workspace)])
 
 
-def test_a_challenger_that_can_never_be_tried_out_is_refused(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_challenger_that_can_never_be_tried_out_is_refused(
+    ray_serve: ModuleType, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(server, "serve", lambda *_: pytest.fail("it is served"))
     given = ["--port", str(free_port()), "--workspace", str(workspace), "--model", "models:/shapes@challenger"]
@@ -234,7 +242,7 @@ def test_a_challenger_that_can_never_be_tried_out_is_refused(workspace: Path, mo
 
 
 def test_a_challenger_with_which_nothing_is_done_is_said_to_have_no_effect(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ray_serve: ModuleType, workspace: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It may be left in a settings file when its trial has ended, and the server must start again."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -48,7 +48,7 @@ def outputs(network, part, images):
     return seen[0]
 
 
-def test_scores_are_the_same_without_batch_norm(network, images):
+def test_folding_batch_norms_into_the_layers_before_them_keeps_the_scores(network, images):
     before = {name: value.clone() for name, value in network.state_dict().items()}
     fused = for_inference(network, bf16=False)
     assert network.training and not fused.training

@@ -1,5 +1,6 @@
 """The HTTP server in front: what slow, silent, huge and broken clients can do to it, over real connections."""
 
+import asyncio
 import http.client
 import socket
 import threading
@@ -12,22 +13,38 @@ import pytest
 
 from deconvnet.serving import limits
 from deconvnet.serving.app import ServingApp
+from deconvnet.serving.http import Answer
 from deconvnet.serving.limits import Limits
-from deconvnet.serving.listener import listen_at, run_http_server
+from deconvnet.serving.listener import Connection, listen_at, run_http_server
 from infra.errors import UserError
 from tests.deconvnet.serving.asgi import PNG, Predictors, loaded
 
 MIB = 2**20
+REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+HALF_A_HEADER = b"POST / HTTP/1.1\r\nHost: x\r\n"
+MOMENT = 0.05
+"""Seconds that the server waits for a client where this time must run out. Elsewhere it waits for minutes."""
 
 
 @contextmanager
-def server(seconds: float = 30, max_connections: int = 100, **found: float) -> Iterator[int]:
+def server(seconds: float = 600, max_connections: int = 100, **found: float) -> Iterator[int]:
     """A server without a model, which answers at once; yields its port."""
     predictors = Predictors()
     predictors.open.set()
     app = ServingApp(predictors, loaded(1), Limits(**{"max_bytes": MIB, **found}))  # type: ignore[arg-type]
     with run_http_server(app, "127.0.0.1", 0, seconds=seconds, max_connections=max_connections, grace_seconds=5) as port:
         yield port
+
+
+def expire_after(event: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the server wait only a moment for a client from the time when this method of its connection is called."""
+    before = getattr(Connection, event)
+
+    def called(self: Any, *given: Any) -> None:
+        self.seconds = MOMENT
+        before(self, *given)
+
+    monkeypatch.setattr(Connection, event, called)
 
 
 def connect(port: int, data: bytes = b"") -> socket.socket:
@@ -70,22 +87,39 @@ def test_images_are_answered_with_and_without_a_declared_length_and_on_one_conne
                 assert client.getresponse().read() == PNG
 
 
-def test_connections_that_wait_with_their_header_are_closed() -> None:
-    """Silent ones and such with half a header, at the start and after a request."""
-    with server(seconds=0.1) as port:
-        clients = [connect(port) for _ in range(4)]
-        for client in clients[2:]:
-            client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert client.recv(65536).startswith(b"HTTP/1.1 200")
-        for client in clients[1::2]:
-            client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\n")
-        assert not any(received(client).startswith(b"HTTP") for client in clients) and get(port) == 200
+@pytest.mark.parametrize("sent", [b"", HALF_A_HEADER])
+def test_connections_that_wait_with_their_first_header_are_closed(sent: bytes) -> None:
+    with server(seconds=MOMENT) as port:
+        assert received(connect(port, sent)) == b""
 
 
-def test_an_answer_may_take_longer_than_a_header() -> None:
-    predictors = Predictors()
-    with run_http_server(ServingApp(predictors, loaded(1), Limits()), "127.0.0.1", 0, seconds=0.05) as port:
-        threading.Timer(0.3, predictors.open.set).start()
+@pytest.mark.parametrize("sent", [b"", HALF_A_HEADER])
+def test_connections_that_wait_with_the_header_of_another_request_are_closed(
+    sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expire_after("on_response_complete", monkeypatch)
+    with server() as port:
+        found = received(connect(port, REQUEST + sent))
+        assert found.startswith(b"HTTP/1.1 200") and found.count(b"HTTP/1.1") == 1 and get(port) == 200
+
+
+def test_an_answer_may_take_longer_than_a_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(Predictors):
+        async def predict(self, *given: Any) -> Answer:
+            await asyncio.sleep(5 * MOMENT)
+            return await super().predict(*given)
+
+    def receive(self: Any, data: bytes) -> None:
+        if self in self.waiting:  # with its header, for which a moment is left, though it may have been long on its way
+            self.seconds = MOMENT
+            self._restart_timer()
+        data_received(self, data)
+
+    data_received = Connection.data_received
+    monkeypatch.setattr(Connection, "data_received", receive)
+    predictors = Slow()
+    predictors.open.set()
+    with run_http_server(ServingApp(predictors, loaded(1), Limits()), "127.0.0.1", 0, seconds=600) as port:
         assert post(port, b"photo") == (200, PNG)
 
 
@@ -138,17 +172,37 @@ def test_a_client_that_asks_whether_to_send_a_body_that_is_too_large_is_told_not
         assert client.recv(65536).startswith(b"HTTP/1.1 413")
 
 
-def test_a_client_that_does_not_take_its_reply_is_cut_off() -> None:
+def test_a_client_that_does_not_take_its_reply_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """It asks for many pages on one connection, and reads none."""
-    with server(seconds=0.1) as port:
+    expire_after("pause_writing", monkeypatch)
+    with server() as port:
         client = socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", port))
-        with closing(client), pytest.raises(OSError):
+        with closing(client), pytest.raises(ConnectionError):
             client.settimeout(30)
             while True:
-                client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+                client.sendall(REQUEST * 100)
         assert get(port) == 200
+
+
+def test_a_client_that_takes_nothing_more_of_a_reply_whose_end_is_not_yet_sent_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expire_after("pause_writing", monkeypatch)
+    gone = threading.Event()
+
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        left = asyncio.create_task(receive())
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while not left.done():
+            await send({"type": "http.response.body", "body": bytes(MIB), "more_body": True})
+            await asyncio.sleep(0)
+        gone.set()
+
+    with run_http_server(endless, "127.0.0.1", 0, seconds=600) as port, closing(connect(port, REQUEST)):
+        assert gone.wait(30)
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="this system has no such limit")

@@ -16,7 +16,7 @@ from infra.errors import Interrupted, UserError
 from infra.runtime.executor import Actors
 from infra.runtime.local_executor import LocalExecutor
 from tests.conftest import ROOT
-from tests.infra.runtime.units import WORDS, deadly, doubled, refusing, slow, squares
+from tests.infra.runtime.units import WORDS, deadly, doubled, refusing, squares, waiting
 
 
 def test_the_user_errors_of_an_actor_are_raised(executor: LocalExecutor, tmp_path: Path) -> None:
@@ -46,17 +46,26 @@ def test_units_with_a_gpu_are_done_at_the_same_time_and_others_one_after_another
 
 
 def test_at_a_stop_units_of_a_pool_that_have_begun_are_finished_and_the_others_given_up(tmp_path: Path) -> None:
-    """Even if the error is kept, as a notebook keeps it."""
-    first, then = ({index: tmp_path / f"{name} {index}" for index in range(20)} for name in ("first", "then"))
+    """Even if the error is kept, as a notebook keeps it. One unit ends when another has begun, all others after the stop."""
+    first, then = ([tmp_path / f"{name} {index}" for index in range(20)] for name in ("first", "then"))
+    last = tmp_path / "last"
+
+    def units(files: list[Path], stopped: Path) -> dict[int, tuple[Path, Path]]:
+        return dict(enumerate([(files[0], files[1]), *((file, stopped) for file in files[1:])]))
+
     stops = iter([True, False, True])
     with pytest.raises(Interrupted), LocalExecutor(2, lambda: next(stops)) as executor:
         with pytest.raises(Interrupted) as kept:
-            list(executor.map(first, slow, title="sleeping"))
-        list(executor.map({0: tmp_path / "next"}, slow, title="sleeping"))  # done after all that was not given up
-        assert 2 <= sum(file.exists() for file in first.values()) < 10
+            list(executor.map(units(first, tmp_path / "stopped"), waiting, title="waiting"))
+        (tmp_path / "stopped").touch()
+        list(executor.map({0: (last, last)}, waiting, title="waiting"))  # done after all that was not given up
+        assert 2 <= sum(file.exists() for file in first) < 10
         assert isinstance(kept.value, Interrupted)
-        list(executor.map(then, slow, title="sleeping"))
-    begun = [file for file in (*first.values(), *then.values()) if file.exists()]
+        try:
+            list(executor.map(units(then, tmp_path / "stopped again"), waiting, title="waiting"))
+        finally:
+            (tmp_path / "stopped again").touch()
+    begun = [file for file in (*first, *then) if file.exists()]
     assert {file.read_text() for file in begun} == {"finished"} and 4 <= len(begun) < 20
 
 

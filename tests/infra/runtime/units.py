@@ -57,10 +57,13 @@ def refusing(threads: int) -> Callable[[int, int], None]:
     raise UserError("there is no model")
 
 
-def slow(index: int, file: Path) -> None:
-    """Work that takes a moment. Its file tells whether it was finished."""
+def waiting(index: int, files: tuple[Path, Path]) -> None:
+    """Work that waits for a file. Another file, the first, tells whether it has begun or finished."""
+    file, awaited = files
     file.write_text("begun")
-    time.sleep(0.1)
+    deadline = time.monotonic() + 60
+    while not awaited.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
     file.write_text("finished")
 
 

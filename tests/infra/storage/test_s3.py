@@ -116,12 +116,13 @@ def test_wrong_credentials_give_a_message(s3, bucket, monkeypatch):
 
 
 def test_missing_credentials_and_unreachable_servers_give_messages(s3, bucket, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "CHECK_SECONDS", 0.3)
-    monkeypatch.setattr(store, "timeouts", lambda: (0.3, 6))
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:{SECRET_KEY}@127.0.0.1:{free_ports(1)[0]}")
-    assert "does not answer at http://127.0.0.1:" in message_of_check(bucket)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://192.0.2.255:9")  # a reserved address that never answers
-    assert "does not answer at http://192.0.2.255:9" in message_of_check(bucket)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "CHECK_SECONDS", 0.3)
+        patch.setattr(store, "timeouts", lambda: (0.3, 6))
+        patch.setenv("AWS_ENDPOINT_URL", f"http://user:{SECRET_KEY}@127.0.0.1:{free_ports(1)[0]}")
+        assert "does not answer at http://127.0.0.1:" in message_of_check(bucket)
+        patch.setenv("AWS_ENDPOINT_URL", "http://192.0.2.255:9")  # a reserved address that never answers
+        assert "does not answer at http://192.0.2.255:9" in message_of_check(bucket)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "seaweed:8333")
     assert "AWS_ENDPOINT_URL is not the address of an S3 server (Invalid endpoint: seaweed:8333)" in message_of_check(bucket)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"user:{SECRET_KEY}@seaweed:8333")
