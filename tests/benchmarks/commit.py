@@ -46,9 +46,9 @@ def prepare(data: str, table: str) -> str:
     seconds: dict[str, float] = {}
 
     def counted(list_files: Callable[..., Any]) -> Callable[..., Any]:
-        def listing(*place: str) -> Any:
+        def listing(*place: str, **options: bool) -> Any:
             listed["/".join(place)] += 1
-            return list_files(*place)
+            return list_files(*place, **options)
 
         return listing
 

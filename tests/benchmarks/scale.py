@@ -1,4 +1,4 @@
-"""How the data stages and the dataloader scale: `make bench-scale`, ARGS="speed memory reading night commit".
+"""How the data stages and the dataloader scale: `make bench-scale`, ARGS="speed memory reading night commit requests".
 
 Each takes minutes. Run nothing else meanwhile.
 
@@ -7,6 +7,7 @@ memory   peak resident memory of the driver and of the workers for 200 images, a
 reading  bytes that 1, 2, 4 and 8 training workers read in an epoch, and the memory of one, for a table and a ten times larger one
 night    bytes and seconds of prepare, proposals and crops when 1 % of 2,000 images are new, of the first run's (half an hour)
 commit   seconds and memory that it takes to make a table of a million tiny images (a quarter of an hour)
+requests requests to S3 of the data stages, when images are new, and of an epoch of training
 """
 
 import multiprocessing
@@ -294,7 +295,14 @@ def commit(folder: Path) -> list[tuple[str, str]]:
     return [(f"{IMAGES:,} images", _in_process(code, data, folder / "w/images"))]
 
 
-def _data_stages(data: Path, workspace: Path) -> dict[str, tuple[int, int, float]]:
+def requests(folder: Path) -> list[tuple[str, str]]:
+    """Requests to S3 of the data stages and of an epoch, see `tests.benchmarks.s3_requests`; `folder` is an empty folder."""
+    from tests.benchmarks import s3_requests
+
+    return list(s3_requests.count(folder, make_dataset, _data_stages).items())
+
+
+def _data_stages(data: Path | str, workspace: Path | str) -> dict[str, tuple[int, int, float]]:
     """Run prepare, proposals and examples, and return bytes read, bytes written and seconds of each stage, and of all."""
     from pytest import MonkeyPatch
 
@@ -395,7 +403,7 @@ def watch_memory(pid: int) -> Iterator[dict[str, float]]:
 
 def main() -> int:
     """Run the measurements named on the command line, or all, each in a temporary folder."""
-    measures = {"speed": speed, "memory": memory, "reading": reading, "night": night, "commit": commit}
+    measures = {"speed": speed, "memory": memory, "reading": reading, "night": night, "commit": commit, "requests": requests}
     wanted = sys.argv[1:] or list(measures)
     for name in wanted:
         folder = Path(tempfile.mkdtemp(prefix=f"scale-{name}-"))

@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 import torch
 
+from deconvnet.models import checkpoint
 from deconvnet.models.factory import build_network
 from deconvnet.models.network import Network
 from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
 from deconvnet.training import job as job_module
 from deconvnet.training.data import dev_set
+from deconvnet.training.data.dataloader import BatchLoader
 from deconvnet.training.job import TrainingJob, progress_line
 from infra.errors import UserError
 from infra.storage import tables
 from tests.deconvnet.training_tables import SIZE, images_table
+from tests.processes import run_ranks
 
 
 def test_a_progress_line_shows_every_metric_it_was_given():
@@ -128,3 +131,35 @@ def test_weights_dropout_and_the_order_of_examples_are_those_of_the_job_s_seed(t
     assert made["seed"] == this.batch_plan(1).order.seed == 5
     torch.manual_seed(5)
     assert torch.equal(made["weight"], next(build_network(this.architecture, this.model, 3).parameters()))
+
+
+def _train_from(rank: int, this: TrainingJob, folder: str) -> None:
+    """One of two ranks, which trains for a step and writes its weights. Only rank 0 has the folder of the initial weights."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    made: list[Network] = []
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(job_module, "build_network", lambda *given: made.append(build_network(*given)) or made[0])
+            here = replace(this, init=this.init if rank == 0 else f"{folder}/not-there")
+            batches = BatchLoader(here.batch_plan(2), rank, 1)
+            options = {"state": None, "report": lambda *_: None, "should_stop": lambda: False}
+            job_module.run_job(here, batches, None, torch.device("cpu"), **options)
+        torch.save(made[0].state_dict(), f"{folder}/{rank}.pt")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.xdist_group("ranks")
+def test_rank_0_alone_reads_the_initial_weights_and_the_others_get_them_from_it(tmp_path: Path):
+    settings = StageSettings(batch=4, max_steps=1, lr=1e-9, schedule="constant", bn_batches=0)
+    folder = images_table(str(tmp_path / "images"), 8)
+    this = replace(job(folder, None), settings=settings, init=f"{tmp_path}/init", out_uri=f"{tmp_path}/out", seed=1)
+    torch.manual_seed(2)  # not what the ranks draw
+    first = build_network(this.architecture, this.model, 3)
+    checkpoint.save_model(first, f"{tmp_path}/init", this.classes)
+    run_ranks(_train_from, (this, str(tmp_path)), 2)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, value in first.state_dict().items():
+            torch.testing.assert_close(found[name], value, atol=1e-5, rtol=0, msg=f"{name} of rank {rank}")

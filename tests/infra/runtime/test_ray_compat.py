@@ -28,7 +28,8 @@ from ray.train.v2.api import data_parallel_trainer
 
 from infra.errors import Interrupted
 from infra.runtime import cluster, ray_compat
-from tests.infra.runtime.scheduler import NodeTypeConfig, launched
+from tests.infra.deploy.files import POOLS
+from tests.infra.runtime.scheduler import NodeTypeConfig, launched, launched_for_tasks
 
 
 def parameters(function: Any) -> list[str]:
@@ -64,10 +65,12 @@ def test_the_data_executor_has_an_autoscaler_before_its_callbacks_are_called() -
 @pytest.fixture
 def groups(monkeypatch: pytest.MonkeyPatch) -> dict[str, NodeTypeConfig]:
     """The groups of infra/deploy/kuberay. Of each, one node lives, and the head."""
-    found = {
-        "cpu": NodeTypeConfig("cpu", 0, 16, resources={"CPU": 8, "memory": 16e9}, labels={"pool": "cpu"}),
-        "gpu": NodeTypeConfig("gpu", 0, 8, resources={"CPU": 10, "GPU": 1, "memory": 48e9}, labels={"pool": "gpu"}),
-    }
+    found = {}
+    for name, group in POOLS.items():
+        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        resources = {"CPU": float(limits["cpu"]), "memory": float(limits["memory"].removesuffix("Gi")) * 2**30}
+        resources |= {"GPU": float(gpus)} if (gpus := limits.get("nvidia.com/gpu")) else {}
+        found[name] = NodeTypeConfig(name, 0, group["maxReplicas"], resources=resources, labels=group["labels"])
     alive = [{"Alive": True, "Labels": group.labels, "Resources": group.resources} for group in found.values()]
     alive.append({"Alive": True, "Labels": {"pool": "cpu"}, "Resources": {"CPU": 4, "memory": 1e9, "node:__internal_head__": 1}})
     monkeypatch.setattr(ray, "nodes", lambda: alive)
@@ -81,9 +84,12 @@ def data_executor(groups: dict[str, NodeTypeConfig], labels: dict[str, str] | No
     return SimpleNamespace(_data_context=context, _cluster_autoscaler=SimpleNamespace(_get_node_counts=lambda: shapes))
 
 
-@pytest.mark.parametrize(("pool", "by_labels_alone"), [("cpu", {}), ("gpu", {"gpu": 4})])
+@pytest.mark.parametrize(
+    ("pool", "by_labels_alone", "own"),
+    [("cpu", {}, {"cpu": 2}), ("gpu", {"gpu": 4, "gpu4": 2}, {"gpu": 2, "gpu4": 2})],
+)
 def test_a_job_with_labels_asks_only_for_nodes_of_its_shape(
-    groups: dict[str, NodeTypeConfig], pool: str, by_labels_alone: dict[str, int]
+    groups: dict[str, NodeTypeConfig], pool: str, by_labels_alone: dict[str, int], own: dict[str, int]
 ) -> None:
     """With labels alone, the CPU nodes' shape is requested with pool=gpu, and the GPU nodes' with pool=cpu: no node has these."""
     executor = data_executor(groups, {"pool": pool})
@@ -93,16 +99,26 @@ def test_a_job_with_labels_asks_only_for_nodes_of_its_shape(
             spec.to_bundle() for spec, count in executor._cluster_autoscaler._get_node_counts().items() for _ in range(count + 1)
         ]
 
-    assert launched(groups, bundles(), {}) == {"cpu": 2, "gpu": 2}  # nodes that exist are not told to the scheduler here
+    # Nodes that exist are not told to the scheduler here.
+    assert launched(groups, bundles(), {}) == {"cpu": 2, "gpu": 2, "gpu4": 2}
     assert launched(groups, bundles(), {"pool": pool}) == by_labels_alone
     ray_compat.LabelledNodesCallback().before_execution_starts(executor)
-    assert launched(groups, bundles(), {"pool": pool}) == {pool: 2}
+    assert launched(groups, bundles(), {"pool": pool}) == own
+
+
+def test_tasks_of_one_pool_start_no_nodes_of_another_even_if_they_are_more_than_it_has_cpus_for(
+    groups: dict[str, NodeTypeConfig],
+) -> None:
+    cpus = groups["cpu"].max_worker_nodes * groups["cpu"].resources["CPU"]
+    assert cpus < 200
+    assert launched_for_tasks(groups, 200, {"pool": "cpu"}) == {"cpu": groups["cpu"].max_worker_nodes}
+    assert set(launched_for_tasks(groups, 200, {})) > {"cpu"}, "without the label, the others' CPUs are used"
 
 
 def test_a_job_without_labels_or_without_nodes_of_its_own(groups: dict[str, NodeTypeConfig]) -> None:
     executor = data_executor(groups, None)
     ray_compat.LabelledNodesCallback().before_execution_starts(executor)
-    assert len(executor._cluster_autoscaler._get_node_counts()) == 2
+    assert len(executor._cluster_autoscaler._get_node_counts()) == len(groups)
     executor = data_executor(groups, {"pool": "other"})
     ray_compat.LabelledNodesCallback().before_execution_starts(executor)
     assert executor._cluster_autoscaler._get_node_counts() == {}

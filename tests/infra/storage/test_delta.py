@@ -31,6 +31,8 @@ SCHEMAS = {
     "rejects": tables.REJECTS,
 }
 """The columns of all tables."""
+READ_BY_RAY = ("images", "proposals", "examples", "predictions")
+"""The tables that are read with Ray Data, too."""
 
 
 def make(table: str, name: str, rows: str, **more: Any) -> tables.Commit:
@@ -63,7 +65,7 @@ def example(kind: pa.DataType, number: int) -> Any:
     ("kind", "name"),
     [
         *(("disk", name) for name in SCHEMAS),
-        ("s3", "images"),
+        *(("s3", name) for name in SCHEMAS),
         *(pytest.param(kind, "images", marks=pytest.mark.slow) for kind in ("gs", "abfs")),
     ],
 )
@@ -83,7 +85,8 @@ def test_every_table_is_read_by_deltalake_and_polars(kind: str, name: str, reque
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize(
-    ("kind", "name"), [("disk", "images"), ("disk", "proposals"), pytest.param("s3", "images", marks=pytest.mark.slow)]
+    ("kind", "name"),
+    [*(("disk", name) for name in READ_BY_RAY), *(pytest.param("s3", name, marks=pytest.mark.slow) for name in READ_BY_RAY)],
 )
 def test_ray_data_reads_the_tables_and_an_older_version_as_long_as_its_files_exist(
     kind: str, name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
