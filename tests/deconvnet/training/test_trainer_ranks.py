@@ -129,7 +129,7 @@ def test_a_training_that_one_of_two_workers_stops_is_resumed_by_both(two_ranks: 
 def test_gradients_that_are_rounded_for_their_exchange_change_losses_little(two_ranks: dict):
     whole, rounded = two_ranks["whole"]["losses"], two_ranks["rounded"]["losses"]
     assert len(rounded) == 20 and rounded != whole
-    assert rounded == pytest.approx(whole, abs=2e-3)
+    assert rounded == pytest.approx(whole, abs=2e-4)
 
 
 CASES = {"whole": (True, None), "in pieces of one": (False, 1), "batch norm in pieces": (True, 2)}
