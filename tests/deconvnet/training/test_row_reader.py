@@ -1,11 +1,12 @@
 """Reading rows: each row group once in an epoch, by all workers together, and no more in memory than is allowed."""
 
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,16 +20,22 @@ from deconvnet.training.data.sampler import BUFFER_BYTES, Order
 
 
 class Live(bytes):
-    """Bytes that are counted while they exist."""
+    """Bytes that are counted while they exist, in the counter that there was when they were made.
 
-    count = 0
+    So bytes that an earlier test has left, which may vanish at any time, are not counted in a later test.
+    """
+
+    counter: ClassVar[Counter[str]] = Counter()
+    own: Counter[str]
 
     def __new__(cls, content: bytes) -> "Live":
-        cls.count += 1
-        return super().__new__(cls, content)
+        made = super().__new__(cls, content)
+        made.own = cls.counter
+        made.own["live"] += 1
+        return made
 
     def __del__(self) -> None:
-        Live.count -= 1
+        self.own["live"] -= 1
 
 
 class AtOnce(Executor):
@@ -174,14 +181,14 @@ def test_what_is_held_is_what_memory_allows_whatever_the_size_of_the_table(group
     order = Order.of(table.groups.examples, table.groups.nbytes, batch, 0)
     steps = order.steps_per_epoch
     held = []
-    Live.count = 0
+    count = Live.counter = Counter()
     for rows in RowReader(table, order, even_ranges(batch, workers)[0]).steps(max(0, steps - 200), steps + 100):
-        held.append(Live.count - len({image for image, _ in rows}))
+        held.append(count["live"] - len({image for image, _ in rows}))
     bytes_held = np.array(held) * size / len(table.weights(0))
     assert bytes_held.mean() <= 1.13 * BUFFER_BYTES / workers
     assert bytes_held.max() <= 1.5 * BUFFER_BYTES / workers
     del rows
-    assert Live.count == 0
+    assert count["live"] == 0
 
 
 def test_a_row_group_with_other_rows_than_recorded_is_an_error(tmp_path: Path):
