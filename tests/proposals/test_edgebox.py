@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from infra.errors import UserError
-from proposals import edge_boxes
+from proposals import edge_boxes, edgebox
 from proposals.boxes import iou
 from proposals.edgebox import PAPER_OPTIONS, EdgeBoxOptions, find_boxes
 from proposals.image_codec import decode_image, decode_mask
@@ -204,3 +204,12 @@ def test_objects_of_real_images_are_found_with_any_number_of_threads(voc_rows):
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         edge_boxes(rectangle(), **options)
+
+
+def test_boxes_that_reach_beyond_the_image_end_at_its_edges(monkeypatch):
+    image = rectangle()
+    height, width = image.shape[:2]
+    found = np.array([[-3.0, -2, width + 5, height + 4], [0, 0, 30, 20]]), np.array([0.5, 0.2])
+    monkeypatch.setattr(edgebox, "_search", lambda *_: found)
+    boxes, _ = find_boxes(image, EdgeBoxOptions(edges="gradient", soft_nms_strength=0))
+    assert boxes.tolist() == [[0, 0, width, height], [0, 0, 30, 20]]

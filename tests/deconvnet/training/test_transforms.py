@@ -98,3 +98,9 @@ def test_jitter_scales_by_at_most_its_share():
     canvases = [transforms.square_canvas(image, mask, 128, transforms.example_rng(0, 0, i), 0.5)[1] for i in range(40)]
     widths = [int((canvas == 1).any(0).sum()) for canvas in canvases]
     assert 9 <= min(widths) < 13 and 27 < max(widths) <= 31
+
+
+def test_an_image_of_the_size_of_the_square_is_taken_as_it_is(rng):
+    image, mask = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8), rng.integers(0, 3, (8, 8), dtype=np.uint8)
+    for found, expected in zip(transforms.square_crop(image, mask, 8), (image.transpose(2, 0, 1), mask), strict=True):
+        np.testing.assert_array_equal(found, expected)
