@@ -32,6 +32,7 @@ from deconvnet.inference.pixels import average_measures, scan_pixels
 from deconvnet.inference.predictor import RESULTS, Predictor
 from deconvnet.inference.scaling import resize_nearest
 from deconvnet.inference.uncertainty import Measures
+from deconvnet.models.checkpoint import weights_digest
 from infra import storage
 from infra.errors import UserError
 from infra.runtime.executor import Actors, Executor, Work
@@ -85,7 +86,7 @@ def evaluate(inputs: EvaluationInputs, dataset: str, executor: Executor, gpu: bo
 
     Raises:
         FileNotFoundError: if the table `images` or `proposals` is not complete.
-        UserError: if the split has no image with a class mask, or no node has the resources for a worker.
+        UserError: if a folder holds no model, the split has no image with a class mask, or no node has room for a worker.
     """
     device = "cuda" if gpu else "cpu"
     units = dict(enumerate(image_batches(inputs)))
@@ -109,9 +110,12 @@ def _fingerprint(inputs: EvaluationInputs, device: str) -> str:
     """Return a digest of what the measurements of a batch depend on, besides its images and proposals.
 
     The kind of CPU or GPU is not in it, although rounding and number formats depend on it.
+
+    Raises:
+        UserError: if a folder holds no model.
     """
     folders = inputs.deconvnet_uri, inputs.fcn8s_uri
-    models = [storage.read_json(storage.join(folder, "model.json"))["sha256"] for folder in folders]
+    models = [weights_digest(folder) for folder in folders]
     ranges = [ranges_file(folder) for folder in folders] if inputs.options.int8 else []
     return digest([EVALUATION_VERSION, *models, ranges, asdict(inputs.options), inputs.classes, inputs.split, device])
 

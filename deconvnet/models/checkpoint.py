@@ -83,6 +83,21 @@ def load_model(uri: str, device: str | torch.device = "cpu") -> tuple[Network, d
     return model.to(device).eval(), meta
 
 
+def weights_digest(uri: str) -> str:
+    """Return the SHA-256 of the weights in a model folder, as its file model.json states it. The weights are not read.
+
+    Args:
+        uri: the folder (local or in a bucket).
+
+    Raises:
+        UserError: if the folder holds no model.
+    """
+    try:
+        return str(storage.read_json(storage.join(uri, "model.json"))["sha256"])
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{uri} is not a model: it has no complete model.json") from error
+
+
 def save_state(uri: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Save a training state as a checkpoint: write the files state.safetensors and state.json.
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from deconvnet.models.checkpoint import weights_digest
 from deconvnet.models.layers import units
 from infra import storage
 from infra.errors import UserError
@@ -144,8 +145,4 @@ def _prefix(folder: str) -> str:
     Raises:
         UserError: if the folder holds no model.
     """
-    try:
-        digest = storage.read_json(storage.join(folder, "model.json"))["sha256"]
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} is not a model: it has no complete model.json") from error
-    return f"{_PREFIX}{digest[:16]}-"
+    return f"{_PREFIX}{weights_digest(folder)[:16]}-"

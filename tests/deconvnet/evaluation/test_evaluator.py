@@ -304,6 +304,14 @@ def test_kept_measurements_that_cannot_be_read_are_measured_again(interrupted, p
     assert len(predicted) == 8
 
 
+def test_a_model_folder_without_a_model_is_a_user_error_with_and_without_a_report(models, image_tables, tmp_path):
+    images, proposals, _ = image_tables
+    Path(models[1], "model.json").write_text("{")
+    for report in ("", str(tmp_path / "report")):
+        with pytest.raises(UserError, match="fcn8s"):
+            evaluate(EvaluationInputs(*models, images, proposals, "val", CLASSES, OPTIONS, report), "made up", LocalExecutor(1))
+
+
 def _older_file() -> bytes:
     """A file of an imagined earlier version, without most columns."""
     content = io.BytesIO()
