@@ -4,7 +4,7 @@ OpenCV's `ximgproc` module finds the boxes, and Soft-NMS reorders them (see `sof
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -13,6 +13,9 @@ from infra.errors import UserError
 from proposals.edges.detector import EdgeSource, edge_map
 from proposals.masks import as_rgb
 from proposals.soft_nms import soft_nms
+
+if TYPE_CHECKING:
+    from proposals.edges.structured_forest import Forest
 
 _MIN_CANDIDATES = 2000  # number of boxes from which Soft-NMS chooses the best, even if fewer are returned
 _MIN_SIDE = 8  # px; EdgeBox reads two pixels to each side of an edge and cannot search smaller images
@@ -28,7 +31,7 @@ class EdgeBoxOptions:
     Attributes:
         max_boxes: largest number of boxes to return.
         edges: the edge detector: "forest" (structured forest) or "gradient" (colour gradient, which needs no model file).
-        edge_model: file of the structured forest (path, https or s3 URI); None for the one in the package.
+        edge_model: the structured forest, or its file (path, https or s3 URI); None for the one in the package.
         multiscale: whether to average the edges found at half, full and double image size; about six times slower.
         edge_gain: factor by which edge strengths are multiplied (and then clipped at 1) before EdgeBox sees them.
         alpha: step size of the sliding window search, given as the IoU of neighbouring windows.
@@ -51,7 +54,7 @@ class EdgeBoxOptions:
 
     max_boxes: int = 2000
     edges: EdgeSource = "forest"
-    edge_model: str | None = None
+    edge_model: "str | Forest | None" = None
     multiscale: bool = False
     edge_gain: float = 1.5
     alpha: float = 0.65

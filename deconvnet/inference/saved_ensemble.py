@@ -55,7 +55,7 @@ class SavedEnsemble:
     """
 
     def __init__(self, folder: str, device: str = "cpu", max_pixels: int | None = None) -> None:
-        """Load the ensemble. Nothing in the folder is unpickled or executed.
+        """Load the ensemble. Nothing in the folder is unpickled or executed, and nothing is read from it later.
 
         Args:
             folder: the ensemble's folder, local or in a bucket.
@@ -71,12 +71,12 @@ class SavedEnsemble:
         defaults = {} if "edges" in options["proposals"] else _BEFORE_FORESTS
         self._edge_boxes: dict[str, Any] = {**defaults, **options["proposals"]}
         self._search = self._edge_boxes.pop("kind", "edgebox") != "windows"
-        if self._edge_boxes.get("edge_model"):
-            self._edge_boxes["edges"] = "forest"
-            self._edge_boxes["edge_model"] = storage.join(folder, self._edge_boxes["edge_model"])
         self._numba_cache = _numba_cache()
         from deconvnet.inference.predictor import Predictor, PredictorOptions  # after numba's cache is set
+        from proposals.edges.forest_file import load_forest
 
+        if self._search and (forest := self._edge_boxes.get("edge_model")):
+            self._edge_boxes |= {"edges": "forest", "edge_model": load_forest(storage.join(folder, forest))}
         deconvnet, fcn8s = (storage.join(folder, name) for name in NETWORKS)
         self._predictor = Predictor.load(deconvnet, fcn8s, device, PredictorOptions(**options["segment"]))
         self.background: bool = self._predictor.options.background

@@ -69,7 +69,7 @@ class Replica:
         cv2.setNumThreads(1)
         self.model = model
         self.ensembles: dict[Version, SavedEnsemble] = {}
-        self.folders: dict[Version, TemporaryDirectory[str]] = {}  # kept, because edge detectors are read from them later
+        self.loaded: dict[Version, LoadedModel] = {}
         self.dropped: set[Version] = set()
         self.loading = asyncio.Lock()
         self.loader, self.worker = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
@@ -91,31 +91,32 @@ class Replica:
         async with self.loading:
             if version not in self.ensembles:  # while this call waited, another one may have loaded it
                 loop = asyncio.get_running_loop()
-                folder, ensemble = await loop.run_in_executor(self.loader, self._fetch, version)
+                loaded, ensemble = await loop.run_in_executor(self.loader, self._fetch, version)
                 # In the thread that predicts, because compiled functions must not run in two threads at once.
                 await loop.run_in_executor(self.worker, _warm_up, ensemble)
-                self.folders[version], self.ensembles[version] = folder, ensemble
+                self.loaded[version], self.ensembles[version] = loaded, ensemble
                 self.dropped.discard(version)
-        ensemble = self.ensembles[version]
-        statistics = read_statistics(self.folders[version].name)
-        return LoadedModel(version, tuple(ensemble.classes), ensemble.background, statistics)
+        return self.loaded[version]
 
-    def _fetch(self, version: Version) -> "tuple[TemporaryDirectory[str], SavedEnsemble]":
-        """Download a version and load it. Return the folder of its files and the model. Raise UserError if that fails."""
+    def _fetch(self, version: Version) -> "tuple[LoadedModel, SavedEnsemble]":
+        """Download a version and load it. Raise UserError if that fails.
+
+        The files are deleted at once. Otherwise a replica that is killed would leave a copy of the model on the disk.
+        """
         from deconvnet.inference.saved_ensemble import SavedEnsemble
 
-        folder = TemporaryDirectory(prefix="deconvnet-served-")
-        registry.fetch(version, self.model.tracking_uri, folder.name)
-        return folder, SavedEnsemble(folder.name, "cuda" if self.model.gpus else "cpu", self.model.max_pixels)
+        with TemporaryDirectory(prefix="deconvnet-served-") as folder:
+            registry.fetch(version, self.model.tracking_uri, folder)
+            ensemble = SavedEnsemble(folder, "cuda" if self.model.gpus else "cpu", self.model.max_pixels)
+            return LoadedModel(version, tuple(ensemble.classes), ensemble.background, read_statistics(folder)), ensemble
 
     async def drop(self, versions: Collection[Version]) -> None:
-        """Free the memory and the files of versions, also of one that is being loaded. Others are ignored."""
+        """Free the memory of versions, also of one that is being loaded. Others are ignored."""
         async with self.loading:
             self.dropped.update(versions)
             for version in versions:
                 self.ensembles.pop(version, None)
-                if folder := self.folders.pop(version, None):
-                    folder.cleanup()
+                self.loaded.pop(version, None)
 
     async def predict(self, version: Version, data: bytes, with_overlay: bool, keep_mask: bool) -> Answer:
         """Predict an image. A version that is not loaded, because this replica has been restarted, is loaded first.

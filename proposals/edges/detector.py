@@ -7,12 +7,15 @@ would be tens of times slower.
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import cv2
 import numpy as np
 
 from proposals.masks import check_image
+
+if TYPE_CHECKING:
+    from proposals.edges.structured_forest import Forest
 
 EdgeSource = Literal["forest", "gradient"]
 """The name of an edge detector."""
@@ -29,7 +32,7 @@ _MARGIN = 16  # px, padding on each side
 def edge_map(
     image: np.ndarray,
     edges: EdgeSource = "forest",
-    edge_model: str | None = None,
+    edge_model: "str | Forest | None" = None,
     multiscale: bool = False,
     radius: int = 2,
     border: int = 0,
@@ -39,7 +42,7 @@ def edge_map(
     Args:
         image: uint8 array (H, W, 3), RGB.
         edges: the edge detector to use, "forest" or "gradient".
-        edge_model: file of the forest (path, https or s3 URI); None for the one in the package. The gradient ignores it.
+        edge_model: the forest, or its file (path, https or s3 URI); None for the one in the package. The gradient ignores it.
         multiscale: whether to average the edges found at half, full and double image size.
         radius: distance in pixels within which an edge must be the strongest, see `suppress_non_maxima`.
         border: width in pixels of the margin in which edges are weakened, see `suppress_non_maxima`.
@@ -65,13 +68,13 @@ def edge_map(
     return suppress_non_maxima(thick, orientation, radius, border), orientation
 
 
-def thick_edges(image: np.ndarray, edges: EdgeSource, edge_model: str | None = None) -> np.ndarray:
+def thick_edges(image: np.ndarray, edges: EdgeSource, edge_model: "str | Forest | None" = None) -> np.ndarray:
     """Detect edges without thinning them.
 
     Args:
         image: uint8 array (H, W, 3), RGB.
         edges: the edge detector to use, "forest" or "gradient".
-        edge_model: file of the forest (path, https or s3 URI); None for the one in the package.
+        edge_model: the forest, or its file (path, https or s3 URI); None for the one in the package.
 
     Returns:
         float32 array (H, W) of strengths from 0 to 1.
@@ -81,8 +84,8 @@ def thick_edges(image: np.ndarray, edges: EdgeSource, edge_model: str | None = N
         ValueError: if the image has another dtype or shape, or there is no such edge detector.
     """
     check_image(image)
-    forest = forest_uri(edges, edge_model)
-    return forest_edges(image, forest) if forest else gradient_edges(image)
+    file = forest_uri(edges, edge_model if isinstance(edge_model, str) else None)
+    return gradient_edges(image) if file is None else forest_edges(image, file if edge_model is None else edge_model)
 
 
 def forest_uri(edges: EdgeSource, edge_model: str | None) -> str | None:
@@ -124,12 +127,12 @@ def gradient_edges(image: np.ndarray) -> np.ndarray:
     return np.minimum(magnitude / max(float(np.percentile(magnitude, _STRONG_PERCENTILE)), _MIN_STRONG), 1)
 
 
-def forest_edges(image: np.ndarray, edge_model: str) -> np.ndarray:
+def forest_edges(image: np.ndarray, edge_model: "str | Forest") -> np.ndarray:
     """Detect edges by a structured forest.
 
     Args:
         image: uint8 array (H, W, 3), RGB.
-        edge_model: path or URI of the forest's file.
+        edge_model: the forest, or the path or URI of its file.
 
     Returns:
         float32 array (H, W) of thick edges with strengths from 0 to 1.
@@ -149,7 +152,7 @@ def forest_edges(image: np.ndarray, edge_model: str) -> np.ndarray:
     below, right = max(_MARGIN, PATCH - height), max(_MARGIN, PATCH - width)
     below, right = below + (height + below) % 2, right + (width + right) % 2
     padded = cv2.copyMakeBorder(image, _MARGIN, below, _MARGIN, right, cv2.BORDER_REFLECT)
-    edges = evaluate_forest(load_forest(edge_model), padded)
+    edges = evaluate_forest(load_forest(edge_model) if isinstance(edge_model, str) else edge_model, padded)
     return np.clip(edges[_MARGIN : _MARGIN + height, _MARGIN : _MARGIN + width], 0, 1)
 
 

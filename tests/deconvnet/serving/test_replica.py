@@ -3,8 +3,9 @@
 import asyncio
 import io
 import json
+import shutil
+import tempfile
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,7 @@ from deconvnet.serving.replica import Replica, ServedModel
 from deconvnet.serving.routing import LoadedModel, different_pixels
 from deconvnet.tracking import registry
 from deconvnet.tracking.registry import Version
+from proposals.edges.detector import PRETRAINED_FOREST
 from proposals.image_codec import encode_jpeg
 from tests.deconvnet.ensembles import CLASSES, EDGES, SEGMENT, random_image, save_networks
 from tests.deconvnet.ensembles import prediction as made_prediction
@@ -36,7 +38,9 @@ def ensembles(tmp_path_factory: pytest.TempPathFactory) -> dict[Version, Path]:
     for seed, version in enumerate((V1, V2), 1):
         folders[version] = tmp_path_factory.mktemp("ensemble")
         save_networks(folders[version], CLASSES, seed=10 * seed)
-        options = {"classes": CLASSES, "proposals": EDGES, "segment": SEGMENT, "max_pixels": 10_000}
+        shutil.copy(PRETRAINED_FOREST, folders[version] / "edges.yml.gz")
+        edges = EDGES | {"edge_model": "edges.yml.gz"}
+        options = {"classes": CLASSES, "proposals": edges, "segment": SEGMENT, "max_pixels": 10_000}
         (folders[version] / "options.json").write_text(json.dumps(options))
     (folders[V1] / STATISTICS_FILE).write_text(json.dumps(STATISTICS.as_dict()))
     return folders
@@ -58,11 +62,17 @@ def fetched(ensembles: dict[Version, Path], monkeypatch: pytest.MonkeyPatch) -> 
     return log
 
 
-def test_a_replica_predicts_with_two_versions_and_drops_one(fetched: list[str], ensembles: dict[Version, Path]) -> None:
+def test_a_replica_predicts_with_two_versions_and_drops_one(
+    fetched: list[str], ensembles: dict[Version, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it leaves no files, not even while it runs: a replica may be killed."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
     async def run() -> None:
         replica = Replica(ServedModel(V1, "store"))
         first = await replica.load(V1)
         assert first == LoadedModel(V1, CLASSES, True, STATISTICS) == await replica.load(V1) and fetched == ["1"]
+        assert not [*tmp_path.glob("deconvnet-*")]
         second, same = await asyncio.gather(replica.load(V2), replica.load(V2))
         assert second == same and fetched == ["1", "2"] and second.statistics is None, "registered by an earlier program"
         masks = {}
@@ -76,9 +86,9 @@ def test_a_replica_predicts_with_two_versions_and_drops_one(fetched: list[str], 
             < expected
             == await replica.different_pixels(second, PHOTO, first, (await replica.predict(V1, PHOTO, False, True)).mask)
         )
-        folder = Path(replica.folders[V1].name)
+        assert not [*tmp_path.glob("deconvnet-*")]
         await replica.drop([V1, V1])
-        assert not folder.exists() and list(replica.ensembles) == [V2]
+        assert list(replica.ensembles) == list(replica.loaded) == [V2]
         with pytest.raises(RuntimeError, match="shapes version 1 was dropped"):
             await replica.different_pixels(first, PHOTO, second, b"")
         with pytest.raises(RuntimeError, match="not an image"):
@@ -91,10 +101,13 @@ def test_a_replica_predicts_with_two_versions_and_drops_one(fetched: list[str], 
 def test_a_replica_uses_the_threads_and_the_device_of_its_size(gpus: float, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[Any, ...]] = []
     monkeypatch.setattr(registry, "fetch", lambda *given: None)
-    monkeypatch.setattr("deconvnet.inference.saved_ensemble.SavedEnsemble", lambda folder, *given: made.append(given))
-    replica = Replica(ServedModel(V1, "store", cpus=2, gpus=gpus, max_pixels=5000))
-    folder, _ = replica._fetch(V1)
-    folder.cleanup()
+
+    def make(folder: str, *given: Any) -> SimpleNamespace:
+        made.append(given)
+        return SimpleNamespace(classes=CLASSES, background=True)
+
+    monkeypatch.setattr("deconvnet.inference.saved_ensemble.SavedEnsemble", make)
+    Replica(ServedModel(V1, "store", cpus=2, gpus=gpus, max_pixels=5000))._fetch(V1)
     assert made == [(device, 5000)] and torch.get_num_threads() == 2
 
 
@@ -113,10 +126,11 @@ def test_a_replica_that_was_restarted_loads_the_version_that_is_asked_for(fetche
 def empty_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models that need no networks, and predict half of the image otherwise with version 2."""
 
-    def fetch(replica: Replica, version: Version) -> tuple[TemporaryDirectory, SimpleNamespace]:
+    def fetch(replica: Replica, version: Version) -> tuple[LoadedModel, SimpleNamespace]:
         masks = {V1: np.zeros((2, 4), np.uint8), V2: np.repeat([[0], [1]], 4, axis=1).astype(np.uint8)}
         prediction = made_prediction(np.zeros((2, 4, 3), np.uint8), masks[version], 0.5)
-        return TemporaryDirectory(), SimpleNamespace(classes=CLASSES, background=True, predict=lambda data: prediction)
+        ensemble = SimpleNamespace(classes=CLASSES, background=True, predict=lambda data: prediction)
+        return LoadedModel(version, CLASSES, True), ensemble
 
     monkeypatch.setattr(Replica, "_fetch", fetch)
 
@@ -147,4 +161,4 @@ def test_a_version_that_is_dropped_while_it_is_loaded_does_not_stay() -> None:
         return replica
 
     replica = asyncio.run(run())
-    assert not replica.ensembles and not replica.folders
+    assert not replica.ensembles and not replica.loaded
