@@ -46,7 +46,7 @@ def make_object_mask(class_mask: np.ndarray, object_mask: np.ndarray | None = No
         _split_by_class(class_mask, ids)
     rest = (ids == 0) & (class_mask > 0) & ~void
     last = int(ids.max(initial=0))
-    for class_id in np.flatnonzero(np.bincount(class_mask[rest], minlength=1)) if background else ():
+    for class_id in np.flatnonzero(np.bincount(class_mask[rest])) if background else ():
         last = _add_components(ids, rest & (class_mask == class_id), last)
     if last >= VOID_ID_16BIT:
         raise BadInput(f"the masks hold more than {VOID_ID_16BIT - 1:,} objects")

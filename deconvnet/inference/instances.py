@@ -235,7 +235,7 @@ def whole_image_scores(fcn: Network, image: NDArray[np.uint8], *, flip: bool = F
     """
     check_image(image)
     height, width = image.shape[:2]
-    scale = min(1.0, (inf if fcn.input_size is None else fcn.input_size) / max(height, width))
+    scale = (inf if fcn.input_size is None else fcn.input_size) / max(height, width)
     # The mirrored image is scaled by itself, because the mirror image of a scaled one may differ from it by rounding.
     seen = [image, _mirrored(image)] if flip else [image]
     if scale < 1:

@@ -58,7 +58,8 @@ PACKAGES = {
     "optimizer": ("deconvnet/training/optimizer.py", "tests/deconvnet/training/test_optimizer.py"),
     "inference": (
         "deconvnet/inference/score_maps.py deconvnet/inference/ensemble.py deconvnet/inference/instances.py",
-        "tests/deconvnet/inference/test_ensemble.py tests/deconvnet/inference/test_instances.py",
+        "tests/deconvnet/inference/test_ensemble.py tests/deconvnet/inference/test_instances.py "
+        "tests/deconvnet/inference/test_early_exit.py",
     ),
     "models": (
         "deconvnet/models/layers.py deconvnet/models/deconvnet.py deconvnet/models/fcn8s.py deconvnet/models/fusion.py",

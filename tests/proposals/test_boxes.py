@@ -83,12 +83,16 @@ def test_crops_of_any_box_have_the_requested_size_and_the_images_dtype(b, size):
         assert mask.shape == (size, size) and mask.dtype == dtype and set(np.unique(mask)) <= {0, 7}
 
 
-def test_a_window_much_larger_than_the_image_takes_limited_memory_and_gives_nearly_the_same_crop(monkeypatch):
-    """As the square around a long object of a panorama. The window has 720 × 720 px, the image only 600 × 40."""
+@pytest.mark.parametrize("upright", [False, True])
+@pytest.mark.parametrize("left", [-60, 240])
+def test_a_window_much_larger_than_the_image_takes_limited_memory_and_gives_nearly_the_same_crop(monkeypatch, left, upright):
+    """As the square around a long object of a panorama. The window has 720 × 720 px, the image only 600 × 40 or 40 × 600."""
     y, x = np.mgrid[:40, :600]
     image = np.dstack([x * 255 // 599, y * 255 // 39, np.where((x // 60 + y // 20) % 2, 250, 10)]).astype(np.uint8)
     mask = np.where((x > 90) & (x < 500) & (y > 7), 3, 0).astype(np.uint16)
-    window = (-60, -340, 660, 380)
+    window = (left, -340, left + 720, 380)
+    if upright:
+        image, mask, window = image.transpose(1, 0, 2).copy(), mask.T.copy(), (-340, left, 380, left + 720)
     whole, ids = crop(image, window, 48), crop(mask, window, 48, 9, cv2.INTER_NEAREST)
     monkeypatch.setattr(boxes, "_MAX_WINDOW_PIXELS", 2**18)
     tracemalloc.start()
@@ -96,9 +100,10 @@ def test_a_window_much_larger_than_the_image_takes_limited_memory_and_gives_near
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3 * 2**18 < 3 * 720**2
-    assert np.abs(found.astype(int) - whole).mean() < 2 and (found == MEAN_RGB).all(axis=2).mean() > 0.9
+    seen = (whole != MEAN_RGB).any(axis=2)
+    assert np.abs(found.astype(int) - whole)[seen].mean() < 4 and (found == MEAN_RGB).all(axis=2).mean() > 0.9
     found_ids = crop(mask, window, 48, 9, cv2.INTER_NEAREST)
-    assert (found_ids == ids).mean() > 0.98 and set(np.unique(found_ids)) == {0, 3, 9} and found_ids.dtype == np.uint16
+    assert (found_ids == ids)[ids != 9].mean() > 0.98 and set(np.unique(found_ids)) == {0, 3, 9} and found_ids.dtype == np.uint16
 
 
 def test_a_crop_is_never_a_view_of_the_image():

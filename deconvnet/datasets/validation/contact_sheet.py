@@ -107,7 +107,7 @@ def draw_contact_sheet(cells: Sequence[SheetCell], classes: Sequence[str], title
     figure = Figure(figsize=(_WIDTH, _ROW_HEIGHT * rows + 1), dpi=_DPI, facecolor="white", layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, parse_math=False)  # names may contain "$"
     shown: set[int] = set()
-    for axes, cell in itertools.zip_longest(figure.subplots(rows, _COLUMNS, squeeze=False).flat, cells):
+    for axes, cell in itertools.zip_longest(figure.subplots(rows, _COLUMNS).flat, cells):
         if cell is None:  # the last row has fewer images
             axes.set_axis_off()
             continue

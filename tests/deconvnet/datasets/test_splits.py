@@ -48,7 +48,13 @@ def test_dev_is_drawn_anew_if_no_image_or_every_image_would_be_in_it():
         assert 0 < len(members(found, "dev")) < len(left)
 
 
-@pytest.mark.parametrize("fraction, dev", [(0.001, 1), (0.5, 1)])
+@pytest.mark.parametrize("dev", ["a", "b"])
+def test_a_single_dev_image_of_an_earlier_table_stays_in_dev(dev):
+    earlier = {image_id: "dev" if image_id == dev else "train" for image_id in "ab"}
+    assert members(assign_splits("ab", ["v"], 0.5, seed=0, earlier_splits=earlier), "dev") == {dev}
+
+
+@pytest.mark.parametrize("fraction, dev", [(0.001, 1), (0.5, 1), (0.9, 1)])
 def test_dev_has_at_least_one_image_and_never_all(fraction, dev):
     assert len(members(assign_splits(["a", "b"], ["v"], fraction, seed=0), "dev")) == dev
 

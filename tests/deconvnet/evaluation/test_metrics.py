@@ -88,6 +88,13 @@ def test_labels_of_any_integer_type_are_counted():
         assert counts[:2, :2].tolist() == [[1, 0], [1, 1]]
 
 
+@pytest.mark.parametrize("number", [-1, 0, 256])
+def test_a_number_of_classes_that_leaves_none_or_takes_the_id_of_void_is_refused(number):
+    with pytest.raises(ValueError, match=f"between 1 and 255, not {number}"):
+        ConfusionMatrix(number)
+    assert ConfusionMatrix(1).matrix.shape == (1, 1) and ConfusionMatrix(255).matrix.shape == (255, 255)
+
+
 @pytest.mark.parametrize(
     ("matrix", "message"),
     [

@@ -133,8 +133,9 @@ def test_background_has_probability_one_half_where_no_box_reaches():
 
 def test_boxes_outside_the_image_are_not_forwarded():
     model, image = Constant([1.0, 2]), np.full((10, 20, 3), 100, np.uint8)
-    boxes = np.array([[30, 30, 40, 40], [0, 0, 5, 5], [-9, 2, -4, 5]], np.float32)
-    segment_instances(model, image, boxes, batch=1)
+    beyond_each_edge = [[-9, 0, 0, 5], [20, 0, 25, 5], [0, -9, 5, 0], [0, 10, 5, 15]]
+    boxes = np.array([[30, 30, 40, 40], [0, 0, 5, 5], [-9, 2, -4, 5], *beyond_each_edge], np.float32)
+    segment_instances(model, image, boxes, context=1.0, window="stretched", batch=1)
     assert model.batches == [1]
 
 
@@ -193,8 +194,11 @@ def test_an_image_larger_than_the_training_images_is_scaled_down_for_fcn8s(rng):
     np.testing.assert_allclose(whole_image_scores(fcn, image), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("shape", "seen"), [((3, 900), (1, 64)), ((900, 3), (64, 1))])
-def test_a_thin_image_is_scaled_down_to_one_pixel_at_least(shape, seen):
+@pytest.mark.parametrize(
+    ("shape", "seen"),
+    [((3, 900), (1, 64)), ((900, 3), (64, 1)), ((48, 65), (47, 64)), ((64, 40), (64, 40)), ((50, 30), (50, 30))],
+)
+def test_only_images_above_the_input_size_are_scaled_down_and_to_one_pixel_at_least(shape, seen):
     fcn, sizes = FCN8s(num_classes=2, width=0.0625, batch_norm=True, input_size=64), []
     fcn.register_forward_pre_hook(lambda _, images: sizes.append(tuple(images[0].shape[-2:])))
     assert whole_image_scores(fcn, np.zeros((*shape, 3), np.uint8)).shape == (2, *shape) and sizes == [seen]

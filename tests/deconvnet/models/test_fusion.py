@@ -6,8 +6,9 @@ from torch import nn
 
 from deconvnet import DeconvNet, FCN8s
 from deconvnet.models import fusion
+from deconvnet.models.fused.products import WinogradConv2d
 from deconvnet.models.fusion import for_inference
-from deconvnet.models.layers import as_convolution_kernel
+from deconvnet.models.layers import as_convolution_kernel, units
 from deconvnet.models.sync_batchnorm import recompute_statistics
 
 KINDS = [lambda: DeconvNet(5, 0.125, 64), lambda: FCN8s(5, 0.125, batch_norm=True), lambda: FCN8s(5, 0.125)]
@@ -57,6 +58,13 @@ def test_folding_batch_norms_into_the_layers_before_them_keeps_the_scores(networ
     expected = scores(network.eval(), images)
     # Winograd's convolutions differ by about 1e-5 of the largest value, and that grows over the layers.
     torch.testing.assert_close(scores(fused, images), expected, rtol=1e-3, atol=5e-4 * float(expected.abs().max()))
+
+
+def test_in_float32_on_a_cpu_all_3x3_layers_but_the_first_are_computed_by_winograds_method():
+    """The first has 3 channels, and the others of these layers are no convolutions of 3×3."""
+    converted = for_inference(DeconvNet(5, 0.25, 64), bf16=False)
+    kept = [name for name, part in units(converted).items() if not isinstance(part.conv, WinogradConv2d)]
+    assert kept == ["conv1.1", "fc6", "fc7", "fc6_deconv"]
 
 
 def test_a_network_that_was_converted_before_stays_as_it_is(network, images):

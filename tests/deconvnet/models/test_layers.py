@@ -6,14 +6,15 @@ from torch import nn
 
 from deconvnet.models.layers import MatrixConv2d, MatrixDeconv2d
 
+# A layer, torch's, their arguments, options and input, a name, and whether it is computed as a matrix product.
 CASES = [
-    (MatrixConv2d, nn.Conv2d, (6, 5, 1), {}, (3, 6, 4, 7), "1×1"),
-    (MatrixConv2d, nn.Conv2d, (6, 5, 1), {}, (3, 6, 1, 1), "1×1 on one pixel"),
-    (MatrixConv2d, nn.Conv2d, (6, 5, 3), {}, (2, 6, 3, 3), "a kernel as large as the input"),
-    (MatrixConv2d, nn.Conv2d, (6, 5, 3), {}, (2, 6, 4, 4), "a kernel smaller than the input"),
-    (MatrixConv2d, nn.Conv2d, (6, 5, 3), {"padding": 1}, (2, 6, 3, 3), "a padded kernel"),
-    (MatrixDeconv2d, nn.ConvTranspose2d, (6, 5, 3), {}, (2, 6, 1, 1), "a deconvolution of one pixel"),
-    (MatrixDeconv2d, nn.ConvTranspose2d, (6, 5, 3), {}, (2, 6, 2, 2), "a deconvolution of more pixels"),
+    (MatrixConv2d, nn.Conv2d, (6, 5, 1), {}, (3, 6, 4, 7), "1×1", True),
+    (MatrixConv2d, nn.Conv2d, (6, 5, 1), {}, (3, 6, 1, 1), "1×1 on one pixel", True),
+    (MatrixConv2d, nn.Conv2d, (6, 5, 3), {}, (2, 6, 3, 3), "a kernel as large as the input", True),
+    (MatrixConv2d, nn.Conv2d, (6, 5, 3), {}, (2, 6, 4, 4), "a kernel smaller than the input", False),
+    (MatrixConv2d, nn.Conv2d, (6, 5, 3), {"padding": 1}, (2, 6, 3, 3), "a padded kernel", False),
+    (MatrixDeconv2d, nn.ConvTranspose2d, (6, 5, 3), {}, (2, 6, 1, 1), "a deconvolution of one pixel", True),
+    (MatrixDeconv2d, nn.ConvTranspose2d, (6, 5, 3), {}, (2, 6, 2, 2), "a deconvolution of more pixels", False),
 ]
 
 
@@ -31,3 +32,14 @@ def test_a_matrix_product_gives_what_torch_gives(ours, theirs, arguments, option
         results.append((y, *gradients))
     for found, wanted in zip(*results, strict=True):
         torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(("ours", "theirs", "arguments", "shape"), [(*c[:3], c[4]) for c in CASES if c[6]])
+def test_a_kernel_of_one_pixel_or_of_all_pixels_is_not_computed_as_a_convolution(monkeypatch, ours, theirs, arguments, shape):
+    """The matrix product is many times as fast."""
+
+    def refuse(*_):
+        raise AssertionError("computed as a convolution")
+
+    monkeypatch.setattr(theirs, "forward", refuse)
+    ours(*arguments)(torch.zeros(shape))

@@ -68,6 +68,14 @@ def test_parameters_of_another_dtype_get_torchs_sgd():
     assert type(make_sgd(Small(), StageSettings())) is FusedSGD
 
 
+def test_parameters_on_a_gpu_get_torchs_fused_sgd(monkeypatch: pytest.MonkeyPatch):
+    """They are in the CPU's memory here, but say that they are on a GPU."""
+    model = Small()
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    optimiser = make_sgd(model, StageSettings())
+    assert type(optimiser) is torch.optim.SGD and optimiser.defaults["fused"]
+
+
 def plateau(**changes) -> Schedule:
     return Schedule(StageSettings(**{"lr": 0.01, "patience": 2, "min_lr": 1e-4, **changes}), 100)
 
@@ -106,6 +114,7 @@ def test_an_initial_rate_below_min_lr_is_trained_with():
 
 
 def test_early_stopping_works_with_any_schedule():
+    assert not plateau(early_stopping_patience=1).finished  # before the first epoch
     schedule = plateau(schedule="constant", early_stopping_patience=3)
     for score in (0.2, 0.1, 0.1):
         schedule.observe(score)

@@ -131,6 +131,22 @@ def test_16_bit_masks_are_checked_too(layout, no_sheet):
     assert "one class" in report.suspicious["a"]
 
 
+@pytest.mark.parametrize(
+    ("pixels", "kinds"),
+    [
+        ({0: 4, 1: 396}, []),
+        ({0: 3, 1: 397}, ["one class"]),
+        ({0: 30, 1: 250, 255: 120}, []),
+        ({0: 30, 1: 249, 255: 121}, ["void"]),
+    ],
+)
+def test_over_99_percent_of_one_class_and_over_30_percent_of_void_are_suspicious(layout, no_sheet, pixels, kinds):
+    layout.image("a", np.zeros((20, 20, 3), np.uint8))
+    layout.mask("a", np.repeat(list(pixels), list(pixels.values())).astype(np.uint8).reshape(20, 20))
+    report, _ = check_dataset(str(layout.root), CLASSES, LIMITS, title="shares")
+    assert list(report.suspicious.get("a", {})) == kinds
+
+
 @pytest.mark.parametrize("mask", [np.full((40, 60), 77, np.uint8), np.ones((40, 61), np.uint8), None])
 def test_an_image_whose_mask_changes_during_the_check_is_not_drawn(layout, monkeypatch, mask):
     def change_then_select(*args):

@@ -42,6 +42,21 @@ def test_a_contact_sheet_outlines_regions_and_has_notes_beside_warnings(monkeypa
     assert height == pytest.approx(width, abs=4) and outline.sum() == pytest.approx(2 * (height + width), rel=0.2)
 
 
+@pytest.mark.parametrize(("cells", "height"), [(1, 370), (4, 370), (5, 640)])
+def test_a_sheet_has_four_images_in_a_row_of_270_px(cells, height):
+    cell = SheetCell(np.zeros((20, 30, 3), np.uint8), np.zeros((20, 30), np.uint8), "a")
+    sheet = Image.open(io.BytesIO(draw_contact_sheet([cell] * cells, ("background",), "title")))
+    assert sheet.size == (1200, height)
+
+
+@pytest.mark.parametrize(("shape", "drawn"), [((1, 900), (1, 288)), ((900, 1), (225, 1)), ((450, 288), (225, 144))])
+def test_an_image_is_drawn_at_the_size_that_just_fits_its_cell_and_one_pixel_wide_at_least(monkeypatch, shape, drawn):
+    sizes, real = [], Axes.imshow
+    monkeypatch.setattr(Axes, "imshow", lambda axes, image, **more: sizes.append(image.shape[:2]) or real(axes, image, **more))
+    draw_contact_sheet([SheetCell(np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.uint8), "thin")], "xyz", "title")
+    assert sizes == [drawn]
+
+
 def test_a_contact_sheet_of_data_without_a_background_paints_and_lists_all_classes_in_the_colours_of_masks():
     """Classes 0 and 2 of three; void lies beside them."""
     mask = np.zeros((80, 100), np.uint8)
@@ -60,9 +75,9 @@ def test_a_contact_sheet_of_data_without_a_background_paints_and_lists_all_class
 
 
 def test_a_sheet_shows_suspicious_images_of_each_kind_then_rare_classes_then_others_from_all_over_the_data():
-    """Class 2 is in two images, and covers more of the second."""
-    pixels = [{0: 90, 1: 10} | ({2: i} if i in (30, 31) else {}) for i in range(60)]
-    images = [ImageStatistics(f"{i:02d}", "train", 10, 10, each) for i, each in enumerate(pixels)]
+    """Class 2 is in two images. The first, which is larger, has more of its pixels, and the second a larger share of them."""
+    pixels = [{0: 90, 1: 10} | {30: {2: 40}, 31: {2: 30}}.get(i, {}) for i in range(60)]
+    images = [ImageStatistics(f"{i:02d}", "train", 20 if i == 30 else 10, 10, each) for i, each in enumerate(pixels)]
     suspicious = {f"{i:02d}": {"void" if i < 6 else "speckles": "reason"} for i in range(12)}
     found = select_images(images, suspicious, 16)
     assert found[:10] == ["00", "06", "01", "07", "02", "08", "03", "09", "04", "31"]

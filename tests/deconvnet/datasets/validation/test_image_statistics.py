@@ -19,6 +19,13 @@ def test_boxes_of_objects_and_how_many_overlap():
     assert np.array_equal(object_boxes(classes, ids16), found)
 
 
+def test_two_objects_overlap_if_both_have_10_px_or_more():
+    objects = np.array([[1, 10, 0, 0, 10, 10], [2, 10, 0, 0, 10, 5]])  # IoU of their boxes: 0.5
+    assert count_overlapping(objects) == 2
+    objects[1, 1] = 9
+    assert count_overlapping(objects) == 0
+
+
 def test_boxes_of_a_large_image_are_compared_with_the_smallest_proposal_at_the_size_to_which_it_is_reduced():
     """Here to half its size. The first box has just enough pixels then, the second too few."""
     image = ImageStatistics("a", "train", 2048, 1024, objects=np.array([[1, 300, 0, 0, 20, 20], [1, 300, 0, 0, 19, 20]]))
