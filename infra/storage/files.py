@@ -258,9 +258,9 @@ def check_writable(uri: str, locks: bool = False) -> None:
     with store.location(uri) as (bucket, folder), short_retries():
         key = f"{folder}/{name}".lstrip("/")
         store.write(bucket, key, b"writable")
-        store.read(bucket, key)
-        next(store.keys(bucket, key), None)
         try:
+            store.read(bucket, key)
+            next(store.keys(bucket, key), None)
             if locks:
                 store.check_conditional_writes(bucket, key)
         finally:

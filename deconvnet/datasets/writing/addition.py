@@ -161,6 +161,7 @@ class Addition:
         # These object masks belong to class masks that are replaced next. If they were removed later and the run were killed in
         # between, they would be taken for the objects of the new class masks.
         for path in self._stale:
+            lock.check()
             storage.remove(str(path))
         for folder in (voc.OBJECT_MASKS_DIR, voc.CLASS_MASKS_DIR, voc.IMAGES_DIR):
             for name in storage.list_files(str(temporary / folder)):

@@ -98,6 +98,9 @@ def test_images_that_are_too_small_or_too_large_are_rejected(layout):
             assert row_of(layout)["height"] == 16
     assert "60×15 is too small" in reason_of(layout)
     assert "larger than 2,000 pixels" in reason_of(layout, "b", max_pixels=2000)
+    for folder in ("SegmentationObject", "SegmentationClass"):  # a huge mask of a small image is not decoded
+        layout.mask("b", np.zeros((41, 60), np.uint8), folder)
+        assert reason_of(layout, "b", max_pixels=40 * 60) == "60×41 is larger than 2,400 pixels"
 
 
 def test_unusable_masks_reject_their_image(layout):

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from typing import Any
 
 import pytest
 import yaml
@@ -78,11 +79,24 @@ def test_cloudformation_s_files_have_no_aliases_of_yaml(name: str) -> None:
     assert len(tokens) > 100 and not [token for token in tokens if isinstance(token, yaml.AliasToken | yaml.AnchorToken)]
 
 
+def aws_mlflow(name: str) -> Any:
+    """The properties of a resource of MLflow's server on AWS."""
+    template = yaml.load((INFRA / "aws" / "mlflow.yaml").read_text(), Loader=CloudFormation)
+    return template["Resources"][name]["Properties"]
+
+
+def test_two_versions_of_mlflow_never_use_the_database_at_once() -> None:
+    """A new version may change its schema."""
+    (mlflow,) = (doc["spec"] for doc in of_kind("Deployment") if doc["metadata"]["name"] == "mlflow")
+    assert (mlflow["replicas"], mlflow["strategy"]["type"]) == (1, "Recreate")
+    service = aws_mlflow("Service")
+    assert (service["DesiredCount"], service["DeploymentConfiguration"]["MaximumPercent"]) == (1, 100)
+
+
 def test_the_three_mlflow_servers_agree() -> None:
     """On Docker Compose, Kubernetes and AWS the schema is upgraded before the server starts, which gets the same variables."""
     services = COMPOSE["services"]
-    template = yaml.load((INFRA / "aws" / "mlflow.yaml").read_text(), Loader=CloudFormation)
-    aws = {c["Name"]: c for c in template["Resources"]["Task"]["Properties"]["ContainerDefinitions"]}
+    aws = {c["Name"]: c for c in aws_mlflow("Task")["ContainerDefinitions"]}
     (pod,) = (doc["spec"]["template"]["spec"] for doc in of_kind("Deployment") if doc["metadata"]["name"] == "mlflow")
     (upgrade,), (server,) = pod["initContainers"], pod["containers"]
     assert services["upgrade"]["command"].split() == upgrade["command"] == aws["upgrade"]["Command"]

@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,27 @@ def test_network_rules_admit_those_who_need_it(to: str, port: int, sources: set[
     objects = [doc for folder in folders for doc in built(KUBERAY / folder)] + [*cluster_with("gcs-fault-tolerance")]
     policies = [doc for doc in objects if doc["kind"] == "NetworkPolicy"]
     assert {source for source in PODS if admits(policies, to, port, source)} == sources
+
+
+def reaches(policies: list[dict[str, Any]], source: str, address: str) -> bool:
+    """Whether the network rules admit a connection from one of `PODS` to an address outside the cluster."""
+    namespace, labels = PODS[source]
+    mine = [p for p in policies if p["metadata"]["namespace"] == namespace and selects(p["spec"]["podSelector"], labels)]
+    rules = [rule for p in mine if "Egress" in p["spec"]["policyTypes"] for rule in p["spec"]["egress"]]
+    blocks = [peer["ipBlock"] for rule in rules for peer in rule["to"] if "ipBlock" in peer]
+    return any(
+        ip_address(address) in ip_network(block["cidr"])
+        and not any(ip_address(address) in ip_network(other) for other in block.get("except", []))
+        for block in blocks
+    )
+
+
+@needs_kubectl
+@pytest.mark.parametrize("source", ["head", "worker", "a job's own"])
+def test_jobs_reach_every_address_but_those_that_give_them_the_rights_of_their_machine(source: str) -> None:
+    policies = [doc for doc in built(KUBERAY / "jobs") if doc["kind"] == "NetworkPolicy"]
+    reached = {each: reaches(policies, source, each) for each in ("8.8.8.8", "2600::1", "169.254.169.254", "fd00:ec2::254")}
+    assert reached == {"8.8.8.8": True, "2600::1": True, "169.254.169.254": False, "fd00:ec2::254": False}
 
 
 KUBECTL = """#!/bin/bash

@@ -125,6 +125,63 @@ def test_nodes_have_the_label_of_their_pool_in_all_files() -> None:
         assert f"--labels=pool={pool}" in COMPOSE["services"][service]["command"].split()
 
 
+def test_all_nodes_can_be_started() -> None:
+    """Groups begin with fewer nodes than a job may take, and nodes with GPUs have a taint that keeps other pods away."""
+    assert CLUSTER_SPEC["enableInTreeAutoscaling"] or all(pool["minReplicas"] == pool["maxReplicas"] for pool in POOLS.values())
+    gpu = "nvidia.com/gpu"
+    with_gpus = [
+        pod
+        for pod in mappings_in(MANIFESTS)
+        if any(gpu in c.get("resources", {}).get("limits", ()) for c in pod.get("containers", []))
+    ]
+    assert len(with_gpus) == sum(pool["labels"]["pool"] == "gpu" for pool in POOLS.values())
+    assert all(gpu in (toleration["key"] for toleration in pod["tolerations"]) for pod in with_gpus)
+
+
+def test_the_cluster_asks_for_the_token_that_the_schedule_sends() -> None:
+    """Whoever reaches a head that asks for none can run code on it."""
+    (submit,) = CRON["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    sent = {variable["name"]: variable for variable in submit["env"]}
+    secret = sent["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]
+    assert CLUSTER_SPEC["authOptions"] == {"mode": sent["RAY_AUTH_MODE"]["value"], "secretName": secret["name"]}
+
+
+DATA_FOLDERS = {"postgres": "/var/lib/postgresql", "redis": "/data", "chrislusf/seaweedfs": "/data"}
+"""Where the images of databases and stores keep their data."""
+
+
+def test_databases_keep_their_data_on_volumes_that_outlive_them() -> None:
+    for states in (doc["spec"] for doc in of_kind("StatefulSet")):
+        claimed = {claim["metadata"]["name"] for claim in states["volumeClaimTemplates"]}
+        for container in states["template"]["spec"]["containers"]:
+            folder = DATA_FOLDERS[container["image"].partition(":")[0]]
+            assert {mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] in claimed} == {folder}
+    (redis,) = (c for c in containers() if c["name"] == "redis")
+    assert redis["args"][redis["args"].index("--appendonly") + 1] == "yes", "otherwise it keeps its data in memory"
+    kept = {}
+    for name, service in COMPOSE["services"].items():
+        if folder := DATA_FOLDERS.get(service["image"].partition(":")[0]):
+            kept[name] = [f"{volume}:{folder}" for volume in COMPOSE["volumes"] if f"{volume}:{folder}" in service["volumes"]]
+    assert kept.keys() == {"s3", "postgres"} and all(kept.values())
+    assert f"-dir={DATA_FOLDERS['chrislusf/seaweedfs']}" in COMPOSE["services"]["s3"]["command"].split()
+
+
+def test_the_dump_of_the_database_is_uploaded_from_where_it_is_written() -> None:
+    (pod,) = (p for p in mappings_in(MANIFESTS) if [c["name"] for c in p.get("initContainers", [])] == ["dump"])
+    (dump,), (upload,) = pod["initContainers"], pod["containers"]
+    (path,) = (word.removeprefix("--file=") for word in dump["command"] if word.startswith("--file="))
+    assert upload["command"][-1] == path
+    for container in (dump, upload):
+        assert [(mount["name"], mount["mountPath"]) for mount in container["volumeMounts"]] == [
+            (volume["name"], str(Path(path).parent)) for volume in pod["volumes"]
+        ]
+
+
+def test_jobs_on_docker_write_a_checkpoint_before_the_head_is_stopped_as_on_kubernetes() -> None:
+    (container,) = CLUSTER_SPEC["headGroupSpec"]["template"]["spec"]["containers"]
+    assert COMPOSE["services"]["head"]["pre_stop"] == [{"command": container["lifecycle"]["preStop"]["exec"]["command"]}]
+
+
 def test_no_file_contains_a_secret() -> None:
     for container in containers():
         for variable in container.get("env", []):
@@ -151,6 +208,8 @@ def test_pods_have_no_privileges() -> None:
         for c in (*pod["containers"], *pod.get("initContainers", []))
     ]
     assert len(found) == len(containers()) > 10
+    levels = [doc["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] for doc in of_kind("Namespace")]
+    assert levels == ["restricted", "restricted"]
     for pod, container in found:
         rights = {**pod.get("securityContext", {}), **container["securityContext"]}
         assert rights["runAsNonRoot"] is True and rights["seccompProfile"] == {"type": "RuntimeDefault"}, container["name"]

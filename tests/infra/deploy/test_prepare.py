@@ -1,6 +1,7 @@
 """prepare.py, which creates the bucket and the MLflow user of a new installation, and backup.py, which uploads MLflow's dumps."""
 
 import json
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -137,6 +138,11 @@ def test_servers_that_are_still_starting_are_waited_for(
     answers.append(OSError("gone"))
     with pytest.raises(SystemExit, match="does not answer: gone"):
         prepare.retry_until_reachable(step)
+
+
+def test_as_many_backups_are_kept_as_the_documents_say() -> None:
+    for text in ((ROOT / "docs" / "operations.md").read_text(), backup.__doc__ or ""):
+        assert re.findall(r"the newest (\d+) are kept", text) == [str(backup.KEPT)]
 
 
 def test_the_newest_backups_are_kept(s3: S3, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

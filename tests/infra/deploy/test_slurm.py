@@ -1,13 +1,16 @@
 """The script for SLURM, with stand-ins for SLURM and Ray: its exit code is the command's, and it resumes after a time limit."""
 
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[3] / "infra" / "deploy" / "slurm" / "pipeline.sh"
+from tests.infra.deploy.files import DOCKERFILE, INFRA
+
+SCRIPT = INFRA / "slurm" / "pipeline.sh"
 COMMAND = """#!/bin/bash
 trap 'echo checkpoint >>"$LOG"; kill %1; exit 75' TERM
 echo "command $RAY_ADDRESS ${#RAY_AUTH_TOKEN} $*" >>"$LOG"
@@ -68,6 +71,15 @@ def test_before_the_time_limit_the_command_writes_a_checkpoint_and_the_job_is_pu
     process.send_signal(signal.SIGTERM)
     assert process.wait(120) == 75
     assert (tmp_path / "log").read_text().splitlines()[-2:] == ["checkpoint", "scontrol requeue 42"]
+
+
+def test_slurm_warns_the_script_in_time_for_a_checkpoint_and_lets_it_requeue_its_job() -> None:
+    """The head of a Ray cluster gives its commands as long. SLURM reads options above the script's first command only."""
+    options = re.findall(r"^#SBATCH (--\S+)$", SCRIPT.read_text().partition("\nset ")[0], re.MULTILINE)
+    (seconds,) = (int(each.removeprefix("--signal=B:TERM@")) for each in options if each.startswith("--signal"))
+    (needed,) = {int(each) for each in re.findall(r"RAY_JOB_STOP_WAIT_TIME_S=(\d+)", DOCKERFILE)}
+    assert seconds > needed
+    assert {"--requeue", "--open-mode=append"} <= {*options}, "the job goes on, with the log of what came before"
 
 
 @pytest.mark.parametrize("health", [0, 1], ids=["answers", "does not answer"])

@@ -1,5 +1,6 @@
 """The executor of one machine: what is left of a job that is stopped or killed, and units that share a GPU."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -46,7 +47,10 @@ def test_units_with_a_gpu_are_done_at_the_same_time_and_others_one_after_another
 
 
 def test_at_a_stop_units_of_a_pool_that_have_begun_are_finished_and_the_others_given_up(tmp_path: Path) -> None:
-    """Even if the error is kept, as a notebook keeps it. One unit ends when another has begun, all others after the stop."""
+    """Even if the error is kept, as a notebook keeps it, and though Ctrl-C sends a signal to the pool's processes, too.
+
+    One unit ends when another has begun, all others after the stop.
+    """
     first, then = ([tmp_path / f"{name} {index}" for index in range(20)] for name in ("first", "then"))
     last = tmp_path / "last"
 
@@ -54,7 +58,13 @@ def test_at_a_stop_units_of_a_pool_that_have_begun_are_finished_and_the_others_g
         return dict(enumerate([(files[0], files[1]), *((file, stopped) for file in files[1:])]))
 
     stops = iter([True, False, True])
-    with pytest.raises(Interrupted), LocalExecutor(2, lambda: next(stops)) as executor:
+
+    def stopped() -> bool:
+        for process in multiprocessing.active_children():
+            os.kill(process.pid or 0, signal.SIGINT)
+        return next(stops)
+
+    with pytest.raises(Interrupted), LocalExecutor(2, stopped) as executor:
         with pytest.raises(Interrupted) as kept:
             list(executor.map(units(first, tmp_path / "stopped"), waiting, title="waiting"))
         (tmp_path / "stopped").touch()

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from types import SimpleNamespace
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pyarrow.fs as pafs
@@ -98,6 +99,14 @@ def test_the_servers_of_an_account_are_those_of_its_connection_string(monkeypatc
     assert (made["blob_storage_authority"], made["dfs_storage_authority"]) == (".blob.core.windows.net", ".dfs.core.windows.net")
     uri, options = azure.delta_location("runs", "a b")
     assert uri == "abfs://runs/a%20b" and options["azure_storage_endpoint"] == "https://mine.blob.core.windows.net"
+
+
+def test_google_is_asked_again_until_a_copy_is_complete(monkeypatch):
+    """It copies large objects to a bucket in another place in steps, and tells how to go on."""
+    asked, tokens = [], iter(["half", None])
+    target = SimpleNamespace(rewrite=lambda source, token, **_: (asked.append(token), (next(tokens), 1, 2))[1])
+    monkeypatch.setattr(gcs, "_bucket", lambda name: SimpleNamespace(blob=lambda key: target))
+    assert gcs.copy(("here", "weights"), ("there", "weights")) and asked == [None, "half"]
 
 
 def test_google_without_credentials_or_permission_gives_a_message(tmp_path, monkeypatch):

@@ -1,8 +1,11 @@
 """Conditional writes on disk and on every store."""
 
+import fcntl
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -50,6 +53,22 @@ def test_one_of_several_conditional_writers_succeeds(any_folder, kind):
 def test_versions_of_the_program_that_share_a_disk_use_the_same_guard_file(tmp_path, name, guard):
     with storage.one_process_at_a_time(tmp_path / name):
         assert [file.name for file in tmp_path.iterdir()] == [guard]
+
+
+def test_a_guard_file_that_another_process_replaced_before_it_was_locked_is_locked_again(tmp_path, monkeypatch):
+    """Otherwise two processes would hold a lock, each of another file."""
+    locked, flock = [], fcntl.flock
+
+    def late(file: IO[bytes], kind: int) -> None:
+        flock(file, kind)
+        locked.append(os.fstat(file.fileno()).st_ino)
+        if len(locked) == 1:
+            storage.remove(file.name)
+            storage.write_bytes(file.name, b"")
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with storage.one_process_at_a_time(tmp_path / "file"):
+        assert [each.stat().st_ino for each in tmp_path.iterdir()] == locked[1:]
 
 
 def test_the_guard_file_of_a_change_may_be_deleted_meanwhile(tmp_path):

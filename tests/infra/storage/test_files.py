@@ -1,19 +1,23 @@
 """Files on disk and on every store, and full disks."""
 
+import errno
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from io import BytesIO
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
 
 from infra import storage
 from infra.errors import UserError
-from infra.storage import tables
+from infra.storage import files, tables
+from infra.storage.disk import replacing
 from infra.storage.objects import s3, store_of
 from infra.storage.objects import store as store_module
 from infra.storage.tables import delta_log
@@ -180,6 +184,38 @@ def test_the_home_folder_of_an_unknown_user_is_refused():
 def test_check_writable_leaves_no_file(folder):
     storage.check_writable(folder)
     assert storage.list_files(folder) == []
+
+
+@pytest.mark.parametrize("forbidden", ["write", "read", "keys", "check_conditional_writes", "delete"])
+def test_check_writable_notices_each_permission_that_is_missing(forbidden, monkeypatch):
+    """A run would otherwise fail hours later. What the check has written is deleted again, if that is allowed."""
+    objects = {}
+
+    def forbid(*_: object) -> None:
+        raise UserError(f"{forbidden} is forbidden")
+
+    store = SimpleNamespace(
+        location=lambda uri: nullcontext(("bucket", "runs")),
+        write=lambda bucket, key, data: objects.update({key: data}),
+        read=lambda bucket, key: (objects[key], ""),
+        keys=lambda bucket, prefix: iter(objects),
+        check_conditional_writes=lambda bucket, key: None,
+        delete=lambda bucket, keys: [objects.pop(key) for key in keys],
+    )
+    monkeypatch.setattr(files, "store_of", lambda uri: store)
+    storage.check_writable("s3://bucket/runs", locks=True)
+    monkeypatch.setattr(store, forbidden, forbid)
+    assert message_of(lambda: storage.check_writable("s3://bucket/runs", locks=True)) == f"{forbidden} is forbidden"
+    assert bool(objects) is (forbidden == "delete")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_and_a_quota_that_is_used_up_give_the_same_message(number, tmp_path):
+    def fill_up() -> None:
+        with replacing(tmp_path / "file"):
+            raise OSError(number, os.strerror(number))
+
+    assert message_of(fill_up).startswith(f"the disk of {tmp_path} is full (")
 
 
 @pytest.fixture

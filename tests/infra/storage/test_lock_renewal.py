@@ -78,6 +78,30 @@ def test_a_lock_that_cannot_be_renewed_is_lost_when_it_expires_and_not_before(ur
             assert lock.lost
 
 
+def test_a_renewal_that_is_under_way_at_the_release_ends_first(tmp_path, waits, monkeypatch):
+    """Otherwise it would renew the lock that was just released, and other runs would wait until it expires."""
+    uri, read = f"{tmp_path}/lock", storage.read_bytes
+    began, goes_on = threading.Event(), threading.Event()
+
+    def slow(uri: str) -> bytes:
+        if threading.current_thread().name == "lock":
+            began.set()
+            goes_on.wait(60)
+        return read(uri)
+
+    class Awaited(threading.Thread):
+        def join(self, timeout: float | None = None) -> None:
+            goes_on.set()
+            super().join(timeout)
+
+    monkeypatch.setattr(module.threading, "Thread", Awaited)
+    monkeypatch.setattr(storage, "read_bytes", slow)
+    with hold_lock(uri, "one", ttl_seconds=60) as lock:
+        assert began.wait(60)
+    lock._thread.join()
+    assert is_free(uri)
+
+
 def test_a_renewal_whose_answer_is_lost_keeps_the_lock(bucket, proxy, waits, monkeypatch):
     use_s3(monkeypatch, proxy)
     monkeypatch.setattr(store, "RETRY_SECONDS", 0.2)

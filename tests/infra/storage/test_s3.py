@@ -109,6 +109,7 @@ def test_wrong_credentials_give_a_message(s3, bucket, monkeypatch):
         for message in (
             message_of_check(bucket),
             message_of(lambda: storage.exists(bucket)),
+            message_of(lambda: storage.version_token(f"{bucket}/x")),
             message_of(lambda: storage.list_files(bucket)),
         ):
             assert s3.url in message and "credentials" in message and "wrong-and-secret" not in message
@@ -220,6 +221,17 @@ def test_failures_that_may_pass_are_retried_for_a_minute(status, code, again, mo
         return s3_client._retry_delay(60, **given) is not None
 
     assert [is_retried(seconds) for seconds in (0, 59.9, 60.1)] == [again, again, False]
+
+
+def test_pyarrow_retries_for_about_as_long_as_the_other_clients(bucket, monkeypatch):
+    given, real = [], pafs.AwsDefaultS3RetryStrategy
+    monkeypatch.setattr(pafs, "AwsDefaultS3RetryStrategy", lambda max_attempts: given.append(max_attempts) or real(max_attempts))
+    s3_client._filesystem(-1, frozenset(), "runs")  # none that is cached
+
+    def distance(attempts: int) -> float:
+        return abs(sum(0.025 * 2**n for n in range(attempts)) - store.RETRY_SECONDS)
+
+    assert given == [min(range(100), key=distance)]
 
 
 def test_objects_that_a_server_does_not_delete_are_tried_again_or_named(monkeypatch):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,8 @@ from deconvnet.datasets.palette import VOC_PALETTE
 from deconvnet.datasets.writing.addition import Addition, check_same_classes, temporary_folder
 from deconvnet.datasets.writing.voc_writer import ImportSummary
 from infra import storage
-from infra.errors import UserError
-from infra.storage.lock import Locked
+from infra.errors import Interrupted, UserError
+from infra.storage.lock import Lock, Locked
 from infra.storage.tables import Reject
 from proposals.image_codec import decode_mask, encode_mask
 
@@ -192,6 +193,29 @@ def test_an_interrupted_addition_is_completed_by_the_next(layout, tmp_path, monk
         assert tree(layout.root) == whole
         breaks += 1
     assert breaks >= 2
+
+
+@pytest.mark.parametrize("last", range(6))
+def test_an_addition_that_has_lost_its_lock_changes_nothing_more(layout, monkeypatch, last):
+    """Six times: before it removes an object mask, before it copies each of four files, and before it changes the lists."""
+    layout.mask("b", mask_of((10, 15, 1)), "SegmentationObject")
+    images = {"x": TWO_CATS, "b": corrected(layout, "b", mask_of((3, 3, 1)))}
+    changed = []
+    addition = Addition(layout.root)
+    with pytest.raises(Interrupted), temporary_folder(layout.root) as (temporary, lock):
+        for image_id, image in images.items():
+            addition.compare(image_id, image, temporary)
+
+        def noting(act, *given):
+            act(*given)
+            changed.append(given)
+            monkeypatch.setattr(Lock, "lost", len(changed) >= last)
+
+        for name in ("remove", "copy_file", "write_bytes"):
+            monkeypatch.setattr(storage, name, partial(noting, getattr(storage, name)))
+        monkeypatch.setattr(Lock, "lost", last == 0)
+        addition.apply(temporary, dict.fromkeys(images, "train"), ImportSummary({}), lock)
+    assert len(changed) == last
 
 
 def test_what_was_not_imported_is_appended_to_the_list_once(layout):

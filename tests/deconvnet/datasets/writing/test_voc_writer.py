@@ -9,9 +9,9 @@ from PIL import Image
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotatedImage, LostAnnotation
 from deconvnet.datasets.writing.new_folder import new_folder
 from deconvnet.datasets.writing.voc_writer import write_voc_layout
-from infra.errors import BadInput, UserError
+from infra.errors import BadInput, Interrupted, UserError
 from infra.storage import read_json
-from infra.storage.lock import Locked
+from infra.storage.lock import Lock, Locked
 from proposals.image_codec import decode_mask
 
 
@@ -138,6 +138,12 @@ def test_a_folder_appears_complete_or_not_at_all(tmp_path):
     with pytest.raises(UserError, match="exists and is not empty"), new_folder(folder):
         pass
     assert [p.name for p in folder.iterdir()] == ["made"]
+
+
+def test_a_folder_does_not_appear_if_its_lock_was_lost_and_what_another_import_may_use_stays(tmp_path, monkeypatch):
+    with pytest.raises(Interrupted, match="was not renewed in time"), new_folder(tmp_path / "new"):
+        monkeypatch.setattr(Lock, "lost", True)
+    assert {p.name for p in tmp_path.iterdir()} == {".new.importing", ".new.lock"}
 
 
 def test_two_imports_into_one_folder_do_not_mix(tmp_path):
