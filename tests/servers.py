@@ -1,10 +1,11 @@
-"""An S3 server for tests, and a proxy that makes it unreliable."""
+"""Servers for tests: S3, a proxy that makes it unreliable, and one that is silent."""
 
 import http.client
 import random
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 from infra.deploy.local import servers
 from infra.deploy.local.process import HOST, free_ports
 from infra.deploy.local.servers import S3
+from infra.errors import UserError
 
 ACCESS_KEY, SECRET_KEY = "deconvnet-test", "not-a-secret-5f0c"
 
@@ -29,6 +31,14 @@ def is_listening(port: int) -> bool:
     """Return whether a server on this machine accepts connections at a TCP port."""
     with socket.socket() as probe:
         return probe.connect_ex((HOST, port)) == 0
+
+
+def error_of_silence(use: Callable[[str], object]) -> UserError:
+    """The error of a function that is given the URL of a server that accepts connections and never answers."""
+    with ThreadPoolExecutor(1) as pool, socket.create_server((HOST, 0)) as server:  # its end would end a wait without timeout
+        error = pool.submit(use, f"http://{HOST}:{server.getsockname()[1]}/file").exception(timeout=60)
+    assert isinstance(error, UserError)
+    return error
 
 
 Answer = tuple[int, list[tuple[str, str]], bytes]

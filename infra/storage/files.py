@@ -28,6 +28,8 @@ from infra.storage.objects import store_of
 from infra.storage.objects.store import copy_through_disk, short_retries
 from infra.storage.uri import in_bucket, is_http, join, local_path
 
+_TIMEOUT = 60.0  # seconds without a byte before the connection of a download counts as broken
+
 
 def exists(uri: str) -> bool:
     """Return whether there is a file or folder at `uri`. In a bucket a folder exists if any key lies below it."""
@@ -317,7 +319,7 @@ def _download(uri: str, target: Path) -> None:
 def _request(url: str, target: Path) -> None:
     """Download a file from an http(s) URL. Raise UserError if it is not a valid URL, OSError if the connection ends too early."""
     try:
-        with disk_errors_for_user(target), urllib.request.urlopen(url, timeout=60) as reply, target.open("wb") as file:
+        with disk_errors_for_user(target), urllib.request.urlopen(url, timeout=_TIMEOUT) as reply, target.open("wb") as file:
             shutil.copyfileobj(reply, file)
             announced = reply.headers.get("Content-Length")
     except (ValueError, http.client.InvalidURL):  # their texts may quote the query, which may be a signature

@@ -72,7 +72,9 @@ def test_a_server_that_drips_is_given_up(caplog: pytest.LogCaptureFixture) -> No
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=drip, args=(listener,), daemon=True).start()
         Webhook(f"http://127.0.0.1:{listener.getsockname()[1]}/{SECRET}", seconds=0.3).send("x")
+        delivery = next(thread for thread in threading.enumerate() if thread.name == "delivery")
         ended.set()
+    assert delivery.daemon, "the command that has sent it would not end before the server does"
     assert "there was no answer within 0.3 s" in caplog.text and SECRET not in caplog.text
 
 

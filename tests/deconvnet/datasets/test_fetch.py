@@ -13,6 +13,7 @@ import pytest
 from deconvnet.datasets import fetch as module
 from deconvnet.datasets.fetch import fetch
 from infra.errors import UserError
+from tests.servers import error_of_silence
 from tests.waiting import wait_until
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
@@ -182,6 +183,13 @@ def test_a_server_that_is_busy_is_asked_again(server, tmp_path):
     server.busy = 2
     fetch(server.url, tmp_path / "f", SUM, pause=0.001)
     assert len(server.requested) == 3 and (tmp_path / "f").read_bytes() == CONTENT
+
+
+def test_a_server_that_falls_silent_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(module, "_TIMEOUT", 0.05)
+    error = error_of_silence(lambda url: fetch(url, tmp_path / "f", SUM, pause=0.001))
+    assert "can't be downloaded (timed out)" in str(error)
 
 
 def test_a_disk_that_fills_up_during_the_download_ends_it_at_once(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The `images` table: which images it has, what is rejected and refused, and its fingerprint."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,6 +66,19 @@ def test_unusable_images_are_rejected_with_their_reasons_and_the_others_kept(lay
     assert {r["image_id"]: r["split"] for r in tables.iter_rows(str(tmp_path / "images"))}["v"] == "val"
     again = run(settings_for(layout), tmp_path / "again")
     assert (again.parts, again.extra) == (made.parts, made.extra)
+
+
+def test_an_image_that_several_splits_list_has_one_row_and_a_reject_for_each_other_list(layout, tmp_path):
+    for image_id in "tu":
+        layout.annotated_image(image_id)
+    for split, ids in {"train": "abcdtv", "held": "tuv"}.items():
+        layout.split(split, list(ids))
+    made = run(settings_for(layout, test_split="held"), tmp_path / "images")
+    assert [row["image_id"] for row in tables.iter_rows(str(tmp_path / "images"))] == list("abcdtuvw")
+    assert splits(tmp_path / "images").items() >= {"t": "test", "u": "test", "v": "val", "w": "val"}.items()
+    rejects = {(r.image_id, Path(r.path).stem, r.reason) for r in made.rejects}
+    why = "the id is in the split {} too, where it stays".format
+    assert rejects == {("t", "train", why("held")), ("v", "held", why("val")), ("v", "train", why("val"))}
 
 
 @pytest.mark.parametrize("split, ids", [("val", ["v", "w"]), ("train", ["a", "b", "c", "d"])])
@@ -174,10 +188,12 @@ def test_an_image_that_is_added_moves_no_other_between_train_and_dev_unless_the_
     layout.split("train", [f"x{number}" for number in range(40)])
     grown = run(settings, out, previous=first)
     assert before.items() <= splits(out).items() and grown.extra["counts"]["dev"] == 8
-    for other, seed in ((settings, 1), (settings_for(layout, dev_fraction=0.3), 0)):
+    changes = {"dev_fraction": 0.2}, {"dev_fraction": 0.3}, {"dev_fraction": 0.2, "limit": 30}
+    for seed, change in zip((1, 0, 0), changes, strict=True):
+        other = settings_for(layout, **change)
         run(other, out, seed=seed, previous=grown)
-        run(other, tmp_path / f"fresh {seed}", seed=seed)
-        assert splits(out) == splits(tmp_path / f"fresh {seed}")
+        run(other, fresh := tmp_path / repr(change), seed=seed)
+        assert splits(out) == splits(fresh)
 
 
 def test_a_reject_is_tried_again_when_its_files_change_or_the_run_was_refused(layout, tmp_path, read_files):

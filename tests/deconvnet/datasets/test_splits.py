@@ -7,6 +7,7 @@ from infra.errors import UserError
 
 TRAIN = [f"t{i}" for i in range(200)]
 VAL = [f"v{i}" for i in range(30)]
+TEST = [f"x{i}" for i in range(30)]
 
 
 def members(splits, name):
@@ -59,9 +60,10 @@ def test_dev_has_at_least_one_image_and_never_all(fraction, dev):
     assert len(members(assign_splits(["a", "b"], ["v"], fraction, seed=0), "dev")) == dev
 
 
-def test_limit_draws_from_both_splits_and_a_smaller_draw_is_part_of_a_larger():
-    small, large = (assign_splits(TRAIN, VAL, 0.1, seed=0, limit=n) for n in (10, 20))
-    assert len(members(small, "val")) == 10 and len(members(small, "dev")) == 1 and len(members(small, "train")) == 9
+def test_limit_draws_from_all_splits_and_a_smaller_draw_is_part_of_a_larger():
+    small, large = (assign_splits(TRAIN, VAL, 0.1, seed=0, limit=n, test_ids=TEST) for n in (10, 20))
+    assert len(members(small, "val")) == len(members(small, "test")) == 10
+    assert len(members(small, "dev")) == 1 and len(members(small, "train")) == 9
     assert set(small) < set(large)
 
 

@@ -71,8 +71,8 @@ def test_images_of_any_size_are_generated(height, width):
 
 
 def test_the_data_set_is_written_once_and_again_for_other_settings(tmp_path, monkeypatch):
-    root = tmp_path / "data"
-    write_dataset(str(root), seed=0, train=3, val=2, height=48, width=64)
+    root, options = tmp_path / "data", {"seed": 0, "train": 3, "val": 2, "height": 48, "width": 64}
+    write_dataset(str(root), **options)
     train, rejects = VocDataset(str(root)).split("train")
     assert [each.image_id for each in train] == ["train_00000", "train_00001", "train_00002"] and not rejects
     assert (root / "classes.txt").read_text().split() == list(GENERATED_CLASSES)
@@ -86,7 +86,13 @@ def test_the_data_set_is_written_once_and_again_for_other_settings(tmp_path, mon
         raise AssertionError("generated again")
 
     monkeypatch.setattr(synthetic, "generate", stop)
-    write_dataset(str(root), seed=0, train=3, val=2, height=48, width=64)
+    recipe = (root / "generated.json").read_bytes()
+    write_dataset(str(root), **options)
+    for name, value in options.items():
+        with pytest.raises(AssertionError, match="generated again"):
+            write_dataset(str(root), **options | {name: value + 1})
+        assert not (root / "generated.json").exists()
+        (root / "generated.json").write_bytes(recipe)
+    monkeypatch.setattr(synthetic, "GENERATOR_VERSION", 0)
     with pytest.raises(AssertionError, match="generated again"):
-        write_dataset(str(root), seed=1, train=3, val=2, height=48, width=64)
-    assert not (root / "generated.json").exists()
+        write_dataset(str(root), **options)

@@ -51,6 +51,12 @@ def test_a_cluster_that_is_too_small_is_waited_for_if_it_may_grow(nodes, grows, 
     assert logged.messages == ["  waiting for resources for 3 training workers of 1 CPU each (Ray has resources for 1)"] * waits
 
 
+def test_labels_of_training_nodes_that_no_node_has_are_refused_although_nodes_may_come_back(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Labels": {}, "Resources": {"CPU": 8}}] * 2)
+    with pytest.raises(UserError, match=r"labelled pool=gpu \(cluster\.training_nodes\)"):
+        check_resources(ComputeSettings(), ClusterSettings(training_nodes="pool=gpu", autoscaling=False))
+
+
 def run_of(job: TrainingJob, fit: Callable[[], Any], messages: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     """Run a training whose `fit` is given, after the queue has had messages for the driver."""
     looks = iter([list(messages)])

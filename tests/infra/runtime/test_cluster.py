@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import ray
 
 from infra.errors import UserError
 from infra.runtime import cluster
+from infra.runtime.ray_executor import RayExecutor
 from infra.settings import ClusterSettings
 
 
@@ -136,6 +138,45 @@ def nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")  # every pod has this variable
     monkeypatch.delenv("KUBERAY_GEN_RAY_START_CMD", raising=False)
+
+
+@pytest.fixture
+def events(head: int, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is done with a connection: the arguments with which it is watched, then the end of the watch and of the connection."""
+    found: list[Any] = []
+
+    @contextmanager
+    def watched(*arguments: Any) -> Iterator[None]:
+        found.append(arguments)
+        try:
+            yield
+        finally:
+            found.append("watched no more")
+
+    monkeypatch.setattr(cluster, "watched", watched)
+    monkeypatch.setattr(cluster, "_watchable", lambda address: ("socket", address))
+    monkeypatch.setattr(ray, "shutdown", lambda: found.append("left"))
+    return found
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_ray_is_watched_until_it_is_left_which_it_is_after_an_error_too(joined: bool, head: int, events: list[Any]) -> None:
+    address = f"127.0.0.2:{head}" if joined else None
+    with pytest.raises(LookupError), cluster.connected(ClusterSettings(address=address)):
+        events.append("used")
+        raise LookupError
+    assert events == [("socket", address, cluster._check_head, cluster.HEAD_SECONDS), "used", "watched no more", "left"]
+
+
+def test_an_executor_leaves_ray_at_its_end_and_at_once_if_no_node_has_the_labels_of_data_nodes(
+    events: list[Any], nodes: None
+) -> None:
+    for labels, used in (("pool=cpu", ["used"]), ("pool=gpu", [])):
+        events.clear()
+        executor = RayExecutor(ClusterSettings(data_nodes=labels))
+        with nullcontext() if used else pytest.raises(UserError, match=f"labelled {labels} .cluster.data_nodes."), executor:
+            events.append("used")
+        assert events[1:] == [*used, "watched no more", "left"]
 
 
 @pytest.mark.parametrize("labels", ["pool=gpu", "pool=cpu,zone=a", "other=1"])

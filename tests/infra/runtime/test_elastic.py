@@ -31,13 +31,14 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         free={},
         now=1000.0,
         leaving={},
+        requests=[],
     )
     monkeypatch.setattr(ray_compat, "state", SimpleNamespace(get_draining_nodes=lambda: state.leaving))
     monkeypatch.setattr(ray_compat.ray, "nodes", lambda: state.nodes)
     monkeypatch.setattr(ray_compat, "available_resources_per_node", lambda: state.free)
     monkeypatch.setattr(ray_compat, "time_monotonic", lambda: state.now)
     monkeypatch.setattr(ray_compat.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(Elastic, "_maybe_send_resource_request", lambda self: None)
+    monkeypatch.setattr(Elastic, "_maybe_send_resource_request", lambda self: state.requests.append("for the most workers"))
     return state
 
 
@@ -82,7 +83,7 @@ def test_as_many_workers_start_as_the_labelled_nodes_have_room_for(cluster):
     cluster.nodes[2]["Alive"] = False
     assert started(chosen.make_decision_for_non_running_worker_group()) == 2
     assert started(policy(1, 3).make_decision_for_non_running_worker_group()) == 3
-    assert chosen._queue.taken == [4, 2]
+    assert chosen._queue.taken == [4, 2] and len(cluster.requests) == 3
 
 
 def test_no_workers_start_on_nodes_that_will_be_taken_away(cluster):
@@ -124,7 +125,10 @@ def test_workers_are_added_after_a_checkpoint_and_not_soon_after_a_start(cluster
 
     def added(*statuses: Any) -> int:
         status = SimpleNamespace(worker_statuses=dict(enumerate(statuses)))
-        return started(chosen.make_decision_for_running_worker_group(workers, status))
+        cluster.requests.clear()
+        decision = chosen.make_decision_for_running_worker_group(workers, status)
+        assert len(cluster.requests) == 1, "an autoscaler is asked for nodes each time"
+        return started(decision)
 
     cluster.now += GROW_SECONDS - 1
     assert added(saved) == 0

@@ -16,8 +16,10 @@ import ray.train
 from ray.data._internal.cluster_autoscaler.default_cluster_autoscaler_v2 import DefaultClusterAutoscalerV2
 from ray.data._internal.cluster_autoscaler.default_cluster_autoscaler_v2 import _NodeResourceSpec as Spec
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
-from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from ray.train import WorkerGroupError
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller.state import ReschedulingState
 from ray.train.v2._internal.execution.preemption import PreemptionContext, PreemptionWatcher
@@ -134,13 +136,21 @@ def test_the_trainer_makes_its_policy_and_callbacks_where_we_replace_them() -> N
     assert isinstance(ray.train.ScalingConfig.elasticity_enabled, property)
 
 
-def test_the_trainer_s_callbacks_are_ours_and_ray_s_without_the_cleaner(monkeypatch: pytest.MonkeyPatch) -> None:
-    cleaner, other = PlacementGroupCleanerCallback(), object()
-    monkeypatch.setattr(data_parallel_trainer.DataParallelTrainer, "_create_default_callbacks", lambda self: [cleaner, other])
+@pytest.mark.parametrize(("workers", "changes"), [(2, False), ((1, 2), True)])
+def test_the_trainer_s_callbacks_are_ours_and_ray_s_without_the_cleaner_and_a_number_that_changes_needs_our_policy(
+    workers: Any, changes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number of workers is reported by the policy or, without it, by the callback."""
+    cleaner, other, base = PlacementGroupCleanerCallback(), object(), data_parallel_trainer.DataParallelTrainer
+    monkeypatch.setattr(base, "_create_default_callbacks", lambda self: [cleaner, other])
+    monkeypatch.setattr(base, "_initialize_and_run_controller", lambda self, scaling_policy: scaling_policy)
     trainer = object.__new__(ray_compat.ElasticTrainer)
-    trainer._queue, trainer.scaling_config = None, ray.train.ScalingConfig()
-    made = ray_compat.ElasticTrainer._create_default_callbacks(trainer)
-    assert isinstance(made[0], ray_compat.WorkerStartCallback) and made[1:] == [other]
+    trainer._queue, trainer.scaling_config = object(), ray.train.ScalingConfig(num_workers=workers)
+    first, *more = trainer._create_default_callbacks()
+    policy = trainer._initialize_and_run_controller(scaling_policy=None)
+    assert isinstance(first, ray_compat.WorkerStartCallback) and more == [other]
+    assert isinstance(policy, ray_compat.Elastic) == changes and first._report == (not changes)
+    assert {each._queue for each in (first, policy) if each} == {trainer._queue}
 
 
 def test_the_scaling_policy_has_what_ours_overrides_and_calls() -> None:
@@ -178,6 +188,22 @@ def test_worker_group_callbacks_are_called_where_a_start_can_fail() -> None:
     assert parameters(ray.train.WorkerGroupError)[:2] == ["error_message", "worker_failures"]
 
 
+def start_callback(answer: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[ray_compat.WorkerStartCallback, list[int]]:
+    """The callback of a start of two workers, and the numbers it reports. `answer`: whether the driver stops, or the error."""
+
+    def get(reference: Any) -> bool:
+        if isinstance(reference, Exception):
+            raise reference
+        return bool(reference)
+
+    monkeypatch.setattr(ray, "get", get)
+    sent: list[int] = []
+    put = SimpleNamespace(remote=lambda message: sent.append(message["workers"]))
+    guard = ray_compat.WorkerStartCallback(SimpleNamespace(stop_requested=SimpleNamespace(remote=lambda: answer), put=put), True)
+    guard.before_worker_group_start(SimpleNamespace(num_workers=2))
+    return guard, sent
+
+
 @pytest.mark.parametrize(
     ("answer", "stops"),
     [(True, True), (False, False), (ActorDiedError(), True), (ActorUnavailableError("no route to its node", None), False)],
@@ -185,19 +211,43 @@ def test_worker_group_callbacks_are_called_where_a_start_can_fail() -> None:
 def test_a_start_of_workers_ends_if_the_driver_asks_for_it_or_is_gone_but_not_if_it_is_out_of_reach_for_a_moment(
     answer: Any, stops: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def get(reference: Any) -> bool:
-        if isinstance(reference, Exception):
-            raise reference
-        return bool(reference)
-
-    monkeypatch.setattr(ray, "get", get)
-    sent: list[Any] = []
-    queue = SimpleNamespace(stop_requested=SimpleNamespace(remote=lambda: answer), put=SimpleNamespace(remote=sent.append))
-    guard = ray_compat.WorkerStartCallback(queue, report=True)
-    guard.before_worker_group_start(SimpleNamespace(num_workers=2))
+    guard, sent = start_callback(answer, monkeypatch)
     with pytest.raises(Interrupted) if stops else nullcontext():
         guard.after_worker_group_start(None)
-    assert sent == ([] if stops else [{"workers": 2}])
+    assert sent == ([] if stops else [2])
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (RayTaskError("init", "a traceback", OSError("lost connection")), WorkerGroupError),
+        (WorkerGroupStartupFailedError("a worker died"), WorkerGroupStartupFailedError),
+        (Interrupted("stopped"), Interrupted),
+    ],
+)
+def test_a_start_that_fails_ends_the_workers_that_run_and_only_those(
+    error: Exception, raised: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray starts the workers again after a WorkerGroupError, and gives up the training after a RayTaskError."""
+    guard, _ = start_callback(False, monkeypatch)
+    ended: list[bool] = []
+    for starts in (True, False):
+        with pytest.raises(raised) as found, guard.on_worker_group_start():
+            if starts:
+                guard.after_worker_group_start(SimpleNamespace(shutdown=lambda: ended.append(True)))
+            raise error
+        assert found.value is error or found.value.worker_failures == {0: error}
+        assert ended == [True]
+
+
+@pytest.mark.parametrize(("stop", "raised"), [(False, WorkerGroupStartupTimeoutError), (True, Interrupted)])
+def test_a_start_that_finds_no_room_is_reported_and_tried_again_unless_the_driver_stops(
+    stop: bool, raised: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard, sent = start_callback(stop, monkeypatch)
+    with pytest.raises(raised), guard.on_worker_group_start():
+        raise WorkerGroupStartupTimeoutError(2)
+    assert sent == [0]
 
 
 @pytest.mark.ray

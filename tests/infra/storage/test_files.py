@@ -23,6 +23,7 @@ from infra.storage.objects import store as store_module
 from infra.storage.tables import delta_log
 from tests.infra.conftest import new_folder
 from tests.infra.storage.helpers import message_of, message_of_check
+from tests.servers import error_of_silence
 from tests.small_disk import fill, small_disk
 
 
@@ -173,6 +174,12 @@ def test_a_download_that_ends_too_early_is_refused():
             storage.local_copy(url),
         ):
             pytest.fail("fetched")
+
+
+def test_a_download_from_a_server_that_falls_silent_is_given_up(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(files, "_TIMEOUT", 0.05)
+    assert str(error_of_silence(lambda url: storage.local_copy(url).__enter__())).endswith("/file can't be downloaded: timed out")
 
 
 def test_the_home_folder_of_an_unknown_user_is_refused():

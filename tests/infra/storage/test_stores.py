@@ -53,8 +53,13 @@ def test_a_truncated_answer_is_read_again(store_folder, store_proxy):
 
 
 def test_retries_end_after_retry_seconds(store_folder, store_proxy, monkeypatch):
+    storage.write_bytes(f"{store_folder}/x", bytes(2**20))
     monkeypatch.setattr(store, "RETRY_SECONDS", 0.3)
-    for fail in (store_proxy.away, lambda: (store_proxy.back(), setattr(store_proxy, "fail_one_in", 1))):
+    for fail in (
+        lambda: setattr(store_proxy, "cut_answers", 30),
+        store_proxy.away,
+        lambda: (store_proxy.back(), setattr(store_proxy, "fail_one_in", 1)),
+    ):
         fail()
         before = store_proxy.requests
         message = message_of(lambda: storage.read_bytes(f"{store_folder}/x"))

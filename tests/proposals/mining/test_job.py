@@ -1,5 +1,7 @@
 """The jobs that make the proposals and examples tables."""
 
+import zlib
+
 import cv2
 import numpy as np
 import pytest
@@ -107,20 +109,50 @@ ANOTHER = {
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_every_setting_changes_the_examples(executor, images, rows, tmp_path, stage):
-    """In stage 1, three objects of class 1 to one of class 2, and only the settings of proposals have no effect."""
+def test_crops_made_with_any_other_option_are_not_those_that_the_folder_has(executor, images, rows, tmp_path, stage):
+    """Four objects of class 1, one of class 2, one of the background. Only what concerns boxes has no effect in stage 1."""
     assert set(ANOTHER) == set(ExampleSettings.model_fields)
-    few = [row for row in rows if row["image_id"].isdigit()][:4]
-    for row in few[1:]:  # object 2 becomes one of class 1
-        row["class_mask"] = encode_mask((decode_mask(row["object_mask"]) % 255 > 0).astype(np.uint8))
-    images_uri, found, made = images(few, 1), str(tmp_path / "p"), {}
-    make_proposals(images_uri, found, SEARCH, "p" * 16, executor)
-    for name, value in [("", None), *ANOTHER.items()]:
-        settings, out = ExampleSettings(**({name: value} if name else {})), str(tmp_path / f"out{name}")
-        mine_examples(stage, images_uri, found, out, settings, 64, fingerprint="e" * 16, executor=executor)
+    few = [row for row in rows if row["image_id"].isdigit()][:3]
+    for class_id, row in zip((1, 0), few[1:], strict=True):  # that of object 2
+        row["class_mask"] = encode_mask(np.array([0, 1, class_id, *[0] * 252, 255], np.uint8)[decode_mask(row["object_mask"])])
+    images_uri, found, out, made = images(few, 1), str(tmp_path / "p"), str(tmp_path / "out"), {}
+    usual = {"settings": ExampleSettings(max_per_image=9), "input_size": 64, "windows": ((1.0, 0.5), 0.5), "seed": 0}
+    others = {name: {"settings": usual["settings"].model_copy(update={name: value})} for name, value in ANOTHER.items()}
+    others |= {"input_size": {"input_size": 80}, "seed": {"seed": 1}, "background": {"background": False}}
+    others |= {"sizes": {"windows": ((1.0, 0.4), 0.5)}, "overlap": {"windows": ((1.0, 0.5), 0.9)}, "proposals": {}}
+    for name, changes in [("", {}), *others.items()]:
+        search = SEARCH.model_copy(update={"max_boxes": 99} if name == "proposals" else {})
+        make_proposals(images_uri, found, search, name, executor)
+        mine_examples(stage, images_uri, found, out, **usual | changes, fingerprint=name, executor=executor)
         made[name] = crops(out)
-    same = {name for name in ANOTHER if made[name] == made[""]}
-    assert same == ({"min_iou", "max_per_image"} if stage == 1 else set())
+    same = {name for name in others if made[name] == made[""]}
+    assert same == ({"min_iou", "max_per_image", "seed", "sizes", "overlap", "proposals"} if stage == 1 else set())
+
+
+def test_boxes_made_with_any_other_option_or_edge_model_are_not_those_that_the_folder_has(
+    executor, images, rows, tmp_path, monkeypatch
+):
+    """The search is replaced by one that returns a number for its options and for what the edge model's file holds."""
+    images_uri, found, model, made = images(rows[:1], 1), str(tmp_path / "p"), tmp_path / "model", []
+    model.write_bytes(b"forest")
+
+    def find(image: np.ndarray, options: EdgeBoxOptions) -> tuple[np.ndarray, np.ndarray]:
+        number = zlib.crc32(repr(options).encode() + model.read_bytes()) % 2**24
+        return np.array([[0, 0, 1, number]], np.float32), np.ones(1, np.float32)
+
+    monkeypatch.setattr(proposals_job, "find_boxes", find)
+    monkeypatch.setattr(proposals_job, "load_forest", lambda uri: None)
+    usual = ProposalSettings(edge_model=str(model))
+    values = {name: value for name, value in usual.edge_box.items() if not isinstance(value, str)}
+    others = [{name: not value if value is False else type(value)(value / 2)} for name, value in values.items()]
+    others += [{"edges": "gradient", "edge_model": None}, {"edge_model": str(tmp_path / "copy")}, {"kind": "windows"}, {}]
+    (tmp_path / "copy").write_bytes(b"copy")
+    for changes in ({}, *others):
+        if made and not changes:
+            model.write_bytes(b"another forest")
+        make_proposals(images_uri, found, usual.model_copy(update=changes), "p" * 16, executor)
+        made.append(str(content(found)[0]["boxes"]))
+    assert len(set(made)) == len(made) == len(values) + 5
 
 
 def test_dev_examples_are_not_repeated(executor, images, rows, tmp_path):
