@@ -5,6 +5,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -228,3 +229,18 @@ def test_the_results_name_the_classes_of_which_nothing_is_found(iou, missed):
     rows["edeconvnet_crf"]["iou"] = iou
     last = cli.results_text({"dataset": "d val", "images": 3, "rows": rows}).splitlines()[-1]
     assert last.startswith(missed) if missed else "nothing" not in last
+
+
+def test_each_result_has_a_row_with_its_own_metrics():
+    metrics = ("mean_iou", "pixel_accuracy", "boundary_f", "boundary_iou")
+    values = [[(10 * row + column + 1) / 1000 for column in range(len(metrics))] for row in range(len(RESULT_TITLES))]
+    rows = {name: dict(zip(metrics, found, strict=True)) for name, found in zip(RESULT_TITLES, values, strict=True)}
+    name, heads, *lines = cli.results_text({"dataset": "d val", "images": 3, "rows": rows}).splitlines()
+    assert name == "d val, 3 images" and re.split("  +", heads.strip()) == [
+        "mean IoU",
+        "pixel accuracy",
+        "boundary F",
+        "Boundary IoU",
+    ]
+    assert [line.split()[0] for line in lines] == list(RESULT_TITLES.values())
+    assert [[float(text) for text in line.split()[1:]] for line in lines] == values

@@ -23,6 +23,7 @@ from deconvnet.evaluation.voc_submission import job as voc_job
 from deconvnet.evaluation.voc_submission.archive import check_submission
 from deconvnet.inference import predictor
 from deconvnet.reporting import evaluation_report, gallery
+from deconvnet.reporting.run_summary import METRICS
 from deconvnet.settings import VOC_CLASSES
 from infra.errors import UserError
 from infra.runtime.local_executor import LocalExecutor
@@ -30,7 +31,7 @@ from tests.deconvnet.ensembles import random_image, save_networks
 from tests.workflows.commands import SMALL, call
 from workflows import evaluate, train_pipeline
 from workflows.operations import submission
-from workflows.pipelines.run_log import RUN_FILE
+from workflows.pipelines.run_log import RUN_FILE, result_metrics
 from workflows.pipelines.training import Pipeline
 from workflows.settings import CONFIGS, as_dict, load
 
@@ -168,6 +169,15 @@ def test_a_submission_cuts_windows_as_for_training(root: Path, tmp_path: Path, m
 
 def test_the_results_that_can_be_submitted_are_those_of_the_predictor() -> None:
     assert evaluate.RESULTS == predictor.RESULTS
+
+
+def test_each_measure_is_logged_under_its_own_name_and_the_iou_of_classes_is_that_of_the_ensemble_with_a_crf() -> None:
+    rows = {
+        name: {"iou": {"cat": f"iou {name}"}, **{metric: f"{metric} {name}" for metric in METRICS}} for name in predictor.RESULTS
+    }
+    found = result_metrics("dev", {"rows": rows, "expected_calibration_error": "error"})
+    expected = {f"dev.{metric}.{name}": f"{metric} {name}" for metric in METRICS for name in predictor.RESULTS}
+    assert found == expected | {"dev.iou.cat": "iou edeconvnet_crf", "dev.expected_calibration_error": "error"}
 
 
 def test_models_of_other_classes_are_refused(root: Path, tmp_path: Path) -> None:

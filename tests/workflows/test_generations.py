@@ -34,7 +34,7 @@ def workspace(tmp_path) -> str:
     for n in range(1, 6):
         generation = Generation(f"2026110{n}-000000", None, n - 1 or None)
         write(base, generation)
-        for part in ("models/stage2/model.json", "train/run/checkpoint"):
+        for part in ("models/stage2/model.json", "train/run/checkpoint", "init/net-1-0/model"):
             storage.write_bytes(storage.join(folder(base, generation.name), part), b"x")
         finish(base, generation, {"version": n})
     write(base, Generation("20261106-000000", None, 5))
@@ -82,7 +82,8 @@ def test_the_newest_the_champion_s_and_unfinished_generations_are_kept(workspace
     assert prune(workspace, 2, 2) == [*names(1, 3), "20261105-120000"]
     assert [g.name for g in read_all(workspace)] == names(2, 4, 5, 6)
     files = storage.list_files(folder(workspace))
-    assert [f for f in files if "/train/" in f] == ["20261106-000000/train/run/checkpoint"]  # of the unfinished one
+    kept = [f for f in files if "/train/" in f or "/init/" in f]
+    assert kept == ["20261106-000000/train/run/checkpoint"], "neither checkpoints nor champions' copies of the finished ones"
     assert f"{names(2)[0]}/models/stage2/model.json" in files and not [f for f in files if f.startswith("20261105-12")]
 
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from mlflow import MlflowClient
 
 from deconvnet.datasets.palette import GENERATED_CLASSES
 from deconvnet.tracking import register as register_module
+from deconvnet.tracking.mlflow_runs import MlflowRun
 from deconvnet.tracking.registry import aliases
 from infra import storage
 from infra.errors import Interrupted, UserError
@@ -36,20 +38,28 @@ class OnlyRegister(Pipeline):
 
 
 @pytest.fixture
-def run(tmp_path: Path, make_store: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """A function that runs the pipeline, as train_pipeline.py does, on an MLflow store that others use as well."""
+def run(tmp_path: Path, make_store: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A function that runs the pipeline, as train_pipeline.py does, on an MLflow store that others use as well.
+
+    It takes changes of the settings of tracking.
+    """
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(register_module, "_upload", lambda *_: (None, "file:///m"))
     store, workspace = make_store(tmp_path / "shared"), str(tmp_path / "w")
     settings = Settings(
         workspace=workspace,
         executor="local",
-        data={"classes": GENERATED_CLASSES},
+        data={"classes": GENERATED_CLASSES, "root": "s3://carla:hush@bucket/voc?sig=hush"},
         tracking={"uri": store, "system_metrics": False},
         cluster={"num_cpus": 1},
     )
     storage.write_json(f"{workspace}/report/results.json", example_results())
-    return lambda: OnlyRegister(settings).run_or_plan(PLAN) and None
+
+    def run(**changes: object) -> None:
+        tracking = settings.tracking.model_copy(update=changes)
+        OnlyRegister(settings.model_copy(update={"tracking": tracking})).run_or_plan(PLAN)
+
+    return run
 
 
 @pytest.fixture
@@ -59,7 +69,7 @@ def client(tmp_path: Path) -> MlflowClient:
 
 
 def test_a_version_that_was_deleted_is_registered_again(
-    run: Callable[[], None], client: MlflowClient, capsys: pytest.CaptureFixture[str]
+    run: Callable[..., None], client: MlflowClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run()
     assert "edeconvnet version 1, alias challenger" in capsys.readouterr().out
@@ -74,8 +84,27 @@ def test_a_version_that_was_deleted_is_registered_again(
     assert aliases(client.tracking_uri, "edeconvnet") == {"challenger": 2}
 
 
+def test_a_run_writes_no_password_of_its_settings_to_the_workspace_or_the_store(run: Callable[..., None], tmp_path: Path) -> None:
+    run()
+    assert json.loads((tmp_path / "w" / run_log.RUN_FILE).read_text())["settings"]["data"]["root"] == "s3://bucket/voc"
+    for file in tmp_path.rglob("*"):
+        assert not file.is_file() or not re.search(rb"carla|hush", file.read_bytes()), file
+
+
+def test_the_load_of_the_machine_is_logged_if_the_settings_say_so(
+    run: Callable[..., None], client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr(MlflowRun, "system_metrics", lambda run: logged.append(run.run_id) or nullcontext())
+    run(system_metrics=False)
+    assert not logged
+    client.delete_registered_model("edeconvnet")
+    run(system_metrics=True)
+    assert len(logged) == 1
+
+
 def test_a_run_that_lost_its_lock_does_not_note_that_another_came_to_its_end(
-    run: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has slept for long. If the other run is killed before it logs its results, the next run has to do so."""
     end = Pipeline._end
@@ -91,7 +120,7 @@ def test_a_run_that_lost_its_lock_does_not_note_that_another_came_to_its_end(
 
 
 def test_a_complete_workspace_needs_no_registry_that_answers(
-    run: Callable[[], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def away(*_: object) -> bool:
         raise UserError("no answer within 12 s")
@@ -108,7 +137,7 @@ def test_a_complete_workspace_needs_no_registry_that_answers(
 
 
 def test_the_alias_of_another_workspace_s_version_is_not_taken(
-    run: Callable[[], None], client: MlflowClient, capsys: pytest.CaptureFixture[str]
+    run: Callable[..., None], client: MlflowClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     client.create_registered_model("edeconvnet")
     client.create_model_version("edeconvnet", "file:///m", tags={"workspace.id": "theirs", "workspace": "/runs/theirs"})
@@ -129,7 +158,7 @@ def test_the_alias_of_another_workspace_s_version_is_not_taken(
 
 
 def test_a_run_that_was_killed_after_its_last_stage_is_completed_by_the_next(
-    run: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The results would otherwise be missing in MLflow for good, since every stage is complete."""
 

@@ -185,7 +185,9 @@ def test_a_run_that_ended_is_resumed_and_its_challenger_measured_beside_the_cham
     assert outcome and outcome["version"] == 2 and version.tags["verdict.against"] == "version 1"
     assert version.tags["verdict.why"] == outcome["why"] and outcome["why"] in version.description
     parent = json.loads((Path(generations.folder(str(retrainings.workspace), begun.name)) / "pipeline.json").read_text())
-    assert client.get_run(parent["mlflow_run_id"]).data.tags["verdict.why"] == outcome["why"]
+    run = client.get_run(parent["mlflow_run_id"]).data
+    assert run.tags["verdict.why"] == outcome["why"]
+    assert {f"verdict.{name}": outcome[name] for name in ("images", "rise", "lower", "upper")}.items() <= run.metrics.items()
     # The champion was evaluated on today's images, and the registry records the decision.
     report = Path(generations.folder(str(retrainings.workspace), begun.name)) / "report"
     old, new = (json.loads((report / name / "results.json").read_text()) for name in ("champion", ""))

@@ -1,7 +1,9 @@
 """Which generation a retraining runs, which champion it starts from, and what it is compared with."""
 
 import shutil
+from contextlib import nullcontext
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import NoReturn
 
@@ -13,6 +15,8 @@ from deconvnet.evaluation.comparison import IMAGE_CONFUSIONS, image_confusions_f
 from deconvnet.evaluation.hold_out import HoldOut
 from deconvnet.evaluation.metrics import ConfusionMatrix
 from deconvnet.inference.predictor import PredictorOptions
+from deconvnet.reporting.champion_report import COMPARISON
+from deconvnet.tracking.champion.moves import Move
 from deconvnet.tracking.initial_model import InitialModel
 from infra import storage
 from infra.errors import Interrupted, UserError
@@ -23,7 +27,7 @@ from proposals import schemas
 from proposals.image_notes import note_of_reject, note_of_row
 from tests.image_tables import image_row
 from workflows.operations import retraining as operation
-from workflows.operations.run_metrics import RunMetrics
+from workflows.operations.run_metrics import CHAMPION_SINCE, CHAMPION_VERSION, DATA_SINCE, IMAGES, RunMetrics
 from workflows.pipelines import generations, retraining, training
 from workflows.pipelines.generations import Generation
 from workflows.pipelines.retraining import CHAMPION_RESULTS, HOLD_OUT, Retraining
@@ -91,6 +95,13 @@ def test_an_unfinished_generation_is_resumed(settings, champion, tmp_path) -> No
     assert retraining.next_generation(settings).version == 4
     record(workspace, "register", [], [], version=4, model="edeconvnet")
     assert retraining.next_generation(settings) == begun, "it is its own challenger that was promoted"
+
+
+def test_an_unfinished_generation_is_forced_if_its_first_or_its_present_run_is(settings, champion) -> None:
+    for begun in (True, False):
+        generations.write(settings.workspace, Generation("20261102-000000", None, None, forced=begun))
+        assert retraining.next_generation(settings, forced=True).forced
+        assert retraining.next_generation(settings).forced is begun
 
 
 def test_an_unfinished_generation_of_a_moved_workspace_finds_the_previous_one(settings, champion, tmp_path) -> None:
@@ -218,25 +229,27 @@ def test_the_champion_predicts_with_the_options_with_which_it_was_registered(set
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours", "refused"),
+    ("theirs", "ours", "fewer", "refused"),
     [
-        ("edgebox", "windows", "its proposals.kind is windows, and the champion's edgebox, so"),
-        ("windows", "both", "its proposals.kind is both, and the champion's windows, so"),
-        ("edgebox", "both", ""),
-        ("windows", "windows", ""),
-        (None, "edgebox", ""),  # registered by an earlier version
+        ("edgebox", "windows", 0, "its proposals.kind is windows, and the champion's edgebox, so"),
+        ("windows", "both", 0, "its proposals.kind is both, and the champion's windows, so"),
+        ("edgebox", "both", 0, ""),
+        ("windows", "windows", 0, ""),
+        (None, "edgebox", 0, ""),  # registered by an earlier version
+        ("edgebox", "edgebox", 1, "its classes are not the champion's, so"),
     ],
 )
-def test_a_champion_is_not_measured_on_boxes_of_which_it_would_get_none_or_too_many(
-    settings, champion, monkeypatch, tmp_path, theirs: str | None, ours: str, refused: str
+def test_a_champion_of_other_classes_or_boxes_is_not_measured_and_no_earlier_comparison_stays(
+    settings, champion, monkeypatch, tmp_path, theirs: str | None, ours: str, fewer: int, refused: str
 ) -> None:
+    """It would get no boxes, or boxes that it was not trained on. The earlier comparison may be with another champion."""
     proposals = settings.proposals.model_copy(update={"kind": ours})
     generation = Generation("20261101-000000", None, None)
     pipeline = Retraining(settings.model_copy(update={"proposals": proposals}), generation, object())
     pipeline.generation = replace(generation, version=1)
     folder = str(tmp_path / "init" / "edeconvnet-1-0")
     for name in ("deconvnet", "fcn8s"):
-        storage.write_json(f"{folder}/{name}/model.json", {"classes": settings.data.classes})
+        storage.write_json(f"{folder}/{name}/model.json", {"classes": settings.data.classes[fewer:]})
     kind = {} if theirs is None else {"kind": theirs}
     storage.write_json(f"{folder}/options.json", {"classes": [], "proposals": kind, "segment": {}, "max_pixels": 9})
     monkeypatch.setattr(pipeline, "_champion_models", lambda source: (f"{folder}/deconvnet", f"{folder}/fcn8s"))
@@ -245,7 +258,11 @@ def test_a_champion_is_not_measured_on_boxes_of_which_it_would_get_none_or_too_m
     monkeypatch.setattr(retraining, "find_hold_out", lambda *_: HoldOut([], 0, 0))
     monkeypatch.setattr(retraining, "read_val_images", lambda _: {})
     monkeypatch.setattr(pipeline, "val_images", dict)
+    earlier = [pipeline.report(f"{COMPARISON}.{suffix}") for suffix in ("png", "json", "parquet")]
+    for file in earlier:
+        storage.write_bytes(file, b"of an earlier attempt")
     pipeline._evaluate_champion("f")
+    assert not any(map(storage.exists, earlier))
     assert measured == ([] if refused else ["val"])
     storage.write_json(pipeline.report("results.json"), {"classes": ["a"]})
     record(pipeline.root, "register", [], [], version=2)
@@ -291,6 +308,37 @@ def test_without_new_data_and_a_champion_the_log_says_what_would_give_one(settin
 
 
 @pytest.mark.parametrize(
+    ("champion_now", "known"),
+    [
+        (2, {CHAMPION_VERSION: 2, CHAMPION_SINCE: datetime(2026, 11, 26, tzinfo=UTC).timestamp()}),
+        (1, {CHAMPION_VERSION: 1}),  # moved in MLflow's pages, which record no time
+        (None, {}),
+        (UserError("MLflow is away"), {}),
+    ],
+)
+def test_the_age_of_the_champion_is_measured_if_it_is_known_and_the_data_in_any_case(
+    settings, monkeypatch, tmp_path, caplog, champion_now: int | UserError | None, known: dict
+) -> None:
+    def aliases(store: str, name: str) -> dict[str, int]:
+        if isinstance(champion_now, UserError):
+            raise champion_now
+        return {"champion": champion_now} if champion_now else {}
+
+    monkeypatch.setattr(operation.registry, "aliases", aliases)
+    monkeypatch.setattr(operation.registry, "registry_client", lambda *_: nullcontext())
+    moves = [Move("2026-11-26T00:00:00+00:00", "anne", 1, 2, "", False)]
+    monkeypatch.setattr(operation, "recorded_moves", lambda *_: moves)
+    pipeline = SimpleNamespace(store="", parent=settings.workspace, settings=settings)
+    prepared = Record("f", "r", [], "k", 1.0, {"counts": {"val": 5}, "rejects": 0})
+    metrics = RunMetrics("net", None)
+    operation._measure_state(pipeline, prepared, Webhook(None), metrics)
+    found = {metric: value for metric, values in metrics._values.items() for value in values.values()}
+    assert known.items() <= found.items() and found[IMAGES] == 5 and DATA_SINCE in found
+    assert {metric for metric in (CHAMPION_VERSION, CHAMPION_SINCE) if metric in found} == set(known)
+    assert ("the champion's age is not measured: MLflow is away" in caplog.text) is isinstance(champion_now, UserError)
+
+
+@pytest.mark.parametrize(
     ("images", "gone", "said"),
     [("", 3, "only 0 of the champion's 3 val images"), ("12", 3, "only 2 of the champion's 5"), ("", 0, "0")],
 )
@@ -312,6 +360,16 @@ def test_retraining_refuses_a_version_of_the_data(settings) -> None:
     old = settings.model_copy(update={"data": settings.data.model_copy(update={"version": 3})})
     with pytest.raises(UserError, match=r"data\.version 3: retraining uses the current images, so leave it out"):
         Retraining(old, Generation("20261101-000000", None, None))
+
+
+def test_a_retraining_registers_its_model_whatever_the_settings_say_and_needs_a_registry(settings) -> None:
+    def pipeline(**tracking: bool) -> Retraining:
+        changed = settings.model_copy(update={"tracking": settings.tracking.model_copy(update=tracking)})
+        return Retraining(changed, Generation("20261101-000000", None, None))
+
+    assert "register" in [stage.name for stage in pipeline(register_model=False).stages.stages]
+    with pytest.raises(UserError, match=r"it needs tracking\.enabled true"):
+        pipeline(enabled=False)
 
 
 def test_images_are_compared_with_the_previous_table_unless_an_earlier_version_wrote_it(settings, tmp_path, monkeypatch) -> None:

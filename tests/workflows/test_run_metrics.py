@@ -6,7 +6,7 @@ import subprocess
 import threading
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import requests
@@ -17,7 +17,7 @@ from infra.deploy.local.process import free_ports
 from infra.settings import NotifySettings
 from infra.storage import conditional
 from workflows.operations import retraining, run_metrics
-from workflows.operations.run_metrics import CHAMPION_VERSION, OUTCOME, REJECTS, RunMetrics
+from workflows.operations.run_metrics import CHAMPION_VERSION, LAST_SUCCESS, OUTCOME, REJECTS, RunMetrics
 from workflows.pipelines.training import Pipeline
 from workflows.pipelines.workspace import Workspace
 from workflows.settings import Settings
@@ -70,6 +70,16 @@ def check(first: dict[str, float], second: dict[str, float]) -> None:
     assert 'reason="a"' in reason
     (outcome,) = (name for name, value in second.items() if name.startswith(OUTCOME.name) and value)
     assert 'outcome="failed"' in outcome and 'model="net"' in outcome
+
+
+def test_every_run_that_came_to_its_end_counts_as_a_success(tmp_path: Path) -> None:
+    """An alert tells if there was none for days. A run that finds nothing new or refuses its model has worked, too."""
+    succeeded = set()
+    for outcome in get_args(run_metrics.Outcome):
+        delivered(str(tmp_path / f"{outcome}.prom"), outcome)
+        if LAST_SUCCESS.name in (tmp_path / f"{outcome}.prom").read_text():
+            succeeded.add(outcome)
+    assert succeeded == {"promoted", "refused", "unchanged"}
 
 
 def test_a_file_keeps_what_a_run_does_not_know(tmp_path: Path) -> None:
@@ -128,17 +138,27 @@ def test_two_retrainings_that_end_together_keep_each_other_s_metrics_in_a_file(
     assert found[f'{CHAMPION_VERSION.name}{{model="net"}}'] == 3 and found[f'{CHAMPION_VERSION.name}{{model="other"}}'] == 4
 
 
-def test_rejects_of_an_earlier_run_do_not_stay_when_there_are_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("reasons", "counts"),
+    [
+        ((), {"none": 0}),
+        (("truncated: 5 of 9", "truncated: 6 of 9", "truncated: 6 of 9", "no mask"), {"truncated": 3, "no mask": 1}),
+    ],
+)
+def test_rejects_replace_those_of_an_earlier_run_and_are_added_up_by_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reasons: tuple[str, ...], counts: dict[str, int]
+) -> None:
     file, workspace = tmp_path / "deconvnet.prom", Workspace(str(tmp_path / "w"))
     delivered(str(file), "promoted", reasons="ab")
     for folder in ("champion", ""):
         storage.write_json(workspace.report(folder, "results.json"), {})
-    workspace.write_rejects()
+    rows = [{"stage": "prepare", "reason": reason} for reason in reasons]
+    monkeypatch.setattr(retraining.tables, "iter_rows", lambda *_: rows)
     metrics = RunMetrics("net", str(file))
     retraining._measure_results(workspace, metrics)  # type: ignore[arg-type]
     metrics.deliver("refused")
     rejects = {name: value for name, value in values(file.read_text()).items() if name.startswith(REJECTS.name)}
-    assert rejects == {f'{REJECTS.name}{{model="net",reason="none",stage="prepare"}}': 0}
+    assert rejects == {f'{REJECTS.name}{{model="net",reason="{reason}",stage="prepare"}}': n for reason, n in counts.items()}
 
 
 @pytest.mark.skipif(not shutil.which("prometheus-pushgateway"), reason="needs the Debian package prometheus-pushgateway")

@@ -224,6 +224,24 @@ def test_each_training_has_its_table_and_that_of_its_dev_images(folder: Path, mo
         assert found == {"examples_uri": f"{folder}/w/{table}", "dev_uri": f"{folder}/w/{dev}"}
 
 
+def test_a_training_resumes_only_from_checkpoints_of_the_same_stage_and_settings(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints: list[str] = []
+
+    def train(job: TrainingJob, **_: object) -> None:
+        checkpoints.append(storage.join(job.checkpoints_uri, job.run_name))
+        raise Called
+
+    monkeypatch.setattr(local_trainer, "train_locally", train)
+    pipeline = Pipeline(settings_with(folder, {}))
+    given = [(stage, fingerprint) for stage in TRAININGS.split() for fingerprint in ("0" * 64, "1" * 64)]
+    for stage, fingerprint in given:
+        with pytest.raises(Called):
+            pipeline._train(stage, fingerprint)
+    assert len(set(checkpoints)) == len(given)
+
+
 @pytest.fixture(scope="module")
 def unchanged() -> Callable[[str, Settings, Callable[[Settings], dict[str, Any]]], dict[str, Any]]:
     """Makes what is compared with only once for the same settings."""

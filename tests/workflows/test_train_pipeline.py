@@ -112,7 +112,9 @@ def test_the_runs_in_mlflow(workspace) -> None:
     assert children == {f"{number} {stage}" for number, stage in enumerate(stages, 1)}
     runs = {r.data.tags.get("stage"): r for r in runs.values()}
     assert all(r.info.status == "FINISHED" for r in runs.values())
-    assert float(parent.data.params["train.stage2.lr"]) == 0.1 and "val.mean_iou.edeconvnet_crf" in parent.data.metrics
+    assert float(parent.data.params["train.stage2.lr"]) == 0.1
+    rates = {stage: runs[stage].data.params["train.lr"] for stage in ("fcn8s", "stage1", "stage2")}
+    assert rates == {"fcn8s": "0.02", "stage1": "0.1", "stage2": "0.1"}
     losses = client.get_metric_history(runs["stage2"].info.run_id, "loss")
     assert [point.step for point in losses] == [2, 4, 6, 8]
     for stage, split in (("proposals", "dev"), ("evaluate", "val")):
@@ -149,8 +151,10 @@ def test_mlflow_and_the_report_describe_the_run(workspace) -> None:
         assert tracked.data.tags["config"] == "quickstart" and code_tags(code_version()).items() <= tracked.data.tags.items()
         assert stage == "prepare" or tracked.data.tags["data.digest"].startswith(digest)
     metrics = runs["evaluate"].data.metrics
-    assert f"val.iou.{results['classes'][1]}" in metrics
-    assert metrics["val.boundary_f.fcn8s"] == results["rows"]["fcn8s"]["boundary_f"]
+    rows = results["rows"]
+    mean_iou = {f"val.mean_iou.{name}": row["mean_iou"] for name, row in rows.items()}
+    assert mean_iou.items() <= metrics.items() and mean_iou.items() <= parent.data.metrics.items()
+    assert metrics["val.boundary_f.fcn8s"] == rows["fcn8s"]["boundary_f"]
     assert metrics["val.expected_calibration_error"] == results["expected_calibration_error"]
     page = (folder / "report" / "index.html").read_text()
     assert f'<td class="number">{best}</td>' in page and page.count('src="data:image/png') >= 10
@@ -170,12 +174,15 @@ def test_mlflow_and_the_report_describe_the_run(workspace) -> None:
 
 
 def test_evaluate_writes_a_report_of_the_dev_images_beside_that_of_the_val_images(workspace, monkeypatch) -> None:
-    """And if it was stopped while it drew figures, it does not measure the images again."""
+    """And if it was stopped while it drew figures, no results of earlier networks stay, and no image is measured again."""
     folder, _ = workspace
     before, command = (folder / "report/results.json").read_bytes(), ("--workspace", str(folder), *TINY, "--split", "dev", *LOCAL)
+    (folder / "evaluations/dev").mkdir(parents=True)
+    (folder / "evaluations/dev/results.json").write_text("{}")
     with monkeypatch.context() as patch:
         patch.setattr(gallery, "load_and_draw_gallery", Mock(side_effect=Interrupted("stopped")))
         assert call(evaluate.main, *command).returncode == 75
+    assert not (folder / "evaluations/dev/results.json").exists()
     done = call(evaluate.main, *command)
     assert done.returncode == 0, done.stderr
     assert re.search(r"(\d) of \1 batches of images were evaluated before the interruption", done.stdout)

@@ -46,7 +46,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Elsewhere:
     made = Elsewhere(tmp_path / LOCK)
     # In these modules alone: the thread that renews a lock goes by the machine's clock.
     monkeypatch.setattr(lock_module, "time", SimpleNamespace(time=lambda: made.now))
-    monkeypatch.setattr(workspace_module, "time", SimpleNamespace(sleep=made.sleep, monotonic=time.monotonic))
+    monkeypatch.setattr(workspace_module, "time", SimpleNamespace(sleep=made.sleep, monotonic=lambda: made.now))
     return made
 
 
@@ -78,6 +78,22 @@ def test_a_lock_that_is_released_meanwhile_is_taken_at_once(elsewhere: Elsewhere
     elsewhere.acts_at, elsewhere.act = NOW + 50, lambda record: replace(record, expires=0.0)
     with hold_workspace(str(tmp_path), "train_pipeline.py", replace_lost_run=True):
         assert elsewhere.now - NOW < 60
+
+
+def test_a_generation_whose_command_renews_its_lock_is_waited_for_only_as_long_as_its_lock_may_last(
+    elsewhere: Elsewhere, tmp_path: Path
+) -> None:
+    """The holder of the outer lock was lost, so the command in the generation should notice that and end."""
+
+    def renew(record: LockRecord) -> LockRecord:
+        assert elsewhere.now < NOW + 1000, "it is waited for without end"
+        return replace(record, expires=elsewhere.now + 900)
+
+    elsewhere.acts_at, elsewhere.act = NOW, renew
+    outer = SimpleNamespace(check=lambda: None)
+    with pytest.raises(Locked, match="process 7"), hold_workspace(str(tmp_path), "retrain.py", minutes=5, held=[outer]):
+        raise AssertionError
+    assert 300 <= elsewhere.now - NOW < 310
 
 
 @pytest.mark.parametrize("options", [{}, {"replace_lost_run": True, "should_stop": lambda: True}])

@@ -182,6 +182,8 @@ def test_replicas_get_the_number_the_size_and_the_nodes_of_the_settings(shared: 
     assert ended == ["deconvnet", "shutdown"][: 1 + shared]
     assert options["kind"] is Replica and options["num_replicas"] == 3
     assert options["ray_actor_options"] == {"num_cpus": 2, "num_gpus": 0.5, "label_selector": {"pool": "gpu"}}
+    assert options["max_ongoing_requests"] == ray_serve._ONGOING_REQUESTS, "Ray Serve's own limit is 5"
+    assert options["graceful_shutdown_timeout_s"] == ray_serve._SHUTDOWN_SECONDS, "Ray Serve kills replicas after 20 s"
     with pytest.raises(UserError, match="already runs Ray Serve"):
         monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(proxies={}, applications={"another": None}))
         run_replicas(model).__enter__()

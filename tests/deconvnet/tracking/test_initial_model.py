@@ -7,7 +7,10 @@ import pytest
 
 from deconvnet import DeconvNet, FCN8s
 from deconvnet.models.checkpoint import save_model
-from deconvnet.tracking.initial_model import find_initial_model, initial_model_folder
+from deconvnet.tracking import initial_model
+from deconvnet.tracking.initial_model import InitialModel, find_initial_model, initial_model_folder
+from deconvnet.tracking.registry import Version
+from infra import storage
 from infra.errors import UserError
 
 
@@ -46,3 +49,24 @@ def test_a_network_that_is_replaced_or_removed_during_a_run_is_refused(workspace
     shutil.rmtree(workspace / "models" / "stage2")
     with pytest.raises(UserError, match="was changed"):
         initial_model_folder(start, "deconvnet", "", "")
+
+
+def test_a_registered_model_whose_copy_was_interrupted_is_fetched_again_and_a_complete_copy_is_used(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = InitialModel("models:/net/1", Version("net", "1", "id", "file:///m"), {})
+    fetched: list[str] = []
+
+    def fetch(version: Version, store: str, target: str) -> None:
+        fetched.append(target)
+        storage.copy_tree(str(workspace / "models/fcn8s"), f"{target}/fcn8s")
+        if len(fetched) == 1:
+            raise KeyboardInterrupt
+        storage.copy_tree(str(workspace / "models/stage2"), f"{target}/deconvnet")
+
+    monkeypatch.setattr(initial_model, "fetch", fetch)
+    with pytest.raises(KeyboardInterrupt):
+        initial_model_folder(start, "deconvnet", "", str(tmp_path / "init"))
+    for _ in range(2):
+        assert initial_model_folder(start, "deconvnet", "", str(tmp_path / "init")) == f"{fetched[0]}/deconvnet"
+    assert len(fetched) == 2

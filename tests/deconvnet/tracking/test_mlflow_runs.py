@@ -95,15 +95,22 @@ def test_a_resumed_pipeline_continues_its_runs(tracker):
 
     again = MlflowTracker(tracker.uri, "test")
     with again.pipeline("p", {"seed": 2}, resume_run_id=parent.run_id) as resumed:
-        assert resumed.run_id == parent.run_id
+        assert resumed.run_id == parent.run_id and again.client.get_run(parent.run_id).info.status == "RUNNING"
         with resumed.stage("s", "f") as child:
-            assert child.run_id == children[0].info.run_id
+            assert child.run_id == children[0].info.run_id and again.client.get_run(child.run_id).info.status == "RUNNING"
         with resumed.stage("s", "other settings") as other:
             assert other.run_id != child.run_id
     read = tracker.client.get_run(parent.run_id)
     assert read.info.status == "FINISHED"
     assert read.data.params["seed"] == "1" and read.data.tags["changed.seed"] == "2"
     assert tracker.client.get_run(child.run_id).info.status == "FINISHED"
+
+
+def test_a_pipeline_run_has_the_whole_settings_as_a_file_as_params_are_cut(tracker, tmp_path):
+    settings = {"seed": 1, "classes": "z" * (mlflow_runs.MAX_PARAM + 1), "none": None}
+    with tracker.pipeline("p", settings) as run:
+        pass
+    assert json.loads(Path(tracker.client.download_artifacts(run.run_id, "settings.json", str(tmp_path))).read_text()) == settings
 
 
 def test_a_pipeline_run_that_was_deleted_is_replaced(tracker):

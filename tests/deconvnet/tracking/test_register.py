@@ -206,15 +206,19 @@ def test_the_model_predicts_the_pipelines_masks_in_a_process_without_this_projec
     assert bad == {"mask": None, "error": "not an image"}
 
 
-def test_a_second_version_takes_the_alias_and_contains_its_edge_model(tracker, registered, folder, tmp_path):
+def test_a_second_version_takes_the_alias_and_contains_its_edge_model_and_its_limit_of_pixels(
+    tracker, registered, folder, tmp_path
+):
     forest = tmp_path / "forest.yml.gz"
     forest.write_bytes(b"trees")
-    _, number = register_ensemble(tracker, folder, proposals=EDGES | {"edge_model": str(forest)})
+    _, number = register_ensemble(tracker, folder, proposals=EDGES | {"edge_model": str(forest)}, max_pixels=5000)
     version = tracker.client.get_model_version_by_alias("shapes", "challenger")
     assert int(version.version) == number == registered[1] + 1
     inside = Path(version.source.removeprefix("file://"))
     options = json.loads((inside / "artifacts/ensemble/options.json").read_text())
-    assert (inside / "artifacts/ensemble" / options["proposals"]["edge_model"]).read_bytes() == b"trees"
+    assert (inside / "artifacts/ensemble" / options["proposals"]["edge_model"]).read_bytes() == b"trees" and options[
+        "max_pixels"
+    ] == 5000
     tracker.client.set_registered_model_alias("shapes", "challenger", str(registered[1]))
 
 

@@ -1,5 +1,6 @@
 """Which MLflow store is used, and that a store that can't be used is reported within seconds."""
 
+import itertools
 import os
 import shutil
 import socket
@@ -137,11 +138,13 @@ def test_an_unreachable_server_is_a_user_error_without_secrets():
 
 
 def test_a_server_that_does_not_reply_is_a_user_error_after_some_seconds(monkeypatch):
+    """After that the timeouts are again those of the user and of MLflow."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "9")
     assert store._CHECK_SECONDS < 15
     monkeypatch.setattr(store, "_CHECK_SECONDS", 0.2)
     with silent_port() as listener, pytest.raises(UserError, match=r"can't be used.*no answer within"):
         check_store(f"http://127.0.0.1:{listener.getsockname()[1]}")
-    assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
+    assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ and os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "9"
 
 
 def test_a_file_that_is_no_database_is_a_user_error(tmp_path):
@@ -217,6 +220,20 @@ def files_of_version(workspace: Path, target: Path) -> str:
     copied = Path(mlflow.artifacts.download_artifacts(artifact_uri=version.source, dst_path=str(target), tracking_uri=uri))
     assert (copied / "weights.txt").read_bytes() == b"weights"
     return version.source
+
+
+def test_a_version_that_was_registered_anew_under_an_old_number_is_another_one(tmp_path, make_store, monkeypatch):
+    """What was made or copied of the old one would otherwise be used for the new one, which has the same name and number."""
+    clock = "mlflow.store.model_registry.sqlalchemy_store.get_current_time_millis"
+    monkeypatch.setattr(clock, itertools.count(1_800_000_000_000).__next__)
+    client = registered(tmp_path, make_store).client
+    before = registry.find("models:/net/1", client.tracking_uri, "model")
+    assert registry.find("models:/net/1", client.tracking_uri, "model") == before
+    client.delete_registered_model("net")
+    client.create_registered_model("net")
+    client.create_model_version("net", before.source)
+    after = registry.find("models:/net/1", client.tracking_uri, "model")
+    assert after.title == before.title and after.id != before.id
 
 
 @pytest.mark.parametrize("name", ["moved", "moved here, für Anna", "deeper/and/deeper"])

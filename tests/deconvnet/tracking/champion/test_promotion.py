@@ -1,9 +1,11 @@
 """A decision is carried out once, recorded, and never over the champion that another run has made meanwhile."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -11,7 +13,7 @@ from mlflow import MlflowClient
 from deconvnet.tracking import promotion
 from deconvnet.tracking.champion.moves import recorded_moves
 from deconvnet.tracking.promotion import Decision, promote, set_champion
-from deconvnet.tracking.registry import CHAMPION, aliases
+from deconvnet.tracking.registry import CHAMPION, aliases, update_model_description
 from infra.errors import Interrupted, UserError
 from infra.storage.lock import Lock, LockRecord
 
@@ -48,6 +50,30 @@ def test_the_models_description_shows_who_was_champion(shop) -> None:
     assert f"| not promoted {first} against version 1: cat \\| falls |  |" in rows[0]
     assert f"| promoted {first}: there was no champion | champion |" in rows[1]
     assert "models:/net@champion" in page
+
+
+class Server:
+    """The client of a server with a password, which returns one version a page."""
+
+    tracking_uri = "http://anne:hush@host:5000"
+
+    def __init__(self, client: MlflowClient) -> None:
+        self._client, self._tokens = client, set[str | None]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def search_model_versions(self, condition: str, number: int, order: list[str], token: str | None) -> Any:
+        assert token not in self._tokens, "the same page again"
+        self._tokens.add(token)
+        return self._client.search_model_versions(condition, 1, order, token)
+
+
+def test_the_models_description_has_the_versions_of_all_pages_and_the_server_without_its_password(shop) -> None:
+    update_model_description(Server(shop.client), "net")
+    page = shop.client.get_registered_model("net").description
+    assert "MLFLOW_TRACKING_URI=http://host:5000\n" in page and "hush" not in page and "anne" not in page
+    assert [line[:5] for line in page.splitlines() if re.match(r"\| \d", line)] == ["| 2 |", "| 1 |"]
 
 
 def test_the_models_description_is_never_longer_than_a_database_takes(shop) -> None:
