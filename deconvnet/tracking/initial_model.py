@@ -36,9 +36,10 @@ class InitialModel:
     def key(self) -> str:
         """Return a text that identifies the weights. A training is repeated if this text has changed.
 
-        For a registered model, it is the URI and version number, otherwise the checksums, separated by spaces.
+        For a registered model, it is the version and its id, which another version of the same number in a new registry does not
+        have. Otherwise it is the checksums, separated by spaces.
         """
-        return f"{self.source} version {self.version.number}" if self.version else " ".join(self.weights.values())
+        return f"{self.version.title} (id {self.version.id})" if self.version else " ".join(self.weights.values())
 
 
 def find_initial_model(source: str, tracking_uri: str) -> InitialModel:

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from deconvnet import DeconvNet, FCN8s
 from deconvnet.models.checkpoint import save_model
-from deconvnet.tracking import initial_model
+from deconvnet.tracking import initial_model, registry
 from deconvnet.training import channel_pruning_job, local_trainer
 from deconvnet.training.channel_pruning_job import PruningJob
 from deconvnet.training.job import TrainingJob
@@ -177,4 +177,5 @@ def test_all_trainings_of_a_run_start_from_one_version_although_its_alias_is_mov
             pipeline._train(name, "f" * 64)
     assert [Path(start or "").parent.name.rpartition("-")[0] for start in starts] == ["net-1", "net-1"]
     stages = {stage.name: stage.settings.get("init_weights") for stage in pipeline.stages.stages}
-    assert {stages[name] for name in ("fcn8s", "stage1", "stage2")} == {"models:/net@champion version 1"}
+    expected = f"net version 1 (id {registry.find('models:/net/1', store, 'model').id})"
+    assert {stages[name] for name in ("fcn8s", "stage1", "stage2")} == {expected}

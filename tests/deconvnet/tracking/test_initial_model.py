@@ -1,6 +1,7 @@
 """`init.from` finds a network in a workspace or a model folder."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,13 @@ def test_a_network_that_is_replaced_or_removed_during_a_run_is_refused(workspace
     shutil.rmtree(workspace / "models" / "stage2")
     with pytest.raises(UserError, match="was changed"):
         initial_model_folder(start, "deconvnet", "", "")
+
+
+def test_another_version_or_the_same_number_in_a_new_registry_starts_the_trainings_anew_and_another_alias_does_not() -> None:
+    start = InitialModel("models:/net/1", Version("net", "1", "id", "file:///m"), {})
+    for version in (Version("net", "1", "id 2", "file:///m"), Version("net", "2", "id", "file:///m")):
+        assert replace(start, version=version).key != start.key
+    assert replace(start, source="models:/net@champion").key == start.key
 
 
 def test_a_registered_model_whose_copy_was_interrupted_is_fetched_again_and_a_complete_copy_is_used(
