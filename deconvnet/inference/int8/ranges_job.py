@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 IMAGES = 16
 """Number of images on which ranges are recorded."""
 _WITHOUT_EFFECT = {"aggregation", "ensemble", "fcn_weight", "batch", "int8", "crf", "background"}
-"""Options that don't change what the networks compute."""
+"""Options that don't change what the networks compute. With `early_exit`, `aggregation` does."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,8 @@ def _units(inputs: RangeInputs) -> Sequence[_Unit]:
 def _digest(options: PredictorOptions, units: Iterable[_Unit]) -> str:
     """Return a digest of the images, of their boxes, and of the options on which the ranges of given networks depend."""
     used = {name: value for name, value in asdict(options).items() if name not in _WITHOUT_EFFECT}
+    if options.early_exit is not None:
+        used["aggregation"] = options.aggregation  # it decides which boxes are left out
     # The names of parts stand for their content.
     images = [(unit.images.name, unit.proposals.name, unit.row_group, unit.position) for unit in units]
     return hashlib.sha256(json.dumps([used, images], sort_keys=True).encode()).hexdigest()

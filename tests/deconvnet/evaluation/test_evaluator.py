@@ -13,9 +13,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from deconvnet.datasets.objects import make_object_mask
 from deconvnet.datasets.overlay import side_by_side
+from deconvnet.datasets.palette import class_palette
 from deconvnet.evaluation import evaluator
 from deconvnet.evaluation.boundaries import BoundaryCounts, boundary_counts
 from deconvnet.evaluation.breakdowns import object_ious
@@ -229,15 +231,15 @@ def test_an_interrupted_evaluation_goes_on_where_it_ended(interrupted, tmp_path,
 
 
 @pytest.mark.parametrize(
-    "changed", ["options", "networks", "images", "proposals", "split", "classes", "version", "device", "ranges of int8"]
+    "changed", ["options", "deconvnet", "fcn8s", "images", "proposals", "split", "classes", "version", "device", "ranges of int8"]
 )
 def test_what_other_inputs_have_left_is_measured_again(interrupted, image_tables, tmp_path, predicted, monkeypatch, changed):
     inputs, (_, proposals, rows) = interrupted, image_tables
     if changed == "options":
         inputs = replace(inputs, options=replace(OPTIONS, crf={"iterations": 1}))
-    elif changed == "networks":
+    elif changed in ("deconvnet", "fcn8s"):
         save_networks(tmp_path / "others", CLASSES, seed=7)
-        inputs = replace(inputs, fcn8s_uri=str(tmp_path / "others" / "fcn8s"))
+        inputs = replace(inputs, **{f"{changed}_uri": str(tmp_path / "others" / changed)})
     elif changed in ("images", "proposals"):
         boxes = list(tables.iter_rows(proposals))
         for row in rows if changed == "images" else ():
@@ -331,3 +333,18 @@ def test_a_batch_without_annotated_images_adds_nothing(tmp_path, models, rng):
     inputs = EvaluationInputs(*models, *of, "val", CLASSES, OPTIONS, str(tmp_path / "report"))
     found = evaluate(inputs, "made up", LocalExecutor(1))
     assert list(found.confusions) == ["p3"] and found.results["images"] == 1
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_without_a_background_class_0_has_objects_and_is_painted_in_colour(tmp_path, models, background):
+    """In the breakdowns by size of object, the masks and the pictures."""
+    halves = np.repeat([[0], [1]], 48, axis=0).astype(np.uint8).repeat(96, axis=1)
+    row = image_row("p", np.full((96, 96, 3), 120, np.uint8), halves, halves + 1, "val")
+    of = write_images_and_proposals(tmp_path, [row], [boxes_row(row, [])])
+    options = replace(OPTIONS, background=background)
+    found = evaluate(EvaluationInputs(*models, *of, "val", CLASSES, options, str(tmp_path / "report")), "m", LocalExecutor(1))
+    assert sum(found.breakdowns["sizes"]["objects"]) == (1 if background else 2)
+    mask = Image.open(tmp_path / "report/masks/p.png")
+    assert mask.getpalette()[:9] == class_palette(background)[:3].ravel().tolist()
+    truth = decode_image((tmp_path / "report/images/p.jpg").read_bytes())[6, 102]  # class 0 in the middle of three pictures
+    np.testing.assert_allclose(truth, [120, 120, 120] if background else class_palette(False)[0] / 2 + 60, atol=20)

@@ -119,7 +119,12 @@ def test_the_key_changes_with_everything_the_masks_depend_on(root: Path, recipe:
     ]
     shutil.rmtree(recipe.fcn8s)
     save_model(randomised(FCN8s(3, 0.1, batch_norm=True), 7), recipe.fcn8s, CLASSES)
-    assert len({key, *others, recipe.key(images)}) == 7
+    others.append(recipe.key(images))
+    forest = tmp_path / "forest.npz"
+    for content in (b"one", b"another"):
+        forest.write_bytes(content)
+        others.append(replace(recipe, edge_boxes=EDGES | {"edge_model": str(forest)}).key(images))
+    assert len({key, *others}) == 9
 
 
 def test_the_key_changes_with_the_ranges_for_8_bit_integers_if_these_are_used(recipe: Recipe) -> None:

@@ -1,6 +1,6 @@
 """Prediction in 8-bit integers: layers compute exactly, networks predict what those in floats do, ranges belong to weights."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -214,12 +214,21 @@ def test_ranges_are_recorded_once_on_training_images_at_even_distances(
     assert before == sorted((file, file.stat().st_mtime_ns) for file in Path(inputs.deconvnet_uri).parent.rglob("*.*"))
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("proposals", 1), ("flip", True), ("max_side", 48), ("early_exit", 0.5), ("context", 2.0)]
-)
-def test_ranges_are_recorded_anew_with_other_options_that_change_them(inputs: RangeInputs, name: str, value: object) -> None:
+@pytest.mark.parametrize("early_exit", [None, 0.005])
+def test_ranges_belong_to_the_options_that_say_what_the_networks_see(early_exit: float | None) -> None:
+    """What their scores are used for has no effect, but for the scores that decide which boxes are left out."""
+    options = PredictorOptions(early_exit=early_exit)
+    others = {each.name: replace(options, **{each.name: "other"}) for each in fields(options)}
+    changed = {name for name, other in others.items() if ranges_job._digest(other, []) != ranges_job._digest(options, [])}
+    of_scores = {"ensemble", "fcn_weight", "batch", "int8", "crf", "background"} | (
+        {"aggregation"} if early_exit is None else set()
+    )
+    assert changed == others.keys() - of_scores
+
+
+def test_ranges_are_recorded_anew_with_other_options_that_change_them(inputs: RangeInputs) -> None:
     files = []
-    for options in ({}, {name: value}, {name: value, "aggregation": "mean", "crf": {"iterations": 1}, "batch": 1}):
+    for options in ({}, {"context": 2.0}, {"context": 2.0, "aggregation": "mean", "crf": {"iterations": 1}, "batch": 1}):
         record_missing_ranges(replace(inputs, options=replace(inputs.options, **options)), LocalExecutor(1))
         files.append(sorted(Path(inputs.deconvnet_uri).glob("activation_ranges-*")))
     assert len(files[0]) == 1 and files[0] != files[1] == files[2]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deconvnet.inference.pixels import PixelMeasures, average_measures, scan_pixels
-from deconvnet.inference.uncertainty import DOUBT, Measures
+from deconvnet.inference.uncertainty import Measures
 
 
 def softmax_of(scores: np.ndarray) -> np.ndarray:
@@ -53,7 +53,7 @@ def expected_measures(pixels: PixelMeasures, inside: np.ndarray) -> Measures:
     planes = (pixels.confidence, pixels.before_crf, pixels.entropy, pixels.disagrees)
     return Measures(
         *(pytest.approx(np.mean([plane[at] for at in places]), abs=1e-6) for plane in planes),
-        pytest.approx(np.mean([pixels.before_crf[at] < DOUBT for at in edge])) if edge else None,
+        pytest.approx(np.mean([pixels.before_crf[at] < 0.5 for at in edge])) if edge else None,
     )
 
 

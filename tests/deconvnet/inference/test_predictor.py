@@ -80,6 +80,15 @@ def test_masks_are_the_arg_max_of_the_probabilities(networks, sample):
     assert (predictor.predict(*sample).mask == masks["edeconvnet_crf"]).all()
 
 
+@pytest.mark.parametrize("name", ["ensemble", "fcn_weight", "crf"])
+def test_a_prediction_is_by_the_same_options_as_the_results(networks, sample, name):
+    """By those that `predict` applies itself; the networks' scores are computed by the same code."""
+    default, other = (Predictor(*networks, PredictorOptions(**options)) for options in ({}, {name: ANOTHER[name]}))
+    mask = other.masks(*sample)["edeconvnet_crf"]
+    np.testing.assert_array_equal(other.predict(*sample).mask, mask)
+    assert (default.masks(*sample)["edeconvnet_crf"] != mask).any()
+
+
 def test_a_prediction_says_how_sure_it_is(networks, sample):
     predictor = Predictor(*networks)
     found, p = predictor.predict(*sample), predictor.probabilities(*sample)

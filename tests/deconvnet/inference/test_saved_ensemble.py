@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -59,12 +60,19 @@ def test_an_ensemble_registered_before_forests_existed_keeps_its_edges(folder: P
     np.testing.assert_array_equal(found.mask, Predictor(*networks, PredictorOptions(**SEGMENT)).predict(found.image, boxes).mask)
 
 
-def test_an_unusable_image_is_refused_with_a_reason(folder: Path) -> None:
+def test_an_unusable_image_is_refused_with_a_reason(folder: Path, monkeypatch) -> None:
     with pytest.raises(BadInput, match=r"130×90 is larger than 10,000 pixels"):
         SavedEnsemble(str(folder)).predict(encode_jpeg(random_image(0, 90, 130)))
     assert SavedEnsemble(str(folder), max_pixels=20_000).predict(encode_jpeg(random_image(0, 90, 130))).mask.shape == (90, 130)
     with pytest.raises(BadInput, match="not an image"):
         SavedEnsemble(str(folder)).predict(b"text")
+
+    def failing(*_: object, **__: object) -> None:
+        raise cv2.error("OpenCV: too\n  large")
+
+    monkeypatch.setattr("deconvnet.inference.saved_ensemble.edge_boxes", failing)
+    with pytest.raises(BadInput, match="can't be segmented: OpenCV: too large"):
+        SavedEnsemble(str(folder)).predict(encode_jpeg(random_image(0, 60, 80)))
 
 
 @pytest.mark.parametrize("spoil", ["options.json", "fcn8s/model.json"])

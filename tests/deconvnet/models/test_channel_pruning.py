@@ -12,6 +12,7 @@ from deconvnet.models.init_weights import channel_pruning
 from deconvnet.models.init_weights.channel_pruning import prune_vgg16, r_squared, regress, select_channels
 from deconvnet.models.init_weights.vgg16 import load_vgg16, read_vgg16, write_vgg16
 from deconvnet.models.layers import VGG16_CHANNELS, VGG16_CONVOLUTIONS
+from deconvnet.models.preprocessing import CONVENTIONS
 from deconvnet.settings import ModelSettings
 from deconvnet.training import channel_pruning_job
 from deconvnet.training.channel_pruning_job import PruningJob, prune, prune_on
@@ -261,6 +262,23 @@ def test_large_inputs_are_at_least_two_and_the_arithmetic_is_that_of_the_setting
     with pytest.raises(InterruptedError):
         list(prune(job))
     assert given == [(2, torch.bfloat16 if bf16 else torch.float32)]
+
+
+@pytest.mark.parametrize("convention", ["caffe", "torchvision"])
+def test_pixels_are_in_the_format_of_the_settings_and_drawn_by_the_seed(tmp_path, monkeypatch, convention):
+    given: list[tuple[torch.Tensor, int]] = []
+    read: list[tuple[str, str]] = []
+    monkeypatch.setattr(channel_pruning_job, "read_vgg16", lambda *asked: read.append(asked) or {})
+    monkeypatch.setattr(
+        channel_pruning_job, "prune_vgg16", lambda full, inputs, width, seed, dtype: given.append((inputs, seed)) or ()
+    )
+    settings = ModelSettings(width=0.125, input_size=32, vgg16="full.npz", convention=convention)
+    table, out = examples_table(str(tmp_path / "t"), 4), str(tmp_path / "start.npz")
+    for seed in (0, 1):
+        list(prune(PruningJob("deconvnet", settings, table, out, seed)))
+    assert read == [(settings.vgg16, convention)] * 2 and np.load(out)["convention"] == CONVENTIONS.index(convention)
+    assert all((inputs.abs().max() > 30) == (convention == "caffe") for inputs, _ in given), "to 255, or normalised"
+    assert [seed for _, seed in given] == [0, 1] and not torch.equal(given[0][0], given[1][0])
 
 
 def test_on_ray_it_does_the_same_and_logs_each_layer(tmp_path, vgg16, ray_executor, caplog):

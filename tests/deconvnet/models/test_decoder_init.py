@@ -1,4 +1,4 @@
-"""The decoder initialised as interpolation: its kernels, and that class information reaches the score."""
+"""What networks start from: the decoder initialised as interpolation, and what the settings choose."""
 
 import pytest
 import torch
@@ -8,6 +8,8 @@ from deconvnet.models.architectures import DECONVNET, FCN8S
 from deconvnet.models.checkpoint import save_model
 from deconvnet.models.factory import build_network, initialise
 from deconvnet.models.init_weights.decoder import BOX_SHARE, NORM_BIAS, interpolate
+from deconvnet.models.init_weights.vgg16 import write_vgg16
+from deconvnet.models.layers import VGG16_CONVOLUTIONS
 from deconvnet.settings import ModelSettings
 
 CLASSES = ("background", "a", "b", "c", "d")
@@ -83,3 +85,21 @@ def test_only_an_untrained_deconvnet_is_initialised_so(tmp_path):
     model = build_network(DECONVNET, settings, 5)
     initialise(model, settings, CLASSES, str(tmp_path / "model"))
     assert all(torch.equal(value, trained.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("architecture", [DECONVNET, FCN8S])
+@pytest.mark.parametrize("decoder_init", ["gaussian", "interpolation"])
+def test_the_settings_choose_vgg16_s_weights_and_the_decoder_s_initialisation(tmp_path, architecture, decoder_init):
+    file = str(tmp_path / "vgg16.npz")
+    settings = ModelSettings(width=0.0625, fcn_width=0.0625, input_size=64, decoder_init=decoder_init, vgg16=file)
+    model, source = (build_network(architecture, settings, 5) for _ in range(2))
+    names = {name: f"{name.replace('_', '.')}.conv.weight" for name in VGG16_CONVOLUTIONS}
+    weights = {name: source.state_dict()[key] for name, key in names.items()}
+    tensors = {
+        f"{name}.{part}": v for name, weight in weights.items() for part, v in (("weight", weight), ("bias", weight[:, 0, 0, 0]))
+    }
+    write_vgg16(file, tensors, settings.convention)
+    initialise(model, settings, CLASSES, None)
+    assert all(torch.equal(model.state_dict()[key], weights[name]) for name, key in names.items())
+    if isinstance(model, DeconvNet):
+        assert {bool((unit.norm.bias == NORM_BIAS).all()) for unit in deconvolutions(model)} == {decoder_init == "interpolation"}

@@ -3,10 +3,12 @@
 import multiprocessing
 import os
 import signal
+import threading
 import weakref
 from collections import Counter
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -88,6 +90,18 @@ def test_batches_can_start_and_end_at_any_step(crops):
     assert same(list(BatchLoader(plan, 0).batches(first, 24)), whole[first:])
     assert same(list(BatchLoader(plan, 0).batches(first, first + 3)), whole[first : first + 3])
     assert list(BatchLoader(plan, 0).batches(first, first)) == []
+
+
+def test_the_next_batch_is_made_while_the_present_one_is_used():
+    begun = threading.Event()
+
+    def made(*_):
+        yield 1
+        begun.set()
+        yield 2
+
+    batches = BatchLoader(SimpleNamespace(reader=lambda rank: None, batches=made)).batches(0, 2)
+    assert next(batches) == 1 and begun.wait(60) and list(batches) == [2]
 
 
 def test_fewer_examples_than_a_batch_are_repeated(tmp_path: Path):

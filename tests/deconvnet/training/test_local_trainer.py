@@ -1,5 +1,6 @@
 """Training in one process without Ray: the loop's own losses, and runs that are stopped and resumed."""
 
+import errno
 import logging
 import re
 import shutil
@@ -169,6 +170,19 @@ def test_a_run_that_lost_its_lock_leaves_the_newer_checkpoints_of_the_one_that_t
     assert [path.name for path in tmp_path.iterdir()] == ["step_000000013"]
 
 
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    checkpoints = LocalCheckpoints(str(tmp_path))
+    checkpoints.save(State({"x": torch.zeros(2)}, {"step": 1}))
+
+    def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_state", no_space)
+    with pytest.raises(OSError, match="No space"):
+        checkpoints.save(State({"x": torch.zeros(2)}, {"step": 2}))
+    assert checkpoints.newest().values["step"] == 1
+
+
 def test_a_checkpoint_that_is_due_but_does_not_pay_yet_causes_no_reports(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """Else every step would be reported until it pays. Epochs have 5 steps."""
     monkeypatch.setattr(local_trainer, "CHECKPOINT_SECONDS", 0.0)
@@ -191,21 +205,22 @@ def test_a_checkpoint_is_due_when_enough_time_has_passed(folder: Path, monkeypat
     assert steps == expected
 
 
-@pytest.mark.parametrize(("chosen", "expected"), [(None, 3), (2, 2)])
+@pytest.mark.parametrize(("chosen", "expected", "device"), [(None, 3, "cpu"), (2, 2, "cuda")])
 def test_torch_and_the_loader_use_the_threads_of_the_settings_or_all_cpus(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, chosen, expected
+    folder: Path, monkeypatch: pytest.MonkeyPatch, chosen, expected, device
 ):
+    """Beside a GPU, the loader's threads are in a process of its own."""
     monkeypatch.setattr(local_trainer, "available_cpus", lambda: 3)
     seen: list[int] = []
 
     def run_job(job: TrainingJob, loader: BatchLoader, dev: DevSet, *_: Any, **__: Any) -> None:
-        seen.extend([torch.get_num_threads(), loader.threads, dev.threads])
+        seen.extend([torch.get_num_threads(), loader.threads, dev.threads, loader.own_process])
         raise InterruptedError
 
     monkeypatch.setattr(local_trainer, "run_job", run_job)
     with pytest.raises(InterruptedError):
-        train_locally(job(folder, "threads", compute=ComputeSettings(threads=chosen)), device="cpu")
-    assert seen == [expected] * 3
+        train_locally(job(folder, "threads", compute=ComputeSettings(threads=chosen)), device=device)
+    assert seen == [*[expected] * 3, device == "cuda"]
 
 
 def test_training_without_dev_examples_says_what_they_would_have_decided(folder: Path, tmp_path: Path, caplog):

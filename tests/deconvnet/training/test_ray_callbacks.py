@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from deconvnet.training.ray_callbacks import ReportCallback, ReportForwarder
+from deconvnet.training.ray_callbacks import LiveMetricsCallback, ReportCallback, ReportForwarder
+from infra.live_metrics import LiveMetrics, Metric
 
 
 class Queue:
@@ -40,3 +41,26 @@ def test_the_reason_of_a_failure_is_the_last_line_of_its_message(errors: Any, re
     queue = Queue()
     ReportForwarder(queue).after_exception(None, errors)
     assert queue.messages == [{"failed": reasons}]
+
+
+def test_every_reported_figure_goes_to_the_metric_of_its_name():
+    found: dict[str, tuple[float, dict[str, str]]] = {}
+
+    class Kept(LiveMetrics):
+        def update(self, metric: Metric, value: float, **labels: str) -> None:
+            assert sorted(labels) == sorted(metric.labels)
+            found[metric.name.removeprefix("deconvnet_train_")] = value, labels
+
+    callback, labels = LiveMetricsCallback("stage1", Kept()), {"stage": "stage1"}
+    figures = {"step": 7, "samples_per_s": 30.5, "loss": 0.25, "dev_mean_iou": 0.5, "time.optimiser_s": 0.125, "epoch": 2.0}
+    callback.after_report(None, [figures, {"step": 99}], None)
+    assert found == {
+        "step": (7, labels),
+        "samples_per_second": (30.5, labels),
+        "loss": (0.25, labels),
+        "dev_mean_iou": (0.5, labels),
+        "step_seconds": (0.125, {**labels, "part": "optimiser"}),
+    }
+    callback.after_report(None, [{"final_dev_mean_iou": 0.75, "loss": None}], None)
+    assert found["dev_mean_iou"] == (0.75, labels) and found["loss"] == (0.25, labels)
+    callback.after_report(None, [], None)

@@ -1,6 +1,7 @@
 """The driver of a training on Ray: runs that are refused, that wait, that are stopped, and that fail. All without Ray."""
 
 import errno
+import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from deconvnet.training.job import TrainingJob
 from deconvnet.training.ray_trainer import check_resources, train_on_ray
 from deconvnet.training.trainer import Diverged
 from infra.errors import Interrupted, UserError
+from infra.memory import SINGLE_ARENA_ENV
 from infra.settings import ClusterSettings
 from tests.deconvnet.ray_trainings import job, stage
 
@@ -64,6 +66,74 @@ def run_of(job: TrainingJob, fit: Callable[[], Any], messages: Sequence[dict[str
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray, "get", lambda found: found)
         return ray_trainer._Run(job, SimpleNamespace(fit=fit), queue, 30).wait(lambda: False)
+
+
+@pytest.fixture
+def doubles(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What `train_on_ray` asks of Ray, which ends the training at once by `fit`."""
+    found = SimpleNamespace(killed=[], fit=lambda: SimpleNamespace(return_value={"step_seconds": {}}))
+    found.queue = SimpleNamespace(take=SimpleNamespace(remote=list))
+
+    def actor(**options: Any) -> SimpleNamespace:
+        found.actor = options
+        return SimpleNamespace(remote=lambda: found.queue)
+
+    def trainer(queue: Any, work: Any, **options: Any) -> SimpleNamespace:
+        found.trainer = options
+        return SimpleNamespace(fit=lambda: found.fit())
+
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_TRAIN_")}
+    node = SimpleNamespace(get_node_id=lambda: "here")
+    monkeypatch.setattr(ray, "remote", lambda kind: SimpleNamespace(options=actor))
+    for name, value in {"get_runtime_context": lambda: node, "nodes": lambda: [{}], "get": lambda given: given}.items():
+        monkeypatch.setattr(ray, name, value)
+    monkeypatch.setattr(ray, "kill", found.killed.append)
+    for name, value in {"batch_plan": SimpleNamespace(steps_per_epoch=5), "dev_examples": None, "log_plan": None}.items():
+        monkeypatch.setattr(TrainingJob, name, lambda *_, value=value: value)
+    monkeypatch.setattr(ray_trainer, "ElasticTrainer", trainer)
+    monkeypatch.setattr(ray_trainer, "check_resources", lambda *_: None)
+    monkeypatch.setattr(os, "environ", kept)
+    return found
+
+
+@pytest.mark.parametrize(("gpu", "least"), [(False, None), (True, 2)])
+def test_ray_train_is_given_the_settings(tmp_path: Path, doubles: SimpleNamespace, gpu: bool, least: int | None):
+    compute = ComputeSettings(workers=4, min_workers=least, gpu=gpu, cpus_per_worker=3, max_failures=7)
+    callback = ray.train.UserCallback()
+    train_on_ray(job(tmp_path, compute=compute), cluster=ClusterSettings(training_nodes="pool=b"), callbacks=[callback])
+    scaling, run, torch = (doubles.trainer[f"{name}_config"] for name in ("scaling", "run", "torch"))
+    assert scaling.num_workers == (4 if least is None else (2, 4)) and scaling.use_gpu == gpu
+    assert scaling.label_selector == {"pool": "b"}
+    assert scaling.resources_per_worker == ({"CPU": 3, "GPU": 1} if gpu else {"CPU": 3})
+    assert (run.name, run.storage_path) == ("run", f"{tmp_path}/runs") and run.callbacks[-1] is callback
+    assert (run.failure_config.max_failures, run.checkpoint_config.num_to_keep) == (7, 2)
+    assert run.worker_runtime_env == {"env_vars": SINGLE_ARENA_ENV}
+    assert (torch.backend, torch.timeout_s) == ("cpu:gloo,cuda:nccl" if gpu else "gloo", 600)
+    assert doubles.actor == {"num_cpus": 0, "label_selector": {"ray.io/node-id": "here"}}
+
+
+@pytest.mark.parametrize(("nodes", "seconds"), [(1, "1.0"), (2, "9")])
+def test_ray_train_looks_often_for_lost_workers_unless_the_user_has_set_how_often(tmp_path, doubles, nodes, seconds, monkeypatch):
+    """It looks for nodes that will be preempted only if there are others."""
+    monkeypatch.setattr(ray, "nodes", lambda: [{}] * nodes)
+    os.environ.update({"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": seconds} if seconds == "9" else {})
+    train_on_ray(job(tmp_path))
+    assert {name: value for name, value in os.environ.items() if name.startswith("RAY_TRAIN_")} == {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": seconds,
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+        **({"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"} if nodes == 1 else {}),
+    }
+
+
+def test_the_actor_for_messages_ends_with_the_training(tmp_path: Path, doubles: SimpleNamespace):
+    """Also if it fails; otherwise one would be left by each stage."""
+    train_on_ray(job(tmp_path))
+    assert doubles.killed == [doubles.queue]
+    doubles.fit = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        train_on_ray(job(tmp_path))
+    assert doubles.killed == [doubles.queue] * 2
 
 
 class Failed(Exception):

@@ -204,7 +204,7 @@ def test_after_a_notice_training_waits_until_the_checkpoint_is_written(tmp_path:
 class Worker:
     """A worker of the given rank, one of two where four were planned. `run_job` notes what it is given, and `ends` says how."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, rank: int, device: str = "cpu") -> None:
         self.given: dict[str, Any] = {}
         self.threads: list[int] = []
         self.sent: list[Any] = []
@@ -217,7 +217,7 @@ class Worker:
         monkeypatch.setattr(ray_worker, "StopFlag", lambda queue: lambda: True)
         monkeypatch.setattr(ray_worker, "preemption_deadline", lambda: 1e12)
         monkeypatch.setattr(torch, "set_num_threads", self.threads.append)
-        monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
+        monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device(device))
         monkeypatch.setattr(ray.train, "report", lambda metrics, **options: self.reported.append((metrics, options)))
 
     def broadcast(self, state: State | None) -> State | None:
@@ -260,7 +260,8 @@ def test_a_worker_returns_why_it_stopped_as_an_error_would_restart_it(error, exp
     def fail() -> TrainingResult:
         raise error
 
-    worker = Worker(monkeypatch, 1)
+    worker = Worker(monkeypatch, 1, "cuda")
     worker.ends = fail
     assert train_worker({"job": job(tmp_path), "plan": BatchPlan.of(crops, 8, 2, 0), "dev": None, "queue": None}) == expected
     assert worker.given["dev"] is None
+    assert worker.given["device"].type == "cuda" and worker.given["loader"].own_process, "a GPU's batches are made beside it"

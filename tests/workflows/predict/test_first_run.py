@@ -1,11 +1,13 @@
 """predict.py on a folder of images of all kinds: what it writes, on a real S3 and on Ray, and as labels for a tool."""
 
 import io
+import json
 import shlex
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,13 +15,13 @@ import torch
 from PIL import Image
 
 from deconvnet.datasets.image_folder import ImageFile
-from deconvnet.datasets.palette import VOC_PALETTE
+from deconvnet.datasets.palette import VOC_PALETTE, class_palette
 from deconvnet.inference import batch, predictions_table
 from infra import storage
 from infra.errors import UserError
 from infra.storage import tables
 from infra.storage.guarded import LockGuard
-from tests.deconvnet.ensembles import CLASSES, SEGMENT
+from tests.deconvnet.ensembles import CLASSES, SEGMENT, prediction
 from tests.servers import s3_server
 from tests.workflows.commands import LOCAL, call
 from tests.workflows.predict.predicting import (
@@ -170,6 +172,23 @@ def test_the_threads_of_a_worker_load_the_model_once(tmp_path: Path, monkeypatch
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: writer.ensemble, range(2))
     assert len(loads) == 1 and first is second
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_masks_and_overlays_are_in_the_colours_of_data_with_or_without_a_background(tmp_path: Path, background: bool) -> None:
+    """The ensemble's folder says which data they are; the image is grey, and its mask of class 0."""
+    writer, model = part_writer(tmp_path), tmp_path / "model"
+    options = {"classes": CLASSES, "proposals": {}, "segment": {"background": background}, "max_pixels": 1}
+    storage.write_bytes(f"{model}/options.json", json.dumps(options).encode())
+    for name in ("deconvnet", "fcn8s"):
+        storage.write_bytes(f"{model}/{name}/model.json", b"")
+    grey = prediction(np.full((60, 60, 3), 120, np.uint8), np.zeros((60, 60), np.uint8), 0.5)
+    writer.__dict__ |= {"model": str(model), "_ensemble": SimpleNamespace(predict=lambda _: grey), "_read_image": lambda _: b""}
+    writer._predict(predictions_table.Task(ImageFile("a.png", "stamp", ""), "", True, True, False))
+    colour = class_palette(background)[0]
+    assert Image.open(tmp_path / "masks/a.png").getpalette()[:3] == colour.tolist()
+    painted = np.asarray(Image.open(tmp_path / "overlays/a.jpg"))[6, 6]
+    np.testing.assert_allclose(painted, [120, 120, 120] if background else colour / 2 + 60, atol=9)
 
 
 def test_an_overlay_that_is_longer_than_a_jpeg_can_be_is_scaled_down(tmp_path: Path) -> None:

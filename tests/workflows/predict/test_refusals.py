@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from deconvnet.tracking.mlflow_runs import MlflowTracker
+from infra import storage
 from infra.errors import UserError
 from tests.workflows.predict.predicting import Run, arguments, caught
 from workflows import predict
@@ -29,10 +30,12 @@ def test_user_errors_are_sentences(refused, workspace, image_folder, tmp_path) -
     assert "max_rejects: '2' is not allowed" in refused("--max_rejects", "2")
     assert "rank_labelled has no effect without --rank: give --rank the number of images" in refused("--rank_labelled", "x")
     assert "among the images of the input" in refused(output=image_folder)
-    (image_folder / "masks").mkdir()
-    (tmp_path / "truth" / "masks").mkdir(parents=True)
-    (tmp_path / "truth" / "masks" / "a.png").write_bytes(b"somebody's labels")
-    assert "holds files that this program didn't write" in refused(output=tmp_path / "truth")
+
+
+@pytest.mark.parametrize("folder", ["masks", "overlays", "confidence", "ranking", "predictions"])
+def test_an_output_with_somebody_s_files_where_this_program_would_write_is_refused(refused, tmp_path, folder) -> None:
+    storage.write_bytes(f"{tmp_path}/truth/{folder}/a.png", b"somebody's labels")
+    assert f"truth/{folder} holds files that this program didn't write" in refused(output=tmp_path / "truth")
 
 
 def config(folder: Path, text: str) -> Path:

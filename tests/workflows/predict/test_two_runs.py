@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from deconvnet.inference.predictions_table import OutputState, Plan, commit_predictions
 from infra import storage
 from infra.errors import Interrupted
+from infra.storage.guarded import LockGuard
 from infra.storage.lock import Locked, hold_lock
 from infra.storage.tables import delta_log
 from tests.workflows.commands import LOCAL
@@ -72,3 +74,21 @@ def test_a_run_that_was_frozen_until_another_took_over_changes_nothing(run: Run,
         comment = Image.open(tmp_path / "out" / row["mask"]).info["Comment"]
         assert comment == f"models:/edeconvnet/2, {row['generation']}"
     assert "nothing to do" in run("--model", "models:/edeconvnet/2", "--overlays", "true")
+
+
+def test_a_run_that_loses_its_lock_as_it_deletes_old_files_deletes_no_more(tmp_path, monkeypatch) -> None:
+    """What is left belongs to the run that took over."""
+    lock = {"holder": "x", "host": "h", "pid": 1, "since": 0.0, "expires": 9e9, "token": "mine"}
+    names = ["masks/a.png", "masks/b.png"]
+    for name, data in {**dict.fromkeys(names, b"old"), "_lock": json.dumps(lock).encode()}.items():
+        storage.write_bytes(f"{tmp_path}/{name}", data)
+
+    def remove(uri: str) -> None:
+        Path(uri).unlink()
+        (tmp_path / "_lock").write_text(json.dumps(lock | {"token": "another's"}))
+
+    monkeypatch.setattr(storage, "remove", remove)
+    plan = Plan(OutputState("in", "m", "1", "id", "g"), "key", [], frozenset(names), [], is_complete=False)
+    with pytest.raises(Interrupted, match="took the lock"):
+        commit_predictions(plan, str(tmp_path), [], LockGuard(f"{tmp_path}/_lock", "mine"))
+    assert [path.name for path in (tmp_path / "masks").iterdir()] == ["b.png"]
