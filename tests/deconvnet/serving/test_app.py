@@ -37,6 +37,7 @@ def test_page_health_version_and_metrics_are_answered_while_all_processes_are_bu
         busy = asyncio.ensure_future(call(app, body=PHOTO))
         await predictors.asked(1)
         found = {path: await call(app, "GET", path) for path in serving_app.PATHS}
+        assert {(await call(app, "HEAD", path)).status for path in serving_app.PATHS} == {200}, "some balancers ask so"
         predictors.open.set()
         assert (await busy).status == 200
         return found
@@ -116,13 +117,14 @@ def test_a_client_that_sends_half_a_body_is_refused_and_holds_nobody_up(monkeypa
 
 def test_where_too_many_wait_more_are_refused_with_the_time_to_try_again() -> None:
     predictors = Predictors()
-    app = made(predictors, ready=False, limits=Limits(max_waiting=2))
+    app = made(predictors, ready=False, limits=Limits(max_waiting=2, max_bytes=20_000))
 
     async def run() -> None:
         waiting = [asyncio.ensure_future(call(app, body=PHOTO)) for _ in range(2)]
         await predictors.asked(2)
-        refused = await call(app, body=PHOTO)
+        refused = await call(app, body=[b"x" * 10_000] * 9)
         assert refused.status == 429 and "2 requests are waiting" in error(refused)
+        assert refused.chunks == 2, "a part of its body was discarded, and nothing kept"
         assert (await call(app, "GET", "/healthz")).status == 200
         predictors.open.set()
         assert {each.status for each in await asyncio.gather(*waiting)} == {200}
@@ -198,6 +200,7 @@ def test_a_prediction_that_takes_too_long_is_given_up() -> None:
     predictors = Predictors()
     reply = ask(made(predictors, ready=False, limits=Limits(request_timeout=0.01)), body=PHOTO)
     assert reply.status == 504 and "within 0.01 s" in error(reply) and predictors.cancelled == 1
+    assert reply.headers["retry-after"] == "1"
 
 
 def test_an_error_of_a_process_is_logged_and_does_not_reach_the_client(caplog: pytest.LogCaptureFixture) -> None:
@@ -219,20 +222,24 @@ def test_an_error_of_the_server_itself_is_logged_and_counted(
     assert b'deconvnet_requests_total{code="500"} 1.0' in text and b'code="499"' not in text
 
 
-def test_a_reply_that_the_client_does_not_take_is_given_up() -> None:
-    app = made(limits=Limits(read_timeout=0.01))
+@pytest.mark.parametrize(("method", "answering"), [("GET", 0), ("POST", 1)])
+def test_a_reply_that_the_client_does_not_take_is_given_up_and_counts_as_unanswered_until_then(
+    method: str, answering: int
+) -> None:
+    app, body = made(limits=Limits(read_timeout=0.01)), [{"type": "http.request", "body": b"x"}]
 
     async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b"x"} if not started else await asyncio.Event().wait()
+        return body.pop() if body else await asyncio.Event().wait()
 
-    started: list[Any] = []
+    counted: list[int] = []
 
     async def send(message: dict[str, Any]) -> None:
-        started.append(message)
+        counted.append(app.routes.in_flight)
         await asyncio.Event().wait()
 
-    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    scope = {"type": "http", "method": method, "path": "/", "headers": []}
     asyncio.run(app(scope, receive, send))
+    assert counted == [answering] and app.routes.in_flight == 0
     assert b'deconvnet_requests_total{code="499"} 1.0' in ask(app, "GET", "/metrics").body
 
 

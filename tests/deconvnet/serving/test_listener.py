@@ -235,8 +235,17 @@ def test_requests_that_have_arrived_are_answered_when_the_server_stops() -> None
         while not predictors.calls and time.monotonic() < deadline:
             time.sleep(0.001)
         threading.Timer(0.05, predictors.open.set).start()
+    assert app.routes.in_flight == 0, "the replicas, which may be removed now, would still be predicting"
     client.join(30)
     assert found == [(200, PNG)]
+
+
+def test_a_server_that_is_started_again_listens_at_its_port_at_once() -> None:
+    """The system keeps connections that a server has closed for a minute."""
+    with closing(listen_at("127.0.0.1", 0)) as listener, closing(connect(port := listener.getsockname()[1])) as client:
+        listener.accept()[0].close()
+        assert client.recv(1) == b""
+    listen_at("127.0.0.1", port).close()
 
 
 def test_a_port_in_use_is_a_user_error() -> None:

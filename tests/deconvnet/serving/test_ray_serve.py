@@ -169,7 +169,7 @@ def test_replicas_get_the_number_the_size_and_the_nodes_of_the_settings(shared: 
 
     replaced = {
         "status": lambda: SimpleNamespace(proxies={}, applications={}),
-        "start": lambda **given: None,
+        "start": lambda **given: options.update(proxy=given["proxy_location"]),
         "deployment": deployment,
         "run": run,
         "delete": ended.append,
@@ -180,6 +180,7 @@ def test_replicas_get_the_number_the_size_and_the_nodes_of_the_settings(shared: 
     with run_replicas(model, {"pool": "gpu"}, shared_ray=shared) as replicas:
         assert replicas.loaded == {V1: MODEL} and not ended
     assert ended == ["deconvnet", "shutdown"][: 1 + shared]
+    assert options["proxy"] == "Disabled", "Ray Serve's own HTTP server keeps bodies of any size"
     assert options["kind"] is Replica and options["num_replicas"] == 3
     assert options["ray_actor_options"] == {"num_cpus": 2, "num_gpus": 0.5, "label_selector": {"pool": "gpu"}}
     assert options["max_ongoing_requests"] == ray_serve._ONGOING_REQUESTS, "Ray Serve's own limit is 5"

@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 
 from deconvnet.evaluation.drift import STATISTICS_FILE, PredictionStatistics
-from deconvnet.inference.saved_ensemble import SavedEnsemble
+from deconvnet.inference.saved_ensemble import Prediction, SavedEnsemble
 from deconvnet.serving import replica as replicas
 from deconvnet.serving.replica import Replica, ServedModel
 from deconvnet.serving.routing import LoadedModel, different_pixels
@@ -123,16 +124,41 @@ def test_a_replica_that_was_restarted_loads_the_version_that_is_asked_for(fetche
 
 
 @pytest.fixture
-def empty_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models that need no networks, and predict half of the image otherwise with version 2."""
+def empty_models(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Models that need no networks, and predict half of the image otherwise with version 2. Returns what was done, by thread."""
+    log: list[tuple[str, int]] = []
 
     def fetch(replica: Replica, version: Version) -> tuple[LoadedModel, SimpleNamespace]:
+        log.append(("fetch", threading.get_ident()))
         masks = {V1: np.zeros((2, 4), np.uint8), V2: np.repeat([[0], [1]], 4, axis=1).astype(np.uint8)}
         prediction = made_prediction(np.zeros((2, 4, 3), np.uint8), masks[version], 0.5)
-        ensemble = SimpleNamespace(classes=CLASSES, background=True, predict=lambda data: prediction)
-        return LoadedModel(version, CLASSES, True), ensemble
+
+        def predict(data: bytes) -> Prediction:
+            log.append(("predict", threading.get_ident()))
+            return prediction
+
+        return LoadedModel(version, CLASSES, True), SimpleNamespace(classes=CLASSES, background=True, predict=predict)
 
     monkeypatch.setattr(Replica, "_fetch", fetch)
+    monkeypatch.setattr(replicas, "warmup_image", lambda: PHOTO)
+    return log
+
+
+def test_a_model_has_predicted_once_when_it_counts_as_loaded_in_the_thread_of_all_predictions(
+    empty_models: list[tuple[str, int]],
+) -> None:
+    """The first prediction compiles, and what is compiled must not run in two threads at once. Files are fetched in another."""
+
+    async def run() -> list[str]:
+        replica = Replica(ServedModel(V1, "store"))
+        await replica.load(V1)
+        before = [what for what, _ in empty_models]
+        await replica.predict(V1, PHOTO, False, False)
+        return before
+
+    assert asyncio.run(run()) == ["fetch", "predict"]
+    (_, fetching), *predictions = empty_models
+    assert len(predictions) == 2 and len(set(predictions)) == 1 and ("predict", fetching) not in predictions
 
 
 @pytest.mark.usefixtures("empty_models")

@@ -1,10 +1,13 @@
 """Which version answers: shares of a canary, plans of a change, and the change itself; and how two masks differ."""
 
+import itertools
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from deconvnet.serving import routing
 from deconvnet.serving.routing import (
     AnswerTotals,
     Routes,
@@ -68,6 +71,16 @@ def test_a_change_ends_when_the_last_request_to_the_earlier_version_has_been_ans
         waiting.start()
     waiting.join(30)
     assert done == [True]
+
+
+def test_the_time_since_which_the_champion_answers_changes_with_the_champion_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr(routing, "datetime", SimpleNamespace(now=lambda zone: next(clock)))
+    routes, since = Routes(V1), []
+    for champion, challenger in ((V1, None), (V1, V2), (V2, None), (V2, V1)):
+        routes.change(champion, challenger, timeout=0)
+        since.append(routes.since)
+    assert since == [0, 0, 1, 1]
 
 
 def test_a_challenger_gets_its_share_of_the_requests() -> None:

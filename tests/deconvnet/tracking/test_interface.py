@@ -40,6 +40,12 @@ def test_a_run_that_is_not_tracked_keeps_the_metrics_of_a_resumed_training_and_f
         assert read_histories(str(tmp_path), "", "abc", ["stage1", "stage2"], ["loss"]) == {"stage2": {"loss": ([1], [7.0])}}
 
 
+def test_metrics_that_mlflow_has_not_accepted_are_kept_in_the_workspace(tmp_path, make_store):
+    """Where a run on another machine finds them when it resumes the training."""
+    make_store(tmp_path)
+    assert open_tracker(TrackingSettings(), str(tmp_path)).spool_uri == str(tmp_path / "mlflow" / "spool")
+
+
 def test_histories_of_a_workspace_join_what_was_tracked_and_what_was_not(tracker, tmp_path):
     workspace = str(tmp_path / "my work")
     with tracker.pipeline("p", {}) as parent, parent.stage("stage1", "f") as run:

@@ -154,8 +154,10 @@ def test_delivery_gives_up_and_keeps_the_file(tmp_path):
     spool = tmp_path / "s.jsonl"
     MetricSpool(spool)({"step": 1, "loss": 1.0})
     delivery = SpoolDelivery(spool, send, dict)
-    assert not delivery.close(0.2)
+    assert not delivery.close(0.05)
     assert read_spool(spool.read_bytes(), ["loss"]) == {"loss": ([1], [1.0])}
+    delivery._thread.join(30)
+    assert not delivery._thread.is_alive(), "it would go on trying as long as this process lives"
 
 
 def test_a_line_still_being_written_waits(tmp_path, monkeypatch):

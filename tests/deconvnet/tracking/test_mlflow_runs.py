@@ -1,6 +1,8 @@
 """MLflow runs: what they hold, how they are resumed, and what happens while the store is away."""
 
 import json
+import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -129,6 +131,24 @@ def test_a_failed_stage_and_its_pipeline_are_marked_failed(tracker):
     with pytest.raises(ValueError, match="boom"), tracker.pipeline("p", {}) as parent, parent.stage("s") as child:
         raise ValueError("boom")
     assert {tracker.client.get_run(r.run_id).info.status for r in (parent, child)} == {"FAILED"}
+
+
+def test_an_mlflow_that_is_away_at_the_end_of_a_run_hides_no_error_and_holds_up_no_run_that_failed(tracker, monkeypatch, caplog):
+    """A run that succeeded waits for as long as MLflow's client does, so that its status becomes right."""
+    timeouts = []
+
+    def away(*given, **named):
+        timeouts.append(os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT"))
+        raise ConnectionError("away")
+
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+    monkeypatch.setattr(tracker.client, "set_terminated", away)
+    for error in (None, Interrupted("SIGTERM"), ValueError("boom")):
+        with nullcontext() if error is None else pytest.raises(type(error)), tracker.pipeline("p", {}) as run:
+            if error:
+                raise error
+        assert caplog.messages[-1] == f"MLflow still shows run {run.run_id} as running: away"
+    assert timeouts == [None, "5", "5"]
 
 
 def history(tracker: MlflowTracker, run_id: str, key: str) -> list[tuple[int, float]]:

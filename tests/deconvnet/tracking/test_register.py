@@ -116,6 +116,8 @@ def test_a_version_has_its_results_and_alias(tracker, registered):
     run_id, number = registered
     version = tracker.client.get_model_version_by_alias("shapes", "challenger")
     assert int(version.version) == number and version.run_id == run_id
+    models = tracker.client.search_logged_models([tracker.experiment_id])
+    assert [model.status for model in models if model.source_run_id == run_id] == ["READY"], "MLflow would show it as unfinished"
     measured = {"mean_iou.fcn8s": "0.6221", "pixel_accuracy.fcn8s": "0.9000", "mean_iou.edeconvnet_crf": "0.7250"}
     assert version.tags == measured | {"fingerprint": ""}
     assert (

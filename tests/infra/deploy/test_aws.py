@@ -79,24 +79,69 @@ def test_cloudformation_s_files_have_no_aliases_of_yaml(name: str) -> None:
     assert len(tokens) > 100 and not [token for token in tokens if isinstance(token, yaml.AliasToken | yaml.AnchorToken)]
 
 
-def aws_mlflow(name: str) -> Any:
-    """The properties of a resource of MLflow's server on AWS."""
-    template = yaml.load((INFRA / "aws" / "mlflow.yaml").read_text(), Loader=CloudFormation)
-    return template["Resources"][name]["Properties"]
+def resources(name: str) -> dict[str, Any]:
+    """The resources of a file for CloudFormation."""
+    return yaml.load((INFRA / "aws" / name).read_text(), Loader=CloudFormation)["Resources"]
+
+
+STACK, MLFLOW = resources("stack.yaml"), resources("mlflow.yaml")
+
+
+def test_runs_and_the_database_outlive_their_stacks_and_only_scratch_expires() -> None:
+    bucket, database = STACK["Bucket"], MLFLOW["Database"]
+    for policy in ("DeletionPolicy", "UpdateReplacePolicy"):
+        assert (bucket[policy], database[policy]) == ("Retain", "Snapshot")
+    rules = bucket["Properties"]["LifecycleConfiguration"]["Rules"]
+    assert [rule["Prefix"] for rule in rules if any(key.startswith("Expiration") for key in rule)] == ["scratch/"]
+    assert bucket["Properties"]["VersioningConfiguration"] == {"Status": "Enabled"}
+    assert database["Properties"]["DeletionProtection"] is True
+    assert database["Properties"]["BackupRetentionPeriod"] == 7, "a week, as the file says"
+
+
+def test_nobody_reaches_what_is_on_aws_from_everywhere_and_it_is_encrypted() -> None:
+    bucket, database = STACK["Bucket"]["Properties"], MLFLOW["Database"]["Properties"]
+    blocked = bucket["PublicAccessBlockConfiguration"]
+    assert len(blocked) == 4 and all(value is True for value in blocked.values())
+    assert bucket["BucketEncryption"] and database["StorageEncrypted"] is True and database["PubliclyAccessible"] is False
+    groups = [each["Properties"] for each in (STACK | MLFLOW).values() if "::SecurityGroup" in each["Type"]]
+    ingress = [rule for each in groups for rule in each.get("SecurityGroupIngress", [each])]
+    assert {rule.get("SourceSecurityGroupId") or rule["CidrIp"] for rule in ingress} == {
+        f"Ref {name}" for name in ("SshFrom", "Nodes", "ServerGroup")
+    }
+    for container in MLFLOW["Task"]["Properties"]["ContainerDefinitions"]:
+        variables = {each["Name"]: each["Value"] for each in container["Environment"]}
+        assert ("PGHOST" in variables) is (variables.get("PGSSLMODE") == "require"), container["Name"]
+    for kind in AWS["available_node_types"].values():
+        node = kind["node_config"]
+        assert node["MetadataOptions"]["HttpTokens"] == "required", "a task could be made to send it the node's rights"
+        assert all(device["Ebs"]["Encrypted"] is True for device in node["BlockDeviceMappings"])
+    assert "--dashboard-host=127.0.0.1" in AWS["head_start_ray_commands"][-1].split(), "it is reached through SSH"
+
+
+def test_the_head_starts_and_stops_instances_of_its_own_cluster_alone() -> None:
+    (policy,) = STACK["HeadRole"]["Properties"]["Policies"]
+    limited = set()
+    for statement in policy["PolicyDocument"]["Statement"]:
+        actions = {statement["Action"]} if isinstance(statement["Action"], str) else {*statement["Action"]}
+        if "instance/*" in str(statement["Resource"]) or "ec2:TerminateInstances" in actions:
+            ((name, cluster),) = statement["Condition"]["StringEquals"].items()
+            assert name.endswith("Tag/ray-cluster-name") and cluster == AWS["cluster_name"]
+            limited |= actions
+    assert limited == {"ec2:RunInstances", "ec2:CreateTags", "ec2:TerminateInstances"}
 
 
 def test_two_versions_of_mlflow_never_use_the_database_at_once() -> None:
     """A new version may change its schema."""
     (mlflow,) = (doc["spec"] for doc in of_kind("Deployment") if doc["metadata"]["name"] == "mlflow")
     assert (mlflow["replicas"], mlflow["strategy"]["type"]) == (1, "Recreate")
-    service = aws_mlflow("Service")
+    service = MLFLOW["Service"]["Properties"]
     assert (service["DesiredCount"], service["DeploymentConfiguration"]["MaximumPercent"]) == (1, 100)
 
 
 def test_the_three_mlflow_servers_agree() -> None:
     """On Docker Compose, Kubernetes and AWS the schema is upgraded before the server starts, which gets the same variables."""
     services = COMPOSE["services"]
-    aws = {c["Name"]: c for c in aws_mlflow("Task")["ContainerDefinitions"]}
+    aws = {c["Name"]: c for c in MLFLOW["Task"]["Properties"]["ContainerDefinitions"]}
     (pod,) = (doc["spec"]["template"]["spec"] for doc in of_kind("Deployment") if doc["metadata"]["name"] == "mlflow")
     (upgrade,), (server,) = pod["initContainers"], pod["containers"]
     assert services["upgrade"]["command"].split() == upgrade["command"] == aws["upgrade"]["Command"]

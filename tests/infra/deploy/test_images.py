@@ -31,6 +31,12 @@ def test_libraries_are_not_installed_again_when_only_code_changes(stage: str) ->
     assert sources(stage.partition("-")[0]) > {"deconvnet", "infra", "proposals", "workflows"}
 
 
+def test_a_head_that_listens_everywhere_asks_for_a_token() -> None:
+    """Whoever reaches a head that asks for none can run code on it."""
+    heads = {name: text for name, text in stages().items() if '"--dashboard-host=0.0.0.0"' in text}
+    assert {*heads} == {"cpu", "cuda"} and all("ENV RAY_AUTH_MODE=token " in text for text in heads.values())
+
+
 def test_the_images_have_the_libraries_of_the_project_and_ray_serve(tmp_path: Path) -> None:
     """The Dockerfile's own program, on this pyproject.toml."""
     (program,) = re.findall(r'python -c "(import tomllib;.*?)"', stages()["requirements"], re.DOTALL)

@@ -1,6 +1,7 @@
 """The files for Docker, Kubernetes and AWS agree with each other and with the commands they start, and contain no secret."""
 
 import argparse
+import configparser
 import importlib
 import re
 import shlex
@@ -170,11 +171,24 @@ def test_the_dump_of_the_database_is_uploaded_from_where_it_is_written() -> None
     (pod,) = (p for p in mappings_in(MANIFESTS) if [c["name"] for c in p.get("initContainers", [])] == ["dump"])
     (dump,), (upload,) = pod["initContainers"], pod["containers"]
     (path,) = (word.removeprefix("--file=") for word in dump["command"] if word.startswith("--file="))
+    restored = "pg_restore " in (KUBERAY / "platform" / "postgres.yaml").read_text()
+    assert restored and "--format=custom" in dump["command"], "pg_restore reads no plain dump"
     assert upload["command"][-1] == path
     for container in (dump, upload):
         assert [(mount["name"], mount["mountPath"]) for mount in container["volumeMounts"]] == [
             (volume["name"], str(Path(path).parent)) for volume in pod["volumes"]
         ]
+
+
+def test_users_of_mlflow_read_what_others_have_made_and_change_only_their_own() -> None:
+    config = configparser.ConfigParser()
+    config.read(INFRA / "docker" / "basic_auth.ini")
+    assert config["mlflow"]["default_permission"] == "READ"
+
+
+def test_a_job_gives_its_nodes_back_soon_after_its_end() -> None:
+    """Also after a failure, on which it is not looked at for days."""
+    assert PIPELINE["shutdownAfterJobFinishes"] is True and PIPELINE["ttlSecondsAfterFinished"] <= 3600
 
 
 def test_jobs_on_docker_write_a_checkpoint_before_the_head_is_stopped_as_on_kubernetes() -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -113,6 +114,17 @@ def test_each_alert_has_values_that_raise_it_and_values_that_do_not() -> None:
         for case in test["alert_rule_test"]:
             expected[case["alertname"]].add(bool(case.get("exp_alerts")))
     assert expected == {name: {True, False} for name in ALERTS}
+
+
+def test_an_alert_about_a_quantile_can_be_raised() -> None:
+    """No quantile is above the highest bound of its histogram."""
+    quantiles = [re.search(r"histogram_quantile\(.*\b(\w+)_bucket.* > ([\d.]+)$", rule["expr"]) for rule in ALERTS.values()]
+    found = [(each[1], float(each[2])) for each in quantiles if each]
+    assert len(found) == sum("histogram_quantile" in rule["expr"] for rule in ALERTS.values()) > 0
+    registry = Metrics()._registry
+    for name, threshold in found:
+        collector: Any = registry._names_to_collectors[name]
+        assert any(threshold < bound < math.inf for bound in collector._upper_bounds)
 
 
 def test_alerts_have_a_severity_and_a_summary() -> None:

@@ -140,6 +140,13 @@ def test_servers_that_are_still_starting_are_waited_for(
         prepare.retry_until_reachable(step)
 
 
+def test_a_server_that_is_silent_is_asked_again_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(prepare.requests, "request", lambda *_, **more: given.append(more) or SimpleNamespace(status_code=200))
+    prepare.create_user("http://mlflow", "pipeline", "first", "admin", "right")
+    assert [0 < each["timeout"] < prepare.RETRY_SECONDS for each in given] == [True]
+
+
 def test_as_many_backups_are_kept_as_the_documents_say() -> None:
     for text in ((ROOT / "docs" / "operations.md").read_text(), backup.__doc__ or ""):
         assert re.findall(r"the newest (\d+) are kept", text) == [str(backup.KEPT)]

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterable, Iterator
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -138,6 +138,26 @@ def test_a_job_whose_log_breaks_is_waited_for_and_a_lost_question_repeated(
     assert submit.run(client, ["python", "train.py"]) == 2 and not client.stopped
     said = capsys.readouterr()
     assert said.out == "epoch 1\n" and "connection broke" in said.err and "pa55" not in said.err
+
+
+def test_a_job_is_waited_for_as_long_as_its_cluster_answers_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other question is lost, for hours. Then none is answered for a minute."""
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))
+    monkeypatch.setattr(submit, "time", clock)
+    monkeypatch.setattr(submit, "POLL_SECONDS", 50.0)
+    running, away = SimpleNamespace(status=JobStatus.RUNNING), ConnectionError("away")
+    answers = chain([running, away] * 500, repeat(away))
+
+    def get_job_info(job: str) -> Any:
+        if isinstance(answer := next(answers), Exception):
+            raise answer
+        return answer
+
+    client: Any = SimpleNamespace(get_job_info=get_job_info)
+    with pytest.raises(ConnectionError):
+        submit._wait(client, "job")
+    assert now == [50.0 * 1000]
 
 
 DRIVER = """

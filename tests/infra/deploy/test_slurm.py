@@ -13,7 +13,7 @@ from tests.infra.deploy.files import DOCKERFILE, INFRA
 SCRIPT = INFRA / "slurm" / "pipeline.sh"
 COMMAND = """#!/bin/bash
 trap 'echo checkpoint >>"$LOG"; kill %1; exit 75' TERM
-echo "command $RAY_ADDRESS ${#RAY_AUTH_TOKEN} $*" >>"$LOG"
+echo "command $RAY_ADDRESS $RAY_AUTH_MODE ${#RAY_AUTH_TOKEN} $*" >>"$LOG"
 echo ready
 if [[ $1 == wait ]]; then /bin/sleep 30 & wait; fi
 exit "$1"
@@ -26,7 +26,7 @@ SLURM_NODEID=1 "$@" &
 trap 'kill $(jobs -pr)' TERM
 wait
 """,
-    "ray": '#!/bin/bash\necho "ray $*" >>"$LOG"\n[[ $* != *--block* ]] || exec /bin/sleep 30\n',
+    "ray": '#!/bin/bash\necho "ray $* $RAY_AUTH_MODE" >>"$LOG"\n[[ $* != *--block* ]] || exec /bin/sleep 30\n',
     "python": '#!/bin/bash\ngrep -c "^ray start" "$LOG"\n',  # how many nodes have joined
     "sleep": "#!/bin/bash\nexec /bin/sleep 0.02\n",
     "scontrol": '#!/bin/bash\necho "scontrol $*" >>"$LOG"\n',
@@ -62,8 +62,8 @@ def ready(process: "subprocess.Popen[str]") -> "subprocess.Popen[str]":
 def test_the_script_starts_ray_on_all_nodes_and_ends_with_the_exit_code_of_the_command(code: int, tmp_path: Path) -> None:
     assert ready(started(tmp_path, "train", str(code))).wait(120) == code
     *nodes, command = [line for line in (tmp_path / "log").read_text().splitlines() if "health-check" not in line]
-    assert sorted(nodes) == ["ray start --block --address=node1:6379", "ray start --head --block --port=6379"]
-    assert command == f"command node1:6379 48 {code}"  # with a token, and not put into the queue again
+    assert sorted(nodes) == ["ray start --block --address=node1:6379 token", "ray start --head --block --port=6379 token"]
+    assert command == f"command node1:6379 token 48 {code}"  # with a token, and not put into the queue again
 
 
 def test_before_the_time_limit_the_command_writes_a_checkpoint_and_the_job_is_put_into_the_queue_again(tmp_path: Path) -> None:

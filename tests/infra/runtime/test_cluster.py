@@ -73,8 +73,11 @@ def test_a_head_that_does_not_answer_is_refused(
     )
 
 
-def test_a_head_that_answers_is_joined(head: int) -> None:
-    """That of this machine listens at the machine's address alone."""
+def test_a_head_that_answers_is_joined(head: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of this machine listens at the machine's address alone. Like Ray, no proxy for web pages is asked."""
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     for host in ("127.0.0.1", "127.0.0.2", "localhost"):
         with cluster.connected(ClusterSettings(address=f"{host}:{head}")):
             pass

@@ -109,6 +109,13 @@ def test_google_is_asked_again_until_a_copy_is_complete(monkeypatch):
     assert gcs.copy(("here", "weights"), ("there", "weights")) and asked == [None, "half"]
 
 
+def test_pyarrow_retries_for_as_long_as_google_s_own_client(monkeypatch):
+    made = []
+    monkeypatch.setattr(pafs, "GcsFileSystem", lambda **options: made.append(options["retry_time_limit"].total_seconds()))
+    gcs.filesystem("runs")
+    assert made == [store.retry_seconds()]
+
+
 def test_google_without_credentials_or_permission_gives_a_message(tmp_path, monkeypatch):
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
     monkeypatch.setenv("NO_GCE_CHECK", "true")

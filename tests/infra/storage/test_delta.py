@@ -1,6 +1,7 @@
 """Tables are Delta Lake tables: read by other programs, and of two writers one succeeds. On disk and on a real S3 server."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -253,6 +254,17 @@ def test_delta_lakes_own_clean_up_keeps_the_table(folder: str) -> None:
     opened(folder).create_checkpoint()
     make(folder, "two", "a")
     assert names(folder) == "a"
+
+
+def test_versions_stay_in_the_log_however_old_they_are(table_on_disk: str) -> None:
+    """Generations name them. By default Delta Lake deletes entries of more than 30 days that come before a checkpoint."""
+    for name in ("one", "two"):
+        make(table_on_disk, name, "ab")
+    opened(table_on_disk).create_checkpoint()
+    for entry in Path(table_on_disk, delta_log.LOG).iterdir():
+        os.utime(entry, (0, 0))
+    make(table_on_disk, "three", "cd")
+    assert delta_log.version_numbers(table_on_disk) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("how", ["append", "overwrite", "delete"])

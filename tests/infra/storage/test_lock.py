@@ -96,9 +96,12 @@ def test_a_holder_that_has_lost_its_lock_finds_out_by_reading_it(tmp_path, monke
     assert how in ("deleted", "late") or storage.read_json(uri)["holder"] == "two"
 
 
-def test_a_disk_without_file_locks_gives_a_warning(tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("code", ["ENOSYS", "EOPNOTSUPP", "ENOLCK", "EINVAL"])
+def test_a_disk_without_file_locks_gives_a_warning(tmp_path, monkeypatch, caplog, code):
+    """Network disks say so in several ways."""
+
     def unsupported(*_):
-        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+        raise OSError(getattr(errno, code), "Operation not supported")
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
     uri = str(tmp_path / "lock")

@@ -234,6 +234,14 @@ def test_pyarrow_retries_for_about_as_long_as_the_other_clients(bucket, monkeypa
     assert given == [min(range(100), key=distance)]
 
 
+def test_pyarrow_waits_as_long_as_the_other_client_and_trusts_the_same_certificates(bucket, monkeypatch):
+    made = SimpleNamespace()
+    monkeypatch.setattr(s3_client, "_RetryingS3FileSystem", lambda **options: made.__dict__.update(options) or made)
+    monkeypatch.setenv("AWS_CA_BUNDLE", "/etc/company.pem")
+    s3_client._filesystem(-2, frozenset(), "runs")  # none that is cached
+    assert (made.connect_timeout, made.request_timeout) == store.timeouts() and made.tls_ca_file_path == "/etc/company.pem"
+
+
 def test_objects_that_a_server_does_not_delete_are_tried_again_or_named(monkeypatch):
     sent = []
     replies = [

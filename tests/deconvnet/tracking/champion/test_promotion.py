@@ -165,6 +165,22 @@ def test_a_run_that_lost_the_lock_changes_nothing(shop) -> None:
     with pytest.raises(Interrupted, match="anne"):
         set_champion(shop.model, 2, shop.lock)
     assert aliases(shop.tracker.uri, "net") == {} and "verdict" not in shop.client.get_model_version("net", "2").tags
+    shop.client.set_registered_model_alias("net", CHAMPION, str(shop.add_version(workspace_id="ours")))
+    with pytest.raises(Interrupted, match="anne"):
+        shop.promote(2, 1, Decision(True, "x"))
+    assert "verdict" not in shop.client.get_model_version("net", "2").tags, "the other run's decision, where nothing is moved"
+
+
+def test_a_choice_is_written_down_before_the_alias_is_moved(shop, monkeypatch) -> None:
+    """An earlier holder of the lock that wakes between the two finds it, and puts its own move back."""
+
+    def killed(*given) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", killed)
+    with pytest.raises(KeyboardInterrupt):
+        shop.promote(2, None, Decision(True, "x"))
+    assert shop.client.get_model_version("net", "2").tags[f"fence.{shop.lock.fence}"] == "2"
 
 
 @pytest.mark.parametrize("decided", [1, 2, 3])
