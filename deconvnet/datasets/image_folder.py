@@ -11,7 +11,14 @@ from infra.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 """Suffixes of image files, in upper or lower case. If files differ only in the suffix, the earliest suffix here is used."""
+ENDINGS = (*SUFFIXES, *(suffix.upper() for suffix in SUFFIXES))
+"""Suffixes to try where the name of an image is known without its suffix."""
 _MAX_NAMED = 10  # most files named in a message
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file is hidden: whether its name, or that of a folder in its relative path, begins with "."."""
+    return any(part.startswith(".") for part in PurePosixPath(name).parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +91,7 @@ def list_folder(folder: str, exclude: str = "") -> FolderFiles:
     other_files: list[str] = []
     for file in storage.list_sizes(folder):
         name = PurePosixPath(file.name)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if hidden or (left_out and storage.join(path, file.name).startswith(left_out)):
+        if is_hidden(file.name) or (left_out and storage.join(path, file.name).startswith(left_out)):
             continue
         if name.suffix.lower() in SUFFIXES:
             stamps[str(name)] = "" if file.dangling else f"{file.size}@{file.mtime_ns}"

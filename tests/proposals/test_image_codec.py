@@ -167,6 +167,17 @@ def test_a_mask_of_colours_is_refused() -> None:
         decode_mask(data(Image.fromarray(RED)))
 
 
+def test_an_image_of_lab_colours_is_refused() -> None:
+    with pytest.raises(BadInput, match="its colours are LAB; save it as RGB"):
+        image_size(data(Image.new("LAB", (6, 4)), "TIFF"))
+
+
+def test_jpeg_keeps_colours_of_single_columns() -> None:
+    stripes = np.zeros((16, 16, 3), np.uint8)
+    stripes[:, ::2, 0] = stripes[:, 1::2, 2] = 200
+    assert np.abs(decode_image(encode_jpeg(stripes)).astype(int) - stripes).max() <= 20
+
+
 def test_jpeg_keeps_a_flat_colour_to_3_levels() -> None:
     assert np.abs(decode_image(encode_jpeg(RED)).astype(int) - RED).max() <= 3
 

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from deconvnet.datasets.formats import DatasetFormat
-from deconvnet.datasets.image_folder import SUFFIXES
+from deconvnet.datasets.image_folder import ENDINGS, is_hidden
 from deconvnet.datasets.importing import shapes
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportOptions
 from deconvnet.datasets.importing.image_index import ImageIndex, normalise
@@ -61,7 +61,8 @@ def read_labelme(sources: Sequence[AnnotationSource], options: ImportOptions) ->
     files: list[tuple[AnnotationSource, dict[str, str]]] = []  # a source, and imagePath by name of the JSON file
     rejects: list[tuple[str, str, str]] = []
     for source in sources:
-        names = [name for name in storage.list_files(source.annotations) if _is_annotation_file(name)]
+        listed = storage.list_files(source.annotations)
+        names = [name for name in listed if name.lower().endswith(".json") and not is_hidden(name)]
         if not names:
             raise UserError(f"--annotations {source.annotations} holds no .json file: name the folder that LabelMe saved to")
         files.append((source, image_paths := {}))
@@ -102,14 +103,6 @@ def read_labelme(sources: Sequence[AnnotationSource], options: ImportOptions) ->
 
 
 FORMAT = DatasetFormat("the folder of LabelMe's .json files", read_labelme, images_beside_annotations=True)
-
-
-def _is_annotation_file(name: str) -> bool:
-    """Tell by the path of a file, relative to the folder of annotations, whether it is a JSON file that is not hidden.
-
-    It must have the suffix .json. Neither its name nor the name of any of its folders may begin with ".".
-    """
-    return name.lower().endswith(".json") and not any(part.startswith(".") for part in PurePosixPath(name).parts)
 
 
 def _index_or_none(folder: str) -> ImageIndex | None:
@@ -199,7 +192,7 @@ def _find_rival(index: ImageIndex | None, name: str, image: str) -> str | None:
     path = PurePosixPath(name).with_suffix("")
     if index is None or not image or normalise(PurePosixPath(image).stem) == normalise(path.name):
         return None
-    candidates = [f"{path}{suffix}" for suffix in SUFFIXES]
+    candidates = [f"{path}{suffix}" for suffix in ENDINGS]
     return next((each for each in candidates if index.find(each) == each), None)
 
 

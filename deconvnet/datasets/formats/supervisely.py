@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from deconvnet.datasets.formats import DatasetFormat
-from deconvnet.datasets.image_folder import SUFFIXES
+from deconvnet.datasets.image_folder import ENDINGS, is_hidden
 from deconvnet.datasets.importing import shapes
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportOptions
 from deconvnet.datasets.importing.image_index import ImageIndex, normalise
@@ -101,7 +101,7 @@ def _is_annotation_file(name: str, folder: str) -> bool:
         folder: path or URI of the folder of annotations, which may itself be the folder ann.
     """
     path = PurePosixPath(folder.rpartition("/")[2]) / name
-    return path.suffix.lower() == ".json" and path.parent.name == "ann" and not path.name.startswith(".")
+    return path.suffix.lower() == ".json" and path.parent.name == "ann" and not is_hidden(name)
 
 
 def _meta_classes(folder: str, encoding: str | None) -> list[str]:
@@ -174,7 +174,7 @@ def _find_image(index: ImageIndex, images: Mapping[str, str], name: str, shown: 
         path.parent.parent,
         *([PurePosixPath("img"), PurePosixPath()] if directly else []),
     ):
-        paths = [normalise(str(folder / f"{stem}{suffix}")) for suffix in ("", *SUFFIXES)]
+        paths = [normalise(str(folder / f"{stem}{suffix}")) for suffix in ("", *ENDINGS)]
         if there := [images[path] for path in paths if path in images]:
             return there[0] if len(there) == 1 or paths[0] in images else None
     found = index.find(str(path.parent.parent / stem))

@@ -110,6 +110,16 @@ def test_an_interrupted_run_leaves_no_list_and_is_resumed(layout, sbd, monkeypat
     assert again == ["t", "u"]
 
 
+def test_an_image_of_which_one_mask_is_missing_is_converted_again(layout, sbd):
+    """The run was killed between its two files."""
+    add_sbd_to_voc(str(sbd), str(layout.root))
+    for name in ("SegmentationObject/s.png", "SegmentationClass/t.png"):
+        (layout.root / name).unlink()
+    add_sbd_to_voc(str(sbd), str(layout.root))
+    assert np.array_equal(decode_mask((layout.root / "SegmentationObject/s.png").read_bytes()), INSTANCES)
+    assert np.array_equal(decode_mask((layout.root / "SegmentationClass/t.png").read_bytes()), CLASSES)
+
+
 def test_a_folder_that_is_not_sbds_is_refused(layout, tmp_path):
     with pytest.raises(UserError, match=r"train\.txt.*dataset"):
         add_sbd_to_voc(str(tmp_path), str(layout.root))

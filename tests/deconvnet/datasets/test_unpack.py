@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import io
+import shutil
 import tarfile
 
 import pytest
@@ -73,6 +74,14 @@ def test_a_target_that_is_not_empty_is_named_not_the_archive(tmp_path):
     assert (tmp_path / "full/mine.txt").read_text() == (tmp_path / "file").read_text() == "kept"
     unpack(made, "top", tmp_path / "empty")
     assert (tmp_path / "empty/a").read_bytes() == b"a"
+
+
+def test_a_disk_without_room_is_noticed_before_a_file_is_written(tmp_path, monkeypatch):
+    made, usage = archive(tmp_path / "a.tgz", {"top/a": b"a"}), shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(UserError, match=r"unpacking a\.tgz needs .*make room there"):
+        unpack(made, "top", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tgz"]
 
 
 def test_a_full_disk_is_not_blamed_on_the_archive(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from deconvnet.datasets.voc import VocDataset, list_files, read_row, read_split
+from infra import storage
 from infra.errors import UserError
 from infra.storage.tables import Reject
 from proposals.image_codec import decode_image, decode_mask, encode_mask
@@ -162,6 +163,20 @@ def test_an_image_of_which_a_file_is_a_link_to_nothing_is_rejected(layout, folde
     reject = read_row(str(layout.root), files, "train", 3, 10**6)
     assert reject.path.endswith(f"{folder}/{name}") and "a broken link" in reject.reason
     assert "a" not in list_files(str(layout.root), folder)
+
+
+@pytest.mark.parametrize("forbidden", ["a.jpg", "a.png"])
+def test_an_image_of_which_a_file_may_not_be_read_is_rejected(layout, monkeypatch, forbidden):
+    files, read_bytes = VocDataset(str(layout.root)).find("a"), storage.read_bytes
+
+    def refuse(uri):
+        if uri.endswith(forbidden):
+            raise PermissionError(13, "Permission denied")
+        return read_bytes(uri)
+
+    monkeypatch.setattr(storage, "read_bytes", refuse)
+    reject = read_row(str(layout.root), files, "train", 3, LIMIT)
+    assert reject.reason == "no permission to read the file" and reject.path.endswith(f"/{forbidden}")
 
 
 def test_if_an_id_has_several_files_the_jpeg_is_used(layout):

@@ -104,6 +104,14 @@ def test_thinning_keeps_only_ridges_with_their_strength(rng):
     assert 0.02 < kept.mean() < 0.35
 
 
+def test_thinning_weakens_edges_near_the_border_if_asked():
+    flat = np.ones((20, 30), np.float32)
+    thin = suppress_non_maxima(flat, np.zeros_like(flat), border=5)
+    ramp = np.minimum(np.arange(30), np.arange(30)[::-1]).clip(0, 5) / 5
+    np.testing.assert_allclose(thin[10], ramp, rtol=1e-6)
+    np.testing.assert_allclose(thin[:, 10], ramp[np.minimum(np.arange(20), np.arange(20)[::-1])], rtol=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 200), (200, 2), (3, 3)])
 def test_tiny_images_have_finite_edges(shape, rng, forest):
     image = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)

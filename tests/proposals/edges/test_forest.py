@@ -111,6 +111,33 @@ def test_sampled_patches_have_a_boundary_near_their_centre_or_none(rng):
     assert len(sample_patches(segments[:10], 50, 30, rng)) == 0
 
 
+def test_patches_after_those_that_give_the_thresholds_are_quantised_by_them(rng, monkeypatch):
+    monkeypatch.setattr(forest, "_QUANTILE_PATCHES", 300)
+    monkeypatch.setattr(forest, "_CHUNK", 64)
+    image, (segments,) = shapes(1)
+    maps, table, corners = feature_channels(image), feature_table()[:20], sample_patches(segments, 400, 400, rng)
+    patches = forest._Patches(len(corners), table)
+    patches.add(maps, segments, corners)
+    bins, _, thresholds = patches.finish()
+    values = forest._feature_values(maps, corners, table)
+    assert len(corners) > 500
+    for found, edges, each in zip(bins, thresholds, values, strict=True):
+        np.testing.assert_array_equal(found, np.searchsorted(edges, each, side="right"))
+
+
+def test_half_of_the_images_are_mirrored_with_their_segmentations(monkeypatch):
+    images, segmentations = [], []
+    monkeypatch.setattr(forest, "feature_channels", lambda image: (images.append(image), feature_channels(image))[1])
+    monkeypatch.setattr(forest, "sample_patches", lambda *given: (segmentations.append(given[0]), sample_patches(*given))[1])
+    train_tree(samples(), 8, ForestOptions(patches=200, feature_share=0.005), [0])
+    mirrored = [not np.array_equal(image, shapes(seed)[0]) for seed, image in enumerate(images)]
+    assert 2 <= sum(mirrored) <= 6
+    for seed, (turned, image, segments) in enumerate(zip(mirrored, images, segmentations, strict=True)):
+        original, (segmentation,) = shapes(seed)
+        np.testing.assert_array_equal(image, original[:, ::-1] if turned else original)
+        np.testing.assert_array_equal(segments, segmentation[:, ::-1] if turned else segmentation)
+
+
 def test_few_patches_are_all_used_and_too_few_are_a_user_error():
     tree = train_tree(samples(1), 1, ForestOptions(patches=100_000, feature_share=0.02), [0])
     assert len(tree.child) > 10

@@ -71,6 +71,7 @@ def test_we_read_the_trees_that_were_written(tmp_path, rng):
 def test_the_same_trees_give_the_same_bytes(rng):
     made = tree(51, rng)
     assert encode_forest([made]) == encode_forest([made])
+    assert encode_forest([made])[4:8] == bytes(4), "the header of gzip has the time"
 
 
 def error_of(file: Path) -> str:
@@ -123,6 +124,13 @@ def test_a_truncated_file_is_refused(forest, share):
     content = forest.read_bytes()
     forest.write_bytes(content[: int(share * len(content))])
     assert "truncated" in error_of(forest)
+
+
+def test_a_file_that_would_fill_the_memory_is_refused(tmp_path, rng, monkeypatch):
+    path = tmp_path / "forest.yml.gz"
+    path.write_bytes(encode_forest([tree(31, rng)]))  # that no other test has loaded, so it is not in memory
+    monkeypatch.setattr(forest_file, "_MAX_BYTES", 400)
+    assert "too large" in error_of(path)
 
 
 def test_a_damaged_file_is_refused(forest):

@@ -36,6 +36,14 @@ def test_examples_reach_a_leaf_with_their_label(rng):
     assert used == {3, 5}
 
 
+def test_the_example_of_a_large_node_is_the_patch_nearest_to_the_mean():
+    """Of which only every fourth patch is looked at."""
+    labels = np.zeros((10_000, 256), np.uint8)
+    labels[:100, 128:] = 1
+    tree = grow(np.zeros((1, 10_000), np.uint8), labels, seed=1, max_depth=0)
+    assert tree.child.tolist() == [0] and not labels[tree.example[0]].any()
+
+
 def test_a_tree_of_equal_labels_is_one_leaf(rng):
     features, labels, _ = patches(rng)
     tree = grow(features, np.zeros_like(labels), seed=1)

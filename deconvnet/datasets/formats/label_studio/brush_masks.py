@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from deconvnet.datasets.formats.label_studio.task_images import choose_images, find_images
+from deconvnet.datasets.image_folder import is_hidden
 from deconvnet.datasets.importing import shapes
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportOptions, LostAnnotation
 from deconvnet.datasets.importing.image_index import ImageIndex
@@ -51,7 +52,7 @@ def read_brush_masks(sources: Sequence[AnnotationSource], options: ImportOptions
         tasks.append(_read_tasks(source.annotations, options.encoding))
         controls = {str(result.get("from_name")) for task in tasks[-1] for result in _results(task)}
         masks.append(defaultdict(lambda: defaultdict(list)))
-        for name in storage.list_files(source.annotations):
+        for name in (name for name in storage.list_files(source.annotations) if not is_hidden(name)):
             uri = storage.join(source.annotations, name)
             if match := _MASK_NAME.fullmatch(PurePosixPath(name).name):
                 masks[-1][match["task"]][match["annotation"]].append(uri)
@@ -119,7 +120,8 @@ def _read_tasks(folder: str, encoding: str | None) -> list[dict[str, Any]]:
     for parent in (folder.rstrip("/"), folder.rstrip("/").rpartition("/")[0]):
         fs, path = storage.filesystem(parent)
         infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-        for file in (storage.join(parent, info.base_name) for info in infos if info.base_name.endswith(".json")):
+        names = [info.base_name for info in infos if info.base_name.lower().endswith(".json")]
+        for file in (storage.join(parent, name) for name in names if not is_hidden(name)):
             try:
                 document = read_json(file, encoding)
             except BadInput as error:

@@ -7,6 +7,7 @@ images/a.jpg is labels/a.txt, or a.txt beside the image.
 """
 
 import posixpath
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import PurePosixPath
@@ -15,6 +16,7 @@ import numpy as np
 
 from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.formats.yolo.layout import NAMES_FILES, Layout, find_layout, find_splits
+from deconvnet.datasets.image_folder import is_hidden
 from deconvnet.datasets.importing import shapes
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportOptions
 from deconvnet.datasets.importing.image_index import ImageIndex, normalise
@@ -74,7 +76,8 @@ def _add_images(
     images = storage.absolute(source.images) if given else layout.root
     texts = layout.root if annotations in (layout.file, posixpath.dirname(layout.file)) else annotations
     index, painter = ImageIndex(images), ImagePainter(options)
-    files = [storage.join(texts, name) for name in storage.list_files(texts) if name.lower().endswith(".txt")]
+    listed = [name for name in storage.list_files(texts) if name.lower().endswith(".txt") and not is_hidden(name)]
+    files = [storage.join(texts, name) for name in listed]
     labels = _match_files(index.names, images, files, texts)
     if not labels:
         raise UserError(
@@ -115,13 +118,15 @@ def _match_files(names: Sequence[str], images: str, files: Sequence[str], texts:
         A list of text files for each image, by the path of the image. If a list has more than one file, it is not clear
         which of them belongs to the image. Images without a text file are left out.
     """
-    by_spelling = {normalise(file): file for file in files}
+    by_stem: dict[str, list[str]] = defaultdict(list)
+    for file in files:
+        by_stem[normalise(file[: -len(".txt")])].append(file)
     found: dict[str, list[str]] = {}
     for name in names:
         stem = str(PurePosixPath(name).with_suffix(""))
         before, _, after = f"{images}/{stem}".rpartition("/images/")
-        tries = (f"{before}/labels/{after}.txt", f"{texts}/{stem}.txt", f"{images}/{stem}.txt")
-        if there := dict.fromkeys(by_spelling[key] for key in map(normalise, tries) if key in by_spelling):
+        tries = (f"{before}/labels/{after}", f"{texts}/{stem}", f"{images}/{stem}")
+        if there := dict.fromkeys(file for each in tries for file in by_stem.get(normalise(each), ())):
             found[name] = list(there)
     return found
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from deconvnet.datasets.exporting import ExportOptions, get_format
@@ -44,10 +45,16 @@ def test_images_that_cannot_be_exported_are_listed_with_the_reason(tmp_path):
 
 
 def test_images_that_would_have_the_same_id_in_vocs_layout_are_not_mixed_up(tmp_path):
-    masks = {"a/b.jpg": scene_mask(0), "a_b.jpg": scene_mask(1), "ä, c.jpg": scene_mask(2), "d.bmp": scene_mask(3)}
+    masks = {
+        "a/b.jpg": scene_mask(0),
+        "a_b.jpg": scene_mask(1),
+        "a_b.png": scene_mask(1),
+        "ä, c.jpg": scene_mask(2),
+        "d.bmp": scene_mask(3),
+    }
     folder, summary = export(tmp_path, "voc", masks, shapes="masks")
     reasons = {reject.image_id: reject.reason for reject in summary.rejects}
-    assert "same name as those of a/b.jpg" in reasons.pop("a_b.jpg")
+    assert all("same name as those of a/b.jpg" in reasons.pop(name) for name in ("a_b.jpg", "a_b.png"))
     assert not reasons and summary.images == 3
     np.testing.assert_array_equal(np.asarray(Image.open(folder / "SegmentationClass/a_b.png")), scene_mask(0))
     copied, original = (np.asarray(Image.open(path)) for path in (folder / "JPEGImages/d.png", tmp_path / "photos/d.bmp"))
@@ -56,9 +63,16 @@ def test_images_that_would_have_the_same_id_in_vocs_layout_are_not_mixed_up(tmp_
 
 def test_small_objects_are_left_out_of_masks_too(tmp_path):
     mask = scene_mask()
-    folder, summary = export(tmp_path, "voc", {"a.jpg": mask}, shapes="masks", min_area=2)
+    masks = {"a.jpg": mask, "b.jpg": np.zeros_like(mask)}
+    folder, summary = export(tmp_path, "voc", masks, shapes="masks", min_area=2)
     found = np.asarray(Image.open(folder / "SegmentationClass/a.png"))
     assert found[3, 2] == 0 and (found != mask).sum() == 1 and summary.worst == (1 - 1 / mask.size, "a.jpg")
+    assert summary.agreement == pytest.approx(1 - 0.5 / mask.size, abs=1e-9)
+
+
+def test_without_a_background_small_objects_stay_in_masks_because_every_pixel_has_a_class(tmp_path):
+    folder, _ = export(tmp_path, "voc", {"a.jpg": scene_mask()}, shapes="masks", min_area=2, background=False)
+    np.testing.assert_array_equal(np.asarray(Image.open(folder / "SegmentationClass/a.png")), scene_mask())
 
 
 def test_labels_with_a_meaning_of_their_own_in_cvats_table_leave_it_out(tmp_path):

@@ -1,6 +1,7 @@
 """Every format: exported, read back by our importers, the same masks; and what other tools read of the files."""
 
 import json
+import re
 from xml.etree import ElementTree
 
 import numpy as np
@@ -175,6 +176,13 @@ def test_a_scene_without_background_comes_back_with_an_empty_background(tmp_path
         dataset = get_reader(("yolo", "masks")[number]).read([source], chosen)
         assert dataset.classes == ("background", *classes)
         np.testing.assert_array_equal(dataset.entries[0].load().class_mask, scene_mask() + 1)
+
+
+@pytest.mark.parametrize(("name", "file"), [("cvat", "labels.json"), ("labelstudio", "label_config.xml")])
+def test_without_a_background_no_label_is_black(name, file):
+    rules = ExportOptions(("sky", "road"), background=False)
+    text = get_format(name).dataset_files([], rules)[file].decode()
+    assert re.findall("#[0-9a-f]{6}", text) == ["#{:02x}{:02x}{:02x}".format(*VOC_PALETTE[i]) for i in (1, 2)]
 
 
 def test_voc_is_a_folder_that_the_pipeline_reads(tmp_path):

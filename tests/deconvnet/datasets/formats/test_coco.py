@@ -54,6 +54,7 @@ def test_polygons_run_lengths_and_crowds_of_any_category_ids_become_masks(tmp_pa
         ({"segmentation": "everything"}, "is a str"),
         ({"segmentation": [SQUARE], "category_id": 7}, "category 7, which the file does not name"),
         ({"segmentation": [SQUARE], "category_id": None}, "category None"),
+        ({"bbox": [1, 2, 3, 4, 5, 6]}, "its box does not consist of four numbers"),
     ],
 )
 def test_a_malformed_annotation_rejects_its_image(tmp_path, annotation, words):

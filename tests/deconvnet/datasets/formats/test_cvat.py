@@ -55,6 +55,11 @@ def test_polygons_of_a_task_a_project_or_a_job(tmp_path, kind):
     assert image.object_mask is not None and set(np.unique(image.object_mask)) == {0, 1, 2}
 
 
+def test_parts_of_a_skeleton_are_no_classes(tmp_path):
+    labels = LABELS.replace("</labels>", "<label><name>elbow</name><parent>crate</parent></label></labels>")
+    assert read(tmp_path, SCENE, meta=f"<task>{labels}</task>").classes == ("background", "crate", "ball", "unused")
+
+
 @pytest.mark.parametrize("given", ["file and images", "file", "folder"])
 def test_the_file_or_its_folder_is_named(tmp_path, given):
     read(tmp_path, SCENE)

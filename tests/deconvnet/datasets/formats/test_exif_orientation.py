@@ -245,6 +245,22 @@ def test_one_careless_polygon_does_not_turn_an_image_or_the_others(tmp_path):
         dataset.entries[-1].load()
 
 
+@pytest.mark.parametrize("number", [0, 9])
+def test_a_number_that_means_no_orientation_leaves_an_image_as_it_is(tmp_path, number):
+    photo = Photo(number)
+    dataset = read("polygons", tmp_path, [photo], None, "stored")
+    assert_right(dataset, [photo])
+    assert dataset.entries[0].load().remark == ""
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+def test_masks_of_more_than_254_objects_are_turned_with_all_their_ids(number):
+    photo, ids = Photo(number), np.array([7, 300, 65535], np.uint16)
+    turned = orientation.apply_orientation(photo.data, ids[photo.red["stored"].astype(np.uint8)])
+    np.testing.assert_array_equal(turned, ids[photo.red["displayed"].astype(np.uint8)])
+    assert turned.dtype == np.uint16
+
+
 def test_images_too_small_to_train_on_are_rejected():
     assert orientation.displayed_size(Photo(6, size=(16, 40)).data, 10**6) == (40, 16)
     with pytest.raises(BadInput, match="40×15 is too small: its shorter side must have 16 px or more"):

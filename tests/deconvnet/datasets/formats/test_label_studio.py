@@ -99,12 +99,15 @@ def test_without_it_images_are_named_by_their_tasks_or_refused(tmp_path):
         read(tmp_path)
 
 
-def test_shapes_that_were_not_painted_are_counted(tmp_path):
+@pytest.mark.parametrize("key", ["annotations", "completions"])
+def test_shapes_that_were_not_painted_are_counted(tmp_path, key):
+    """Early versions of Label Studio call the annotations of a task its completions."""
     write_image(tmp_path / "images/a.jpg")
     write_scene(tmp_path / "masks", 1)
     made = task(1, "a.jpg")
     for kind, label in (("polygonlabels", "crate"), ("rectanglelabels", "cone"), ("choices", "night")):
         made["annotations"][0]["result"].append({"from_name": "tag", "type": kind, "value": {kind: [label]}})
+    made[key] = made.pop("annotations")
     write_text(tmp_path / "export.json", json.dumps([made]))
     dataset = read(tmp_path)
     losses = [str(loss) for loss in dataset.entries[0].load().lost_annotations]

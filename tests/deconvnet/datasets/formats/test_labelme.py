@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deconvnet.datasets.formats import labelme
 from deconvnet.datasets.formats.labelme import read_labelme
 from deconvnet.datasets.importing.dataset import AnnotationSource, ImportOptions
 from deconvnet.datasets.validation.lossy_masks import is_lossy
@@ -227,6 +228,15 @@ def test_a_malformed_shape_rejects_its_image(tmp_path, malformed, words):
     assert words in rejection_reason(read(tmp_path, [shape("cat", "rectangle", [[1, 1], [9, 9]]), malformed]))
 
 
+def test_a_mask_larger_than_any_image_rejects_its_image(tmp_path, monkeypatch):
+    write_image(tmp_path / "a.jpg")
+    mask = shape("cat", "mask", [[2, 4], [7, 7]], mask=encoded(np.ones((4, 6), np.uint8), "PNG"))
+    dataset = read(tmp_path, [mask])
+    dataset.entries[0].load()
+    monkeypatch.setattr(labelme, "_MAX_MASK_PIXELS", 20)
+    assert rejection_reason(dataset) == "shape 1 (cat): 6×4 is larger than 20 pixels"
+
+
 def test_other_json_files_are_rejected(tmp_path):
     write_image(tmp_path / "a.jpg")
     (tmp_path / "coco.json").write_text('{"images": []}')
@@ -259,6 +269,7 @@ def test_four_corners_of_any_type_make_the_same_mask(tmp_path, kind):
     [
         (["a.jpg", "old.jpg"], False, None),  # renamed together, and imagePath left as it was
         (["a.png", "old.jpg"], False, None),
+        (["a.JPG", "old.jpg"], False, None),
         (["old.jpg"], False, "old.jpg"),
         (["b.jpg", "old.jpg"], False, "old.jpg"),
         (["a.jpg", "old.jpg"], True, "old.jpg"),

@@ -10,7 +10,7 @@ from deconvnet.datasets.formats.masks import read_masks
 from deconvnet.datasets.importing.dataset import AnnotationSource, ImportOptions
 from deconvnet.datasets.palette import VOC_CLASSES, VOC_PALETTE
 from infra.errors import UserError
-from tests.deconvnet.datasets.formats.inputs import HEIGHT, WIDTH, rejection_reason, write_image
+from tests.deconvnet.datasets.formats.inputs import HEIGHT, WIDTH, rejection_reason, scene_mask, write_image, write_text
 from tests.deconvnet.datasets.formats.inputs import read_mask_folder as read
 from tests.proposals.grey_png import grey_png
 
@@ -157,6 +157,19 @@ def test_a_table_that_a_tool_wrote_beside_the_masks_is_used_and_told(tmp_path, n
     assert (mask[IDS == 7] == dataset.classes.index("crate")).all() and (mask[IDS == 11] == dataset.classes.index("ball")).all()
     (tmp_path / "table.txt").write_text(text.replace("ball", "disc"))
     assert "disc" in read(tmp_path, pixels, class_table_uri=str(tmp_path / "table.txt")).classes
+
+
+def test_classes_that_are_named_are_used_in_place_of_a_table_beside_the_masks(tmp_path):
+    write_text(tmp_path / "masks/_classes.csv", "Pixel Value, Class\n0, background\n1, crate\n2, ball\n")
+    dataset = read(tmp_path, scene_mask(), classes=("background", "disc", "cone"))
+    assert dataset.classes == ("background", "disc", "cone") and not any("_classes.csv" in note for note in dataset.notes)
+
+
+def test_a_table_in_another_encoding_is_refused_and_read_by_its_name(tmp_path):
+    write_text(tmp_path / "masks/_classes.csv", "Pixel Value, Class\n0, background\n1, 裂缝\n2, 坑洞\n", "gbk")
+    with pytest.raises(UserError, match=r"_classes\.csv can't be read: byte .*--encoding"):
+        read(tmp_path, scene_mask())
+    assert read(tmp_path, scene_mask(), encoding="gbk").classes == ("background", "裂缝", "坑洞")
 
 
 def test_tables_of_two_folders_that_differ_are_refused(tmp_path):

@@ -3,10 +3,12 @@
 import base64
 import io
 import json
+import re
 import zlib
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
@@ -14,8 +16,9 @@ import pytest
 from PIL import Image
 
 from deconvnet.datasets import formats
-from deconvnet.datasets.importing.dataset import AnnotationSource, ImportOptions
-from infra.errors import BadInput
+from deconvnet.datasets.formats.label_studio.brush_runs import encode_brush
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportOptions
+from infra.errors import BadInput, UserError
 from tests.deconvnet.datasets.formats.inputs import runs, starts_and_lengths, write_image, write_text
 
 FORMS = ("box", "polygon", "parts", "holes")
@@ -181,12 +184,12 @@ def write_kaggle(scenes: list[Scene], folder: Path, rng: np.random.Generator) ->
         nothing = np.zeros(scene.size[::-1], bool)
         for label, mask in [(shape.label, shape.mask) for shape in scene.objects] or [("crate", nothing)]:
             text = starts_and_lengths(mask.T if column == "EncodedPixels" else mask)
-            lines.append(f"{scene.name}{suffix},{label},{text}\n")
-    write_text(folder / "t.csv", f"ImageId,class,{column}\n" + "".join(lines))
+            lines.append(f"{scene.name}{suffix},{label},{text},{scene.size[0]},{scene.size[1]}\n")
+    write_text(folder / "t.csv", f"ImageId,class,{column},Width,Height\n" + "".join(lines) + "\n\n")
     return AnnotationSource(str(folder / "images"), str(folder / "t.csv"))
 
 
-def write_label_studio(scenes: list[Scene], folder: Path, rng: np.random.Generator) -> AnnotationSource:
+def write_label_studio_masks(scenes: list[Scene], folder: Path, rng: np.random.Generator) -> AnnotationSource:
     tasks = []
     for number, scene in enumerate(scenes, start=7):
         write_image(folder / f"images/{scene.name}.jpg", scene.size)
@@ -197,6 +200,26 @@ def write_label_studio(scenes: list[Scene], folder: Path, rng: np.random.Generat
             mask.save(folder / f"masks/task-{number}-annotation-1-by-1-tag-{shape.label}-{i}.png")
     write_text(folder / "masks/project.json", json.dumps(tasks))
     return AnnotationSource(str(folder / "images"), str(folder / "masks"))
+
+
+def write_label_studio_results(scenes: list[Scene], folder: Path, rng: np.random.Generator) -> AnnotationSource:
+    tasks = []
+    for number, scene in enumerate(scenes, start=7):
+        write_image(folder / f"images/{scene.name}.jpg", scene.size)
+        results, size = [], dict(zip(("original_width", "original_height"), scene.size, strict=True))
+        for shape in scene.objects:
+            kind = rng.choice(["brush", *["polygon"] * simple(shape), *["rectangle"] * shape.is_box])
+            x0, y0, x1, y1 = (np.divide(shape.box(), scene.size * 2) * 100).tolist()
+            value = {
+                "polygon": {"points": (shape.parts[0] / scene.size * 100).tolist()},
+                "brush": {"rle": encode_brush(shape.mask)},
+                "rectangle": {"x": x0, "y": y0, "width": x1 - x0, "height": y1 - y0},
+            }[kind]
+            results.append({"type": f"{kind}labels", "value": {**value, f"{kind}labels": [shape.label]}, **size})
+        task = {"id": number, "data": {"image": f"/data/upload/2/0123abcd-{scene.name}.jpg"}}
+        tasks.append({**task, "annotations": [{"result": results}]})
+    write_text(folder / "project.json", json.dumps(tasks))
+    return AnnotationSource(str(folder / "images"), str(folder / "project.json"))
 
 
 def write_coco(scenes: list[Scene], folder: Path, rng: np.random.Generator) -> AnnotationSource:
@@ -240,8 +263,35 @@ WRITERS = {
     "cvat": write_cvat,
     "supervisely": write_supervisely,
     "kaggle": write_kaggle,
-    "label_studio": write_label_studio,
+    "label_studio masks": write_label_studio_masks,
+    "label_studio results": write_label_studio_results,
 }
+
+
+def project(name: str, folder: Path) -> tuple[list[Scene], AnnotationSource]:
+    """Scenes with at least one object each, and their project in the files of a tool."""
+    rng, scenes = np.random.default_rng(5), list[Scene]()
+    while len(scenes) < 3:
+        scene = Scene(rng, f"Bild ä {len(scenes)}", FORMS[:2] if name == "yolo" else FORMS)
+        scenes += [scene] if scene.objects else []
+    return scenes, WRITERS[name](scenes, folder, rng)
+
+
+def read(name: str, *sources: AnnotationSource, **rules: Any) -> AnnotatedDataset:
+    return formats.get_format(name.partition(" ")[0]).read(sources, ImportOptions(boxes_void=False, **rules))
+
+
+def check(dataset: AnnotatedDataset, scenes: list[Scene]) -> None:
+    """Assert that the data set has all scenes, with their masks, and nothing else."""
+    assert not dataset.rejects
+    loaded = {entry.image_id.rpartition("_")[2]: entry.load() for entry in dataset.entries}
+    assert set(loaded) == {scene.name for scene in scenes}
+    in_layers = any("z_order" in note for note in dataset.notes)
+    for scene in scenes:
+        unsure = np.any([shape.unsure for shape in scene.objects], axis=0)
+        found, truth = loaded[scene.name].class_mask, scene.truth(dataset.classes, in_layers)
+        np.testing.assert_array_equal(np.where(unsure, truth, found), truth)
+        assert unsure.mean() < 0.05
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -252,17 +302,7 @@ def test_imported_masks_are_the_truth(tmp_path, name, seed):
     while not scenes[0].objects:
         scenes[0] = Scene(rng, scenes[0].name, forms)
     source = WRITERS[name](scenes, tmp_path, rng)
-    dataset = formats.get_format(name).read([source], ImportOptions(boxes_void=False))
-    assert not dataset.rejects
-    loaded = {entry.image_id.rpartition("_")[2]: entry.load() for entry in dataset.entries}
-    in_layers = name == "cvat" and any("z_order" in note for note in dataset.notes)
-    assert set(loaded) == {scene.name for scene in scenes if scene.objects or name != "label_studio"}
-    for scene in scenes:
-        if scene.name in loaded:
-            unsure = np.any([shape.unsure for shape in scene.objects], axis=0)
-            found, truth = loaded[scene.name].class_mask, scene.truth(dataset.classes, in_layers)
-            np.testing.assert_array_equal(np.where(unsure, truth, found), truth)
-            assert unsure.mean() < 0.05
+    check(read(name, source), [scene for scene in scenes if scene.objects or name != "label_studio masks"])
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -277,7 +317,7 @@ def test_two_sources_are_one_data_set_and_keep_their_splits(tmp_path, name):
                 del scene.objects[1:]  # nothing overlaps
         sources.append(replace(WRITERS[name](made, tmp_path / split, rng), split=split))
         scenes |= {scene.name: scene for scene in made}
-    dataset = formats.get_format(name).read(sources, ImportOptions(boxes_void=False))
+    dataset = read(name, *sources)
     assert not dataset.rejects and len(dataset.entries) == 6
     for entry in dataset.entries:
         scene = scenes[entry.image_id.rpartition("_")[2]]
@@ -291,8 +331,49 @@ def test_images_larger_than_allowed_are_rejected(tmp_path, name):
     rng = np.random.default_rng(3)
     scenes = [Scene(rng, f"a{i}", FORMS[:1]) for i in range(4)]
     assert any(scene.objects for scene in scenes)
-    dataset = formats.get_format(name).read([WRITERS[name](scenes, tmp_path, rng)], ImportOptions(max_pixels=300))
+    dataset = read(name, WRITERS[name](scenes, tmp_path, rng), max_pixels=300)
     assert dataset.entries
     for entry in dataset.entries:
-        with pytest.raises(BadInput, match="larger than 300 pixels"):
+        with pytest.raises(BadInput, match=r"larger than 300 pixels|1 to 300 px are allowed"):
             entry.load()
+
+
+@pytest.mark.parametrize("name", sorted(WRITERS.keys() - {"yolo"}))  # its corners are shares of any image's sides
+def test_images_of_another_size_than_the_annotations_state_are_rejected(tmp_path, name):
+    """They were enlarged, so all points still lie inside."""
+    _, source = project(name, tmp_path)
+    for image in tmp_path.rglob("*.jpg"):
+        width, height = Image.open(image).size
+        write_image(image, (2 * width, 2 * height))
+    dataset = read(name, source)
+    assert len(dataset.entries) == 3
+    for entry in dataset.entries:
+        with pytest.raises(BadInput, match="its mask is" if name == "label_studio masks" else "its annotations are for"):
+            entry.load()
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_annotations_in_another_encoding_are_refused_and_read_by_its_name(tmp_path, name):
+    scenes, source = project(name, tmp_path)
+    for file in tmp_path.rglob("*.*"):
+        if file.suffix not in (".jpg", ".png"):
+            text = re.sub(r"\\u([0-9a-f]{4})", lambda found: chr(int(found[1], 16)), file.read_text("utf-8"))  # as JSON escapes
+            file.write_bytes(text.encode("cp1252"))
+    with pytest.raises(UserError, match="--encoding"):
+        read(name, source)
+    check(read(name, source, encoding="cp1252"), scenes)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_hidden_files_are_ignored_and_suffixes_may_be_upper_case(tmp_path, name):
+    """As macOS leaves ._a.json beside a.json on other systems' disks and in zip files."""
+    scenes, source = project(name, tmp_path)
+    for file in list(tmp_path.rglob("*.*")):
+        beside, inside = file.with_name(f"._{file.name}"), file.parent / ".cache" / file.name
+        for hidden in (beside, inside, tmp_path / ".cache" / file.relative_to(tmp_path)):
+            write_text(hidden, "\0\5\x16\7Mac OS X")
+        if file.suffix not in (".jpg", ".png"):
+            file.write_bytes(file.read_bytes().replace(b".jpg", b".JPG"))
+        if file.suffix in (".jpg", ".json", ".txt") and str(file) != source.annotations and file.stem not in ("meta", "classes"):
+            file.rename(file.with_name(file.stem.replace(".jpg", ".JPG") + file.suffix.upper()))
+    check(read(name, source), scenes)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deconvnet.datasets.formats import supervisely
 from deconvnet.datasets.formats.supervisely import read_supervisely
 from deconvnet.datasets.importing.dataset import AnnotationSource, ImportOptions
 from infra.errors import UserError
@@ -118,10 +119,20 @@ def paletted(mask):
 def test_bitmaps_are_small_pngs(tmp_path, make):
     mask = np.array([[0, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 1]], bool)
     image, save = make(mask)
-    loaded = read(write(tmp_path, [bitmap("ball", image, [10, 5], **save)])).entries[0].load()
+    made = bitmap("ball", image, [10, 5], **save)
     expected = np.zeros((HEIGHT, WIDTH), np.uint8)
     expected[5:8, 10:14] = mask * 2
-    np.testing.assert_array_equal(loaded.class_mask, expected)
+    for kind in ("bitmap", "alpha_mask"):
+        dataset = read(write(tmp_path, [made | {"geometryType": kind}]))
+        np.testing.assert_array_equal(dataset.entries[0].load().class_mask, expected)
+
+
+@pytest.mark.parametrize("limit", ["_MAX_BYTES", "_MAX_PIXELS"])
+def test_a_bitmap_larger_than_any_image_rejects_its_image(tmp_path, monkeypatch, limit):
+    dataset = read(write(tmp_path, [bitmap("ball", Image.fromarray(np.ones((5, 5), bool)), [10, 5])]))
+    dataset.entries[0].load()
+    monkeypatch.setattr(supervisely, limit, 24)
+    assert rejection_reason(dataset) == "object 1 (ball): its bitmap is damaged"
 
 
 def test_holes_of_polygons_stay_background(tmp_path):
@@ -160,6 +171,7 @@ def test_rectangles_become_void_or_objects_and_other_figures_are_counted(tmp_pat
         ({"classTitle": "crate", "geometryType": "bitmap"}, "its bitmap is damaged"),
         ({"classTitle": "crate", "geometryType": "polygon", "points": [[1, 2]]}, "its polygon has no points"),
         (figure("crate", "polygon", SQUARE, 7.5), "the holes of its polygon are not a list"),
+        (figure("crate", "rectangle", SQUARE[:3]), "a rectangle has 2 points, this one 3"),
     ],
 )
 def test_a_malformed_object_rejects_its_image(tmp_path, malformed, words):

@@ -19,6 +19,16 @@ def test_ultralytics_splits_are_those_of_data_yaml(tmp_path):
         assert dataset.entries[1].load().class_mask.max() == 0
 
 
+@pytest.mark.parametrize("name", ["data.yaml", "coco8.yaml"])
+def test_the_file_of_the_classes_is_data_yaml_or_the_only_yaml_that_is_not_hidden_and_val_may_be_called_valid(tmp_path, name):
+    write_scenes(tmp_path, train__a=SCENE, val__b=SCENE)
+    write_text(tmp_path / name, "train: images/train\nvalid: images/val\nnames: [crate, ball]\n")
+    write_text(tmp_path / ("args.yaml" if name == "data.yaml" else "._coco8.yaml"), "names: [other, classes]\n")
+    dataset = read(tmp_path)
+    check_scene(dataset)
+    assert splits_of(dataset) == {"train_a": "train", "val_b": "val"}
+
+
 @pytest.mark.parametrize("elsewhere", ["/content/set/images", "../set/images", "D:\\set\\images"])
 @pytest.mark.parametrize("images", ["images", "."])
 def test_splits_with_the_paths_of_another_machine_are_found_below_the_images(tmp_path, elsewhere, images):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deconvnet.datasets.importing.images import as_layout_file, read_json, same_image
+from deconvnet.datasets.importing.images import as_layout_file, read_input, read_json, same_image
+from infra import storage
 from infra.errors import BadInput
 from proposals.image_codec import decode_image
 
@@ -29,6 +30,15 @@ def test_an_image_with_damaged_exif_data_is_not_the_same_as_another(rng, tag, ot
     Image.fromarray(pixels).save(good, "JPEG", exif=exif)
     broken = good.getvalue().replace(tag.to_bytes(2, "big"), other.to_bytes(2, "big"), 1)
     assert same_image(good.getvalue(), good.getvalue()) and not same_image(good.getvalue(), broken)
+
+
+def test_a_file_that_may_not_be_read_is_refused(monkeypatch):
+    def refuse(uri):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(storage, "read_bytes", refuse)
+    with pytest.raises(BadInput, match=r"no permission to read /data/a\.png"):
+        read_input("/data/a.png")
 
 
 LABEL = {"label": "裂缝 é"}

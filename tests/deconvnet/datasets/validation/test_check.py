@@ -131,6 +131,26 @@ def test_16_bit_masks_are_checked_too(layout, no_sheet):
     assert "one class" in report.suspicious["a"]
 
 
+def test_the_splits_that_are_named_are_checked_with_the_limit_of_pixels_that_is_given(layout, no_sheet):
+    layout.split("more", ["a", "b", "c"])
+    layout.split("held", ["w"])
+    layout.image("c", np.zeros((40, 20, 3), np.uint8))
+    layout.mask("c", np.zeros((40, 20), np.uint8))
+    report, _ = check_dataset(str(layout.root), CLASSES, LIMITS, title="named", splits=("more", "held"), max_pixels=2000)
+    unusable = {image_id for image_id, kinds in report.suspicious.items() if "unusable" in kinds}
+    assert unusable == {"a", "b", "w"} and "60×40 is larger than 2,000 pixels" in report.suspicious["a"]["unusable"]
+
+
+def test_the_table_of_splits_has_the_smallest_the_median_and_the_largest_image():
+    sizes = {"a": (30, 90), "b": (20, 20), "c": (60, 50), "v": (25, 40)}
+    images = [ImageStatistics(each, "val" if each == "v" else "train", *size, {0: 1}) for each, size in sizes.items()]
+    images.append(ImageStatistics("d", "train", suspicions={"unusable": "the file is empty"}))
+    lines = make_report(images, CLASSES, LIMITS, "t").text.splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith(("| train", "| val"))]
+    assert rows[0] == ["train", "3", "1", "0", "20×20", "30×90", "60×50"]
+    assert rows[1] == ["val", "1", "0", "0", "25×40", "25×40", "25×40"]
+
+
 @pytest.mark.parametrize(
     ("pixels", "kinds"),
     [

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -78,7 +79,8 @@ def test_new_images_are_added_with_their_masks_to_the_lists(layout):
     before = tree(layout.root)
     (layout.root / ".adding/JPEGImages").mkdir(parents=True)  # of a run that was killed
     (layout.root / ".adding/JPEGImages/old.jpg").write_bytes(b"old")
-    added = add(layout.root, {"x": TWO_CATS, "y": TWO_CATS}, y="val")
+    many = replace(TWO_CATS, object_mask=TWO_CATS.object_mask.astype(np.uint16) * 300)
+    added = add(layout.root, {"x": many, "y": TWO_CATS}, y="val")
     assert added.outcomes == {"x": "added", "y": "added"}
     assert voc.read_split(str(layout.root), "train") == ["a", "b", "c", "d", "x"]
     assert voc.read_split(str(layout.root), "val") == ["v", "w", "y"]
@@ -86,6 +88,7 @@ def test_new_images_are_added_with_their_masks_to_the_lists(layout):
     after = tree(layout.root)
     assert after["JPEGImages/x.jpg"] == b"new" and "JPEGImages/old.jpg" not in after
     assert np.array_equal(read(layout.root, "SegmentationObject", "y"), TWO_CATS.object_mask)
+    assert np.array_equal(read(layout.root, "SegmentationObject", "x"), many.object_mask)
     assert {name for name, content in before.items() if after[name] != content} == {
         f"ImageSets/Segmentation/{split}.txt" for split in ("train", "val", "trainval")
     }

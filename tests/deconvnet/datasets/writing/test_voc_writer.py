@@ -74,6 +74,15 @@ def test_the_layout_has_lists_images_masks_rejects_and_counts(tmp_path):
     assert content["overlaps"] == {"images": 9, "share_of_pixels": 0.01, "hidden_objects": 9}
 
 
+def test_object_masks_of_16_bits_come_back(tmp_path):
+    objects = np.arange(600, dtype=np.uint16).reshape(20, 30)
+    dataset = AnnotatedDataset(("background", "cat"))
+    for i in range(3):
+        dataset.add(f"p{i}.jpg", "", None, lambda: AnnotatedImage(b"image", ".jpg", np.ones((20, 30), np.uint8), objects))
+    write(dataset, (2,), tmp_path, 0)
+    np.testing.assert_array_equal(decode_mask((tmp_path / "SegmentationObject/p0.png").read_bytes()), objects)
+
+
 def test_too_many_rejects_stop_the_import_with_the_reasons(tmp_path):
     words = r"2 of 10 images can't be used \(2× it has 3 faults; the first is /src/p3.json\), and max_rejects allows 10%"
     with pytest.raises(UserError, match=words):
