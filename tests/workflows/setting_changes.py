@@ -51,12 +51,17 @@ class Called(Exception):
     """Ends a stage at the call of the function that does its work."""
 
 
+def nearest(name: str, table: dict[str, str]) -> str | None:
+    """A table's entry of a setting, of its field alone ("*.field"), or of the nearest section; None if there is none."""
+    keys = (name, f"*.{name.rpartition('.')[2]}", *(name.rsplit(".", n)[0] for n in range(1, name.count(".") + 1)))
+    return next((table[key] for key in keys if key in table), None)
+
+
 def expected_stages(name: str, repeated: dict[str, str], without_effect: dict[str, str]) -> set[str]:
-    """The stages of the table's entry of a setting, of its field alone, or of the nearest section; none without effect."""
-    for key in (name, f"*.{name.rpartition('.')[2]}", *(name.rsplit(".", n)[0] for n in range(1, name.count(".") + 1))):
-        if key in repeated or key in without_effect:
-            return set(repeated.get(key, "").split())
-    raise AssertionError(f"{name} is in no table")
+    """The stages of the nearest entry of a setting; none without effect."""
+    found = nearest(name, dict.fromkeys(without_effect, "") | repeated)
+    assert found is not None, f"{name} is in no table"
+    return set(found.split())
 
 
 def write_files(made: Path) -> Path:

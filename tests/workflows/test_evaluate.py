@@ -117,6 +117,28 @@ def test_masks_that_break_a_rule_are_not_written(
     assert not (tmp_path / "out.tar.gz").exists()
 
 
+@pytest.mark.parametrize(("kind", "gpu"), [("edgebox", True), ("windows", False)])
+def test_a_submission_is_predicted_with_the_options_the_boxes_and_the_device_of_the_settings(
+    workspace: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, gpu: bool
+) -> None:
+    given: list[tuple[voc_job.Recipe, bool]] = []
+
+    def predict(images: object, recipe: voc_job.Recipe, folder: str, executor: object, gpu: bool = False) -> NoReturn:
+        given.append((recipe, gpu))
+        raise UserError("asked")
+
+    monkeypatch.setattr(submission, "open_executor", lambda *_: LocalExecutor(1))
+    monkeypatch.setattr(voc_job, "predict_masks", predict)
+    more = ["--proposals.kind", kind, "--compute.gpu", str(gpu).lower(), "--examples.context", "1.5", "--segment.flip", "true"]
+    with pytest.raises(UserError, match="asked"):
+        submit(workspace, root, tmp_path / "out.tar.gz", *more, "--result", "fcn8s")
+    s = load(str(CONFIGS / "quickstart.yaml"), "--data.root", str(root), *FEW, *more)
+    options = predictor.PredictorOptions.from_settings(s.segment, s.examples, s.proposals, s.data)
+    assert (options.flip, options.context, bool(options.window_sizes)) == (True, 1.5, kind == "windows")
+    models, boxes = (str(workspace / "models" / name) for name in ("stage2", "fcn8s")), s.proposals.edge_box
+    assert given == [(voc_job.Recipe(*models, options, boxes if kind == "edgebox" else None, "fcn8s"), gpu)]
+
+
 def test_a_submission_holds_the_lock_for_the_minutes_of_the_settings(
     workspace: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

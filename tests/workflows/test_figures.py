@@ -14,7 +14,7 @@ from PIL import Image
 from deconvnet.evaluation.evaluator import evaluate
 from deconvnet.evaluation.image_measures import IMAGES_FILE, mean_iou_by_result, read_images
 from deconvnet.evaluation.inputs import EvaluationInputs
-from deconvnet.inference.predictor import RESULTS, PredictorOptions
+from deconvnet.inference.predictor import RESULTS, Predictor, PredictorOptions
 from deconvnet.reporting import gallery
 from deconvnet.reporting.evaluation_report import report_files
 from deconvnet.tracking.mlflow_runs import MlflowTracker
@@ -22,6 +22,7 @@ from infra import storage
 from infra.errors import UserError
 from infra.runtime.local_executor import LocalExecutor
 from infra.storage.lock import hold_lock
+from proposals import recall_job
 from proposals.mining.job import mine_examples
 from proposals.settings import ExampleSettings
 from tests.deconvnet.ensembles import save_networks
@@ -82,7 +83,14 @@ def call(*arguments: str) -> int:
     return cli.run(lambda: main(list(arguments)))
 
 
-def test_all_draws_every_figure(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_draws_every_figure(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the options of the report; the recall is that of the val images."""
+    loaded, measured = [], []
+    load, measure = Predictor.load, recall_job.measure_recall
+    monkeypatch.setattr(Predictor, "load", lambda *given: loaded.append(given[3]) or load(*given))
+    monkeypatch.setattr(recall_job, "measure_recall", lambda *given: measured.append(given[2]) or measure(*given))
     before = sorted(finished.rglob("*"))
     assert call("all", "--workspace", str(finished), "--out", str(tmp_path)) == 0
     said = capsys.readouterr()
@@ -91,6 +99,7 @@ def test_all_draws_every_figure(finished: Path, tmp_path: Path, capsys: pytest.C
     for path in tmp_path.iterdir():
         assert Image.open(path).width == 1200, path
     assert sorted(finished.rglob("*")) == before
+    assert loaded == [PredictorOptions(**OPTIONS)] and measured == ["val"]
     for name in ("iou_by_class", "iou_by_proposals", "iou_by_size", "confusion", "calibration"):
         assert (tmp_path / f"{name}.png").read_bytes() == (finished / "report" / f"{name}.png").read_bytes()
 

@@ -5,6 +5,7 @@ Only the last test evaluates networks.
 
 import json
 import os
+import shutil
 import subprocess
 import time
 from dataclasses import replace
@@ -111,18 +112,20 @@ def test_a_better_challenger_is_promoted_and_any_other_is_refused(
     assert f"from edeconvnet version {champion};" in plan.stdout
 
 
-def test_val_images_that_are_new_or_have_moved_are_left_out_of_the_comparison(retrained: Retrainings) -> None:
-    """Of five val images one moves to train, and two of train move to val; then three and four do."""
+def test_val_images_that_are_new_or_moved_or_whose_mask_changed_are_left_out_of_the_comparison(retrained: Retrainings) -> None:
+    """Of five val images one moves to train, and two of train move to val; then three and four do. A mask is corrected, too."""
     lists = [retrained.data / f"ImageSets/Segmentation/{name}.txt" for name in ("train", "val")]
     train, val = (file.read_text().split() for file in lists)
-    for number, (kept, moved) in enumerate(((4, 2), (2, 4)), 2):
+    masks = [retrained.data / f"SegmentationClass/{val[n]}.png" for n in (0, 3)]  # the last of those that stay at first
+    shutil.copy(masks[0], masks[1])
+    for number, (kept, moved, same, other) in enumerate(((4, 2, 3, 3), (2, 4, 2, 4)), 2):
         lists[0].write_text("\n".join([*train[moved:], *val[kept:]]) + "\n")
         lists[1].write_text("\n".join([*val[:kept], *train[:moved]]) + "\n")
         with training_gives(0.4):
             done = retrained()
         assert done.returncode == 0, done.stdout + done.stderr
-        left_out = f"left out, because added or changed since the champion's registration: {moved}"
-        told = f"compared on the val images of both models: {kept}; {left_out}"
+        left_out = f"left out, because added or changed since the champion's registration: {other}"
+        told = f"compared on the val images of both models: {same}; {left_out}"
         assert told in done.stdout and f"version {number} is not promoted" in done.stdout
     assert "only 2 of the champion's 5 val images are still in val and unchanged" in done.stdout
     outcome = retrained.generations()[-1].outcome

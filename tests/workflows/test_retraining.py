@@ -15,6 +15,7 @@ from deconvnet.evaluation.comparison import IMAGE_CONFUSIONS, image_confusions_f
 from deconvnet.evaluation.hold_out import HoldOut
 from deconvnet.evaluation.metrics import ConfusionMatrix
 from deconvnet.inference.predictor import PredictorOptions
+from deconvnet.reporting import champion_report
 from deconvnet.reporting.champion_report import COMPARISON
 from deconvnet.tracking.champion.moves import Move
 from deconvnet.tracking.initial_model import InitialModel
@@ -208,7 +209,7 @@ def test_a_retraining_starts_from_the_champion_and_the_first_one_from_the_model_
     assert started == ["models:/theirs/2", "models:/edeconvnet/3"]
 
 
-def test_the_champion_predicts_with_the_options_with_which_it_was_registered(settings, champion, tmp_path) -> None:
+def test_the_champion_predicts_with_the_options_with_which_it_was_registered(settings, champion, tmp_path, monkeypatch) -> None:
     """And the new model with those of the settings: a champion on windows that it never saw would seem worse than it is."""
     changes = {"segment": settings.segment.model_copy(update={"proposals": 7, "aggregation": "sum"})}
     pipeline = Retraining(settings.model_copy(update=changes), Generation("20261101-000000", None, None), object())
@@ -226,6 +227,17 @@ def test_the_champion_predicts_with_the_options_with_which_it_was_registered(set
         pipeline.settings.segment, settings.examples, settings.proposals, settings.data
     )
     assert (new.options.proposals, new.options.aggregation, new.deconvnet_uri) == (7, "sum", pipeline.model("stage2"))
+
+    compared: list[tuple[object, ...]] = []
+    pipeline.generation = replace(pipeline.generation, version=1)
+    monkeypatch.setattr(pipeline, "_champion_models", lambda source: (old.deconvnet_uri, old.fcn8s_uri))
+    monkeypatch.setattr(pipeline, "evaluate", lambda *given: compared.append(given) or {})
+    monkeypatch.setattr(retraining, "find_hold_out", lambda *_: HoldOut(["a"], 0, 0))
+    monkeypatch.setattr(retraining, "read_val_images", lambda _: {})
+    monkeypatch.setattr(pipeline, "val_images", dict)
+    monkeypatch.setattr(champion_report, "compare_with_champion", lambda *given: compared.append(given[:2]) or {})
+    pipeline._evaluate_champion("f")
+    assert compared == [("val", pipeline.report("champion"), (old.deconvnet_uri, old.fcn8s_uri)), (new, old)]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from deconvnet.datasets import images_table
 from deconvnet.datasets.palette import GENERATED_CLASSES
 from deconvnet.evaluation.inputs import EvaluationInputs
 from deconvnet.inference.int8 import ranges_job
+from deconvnet.inference.predictor import PredictorOptions
 from deconvnet.reporting import evaluation_report, gallery, plots
 from deconvnet.tracking import interface, register
 from deconvnet.tracking.champion.workspace_model import WorkspaceModel
@@ -25,7 +27,7 @@ from infra.settings import Section
 from proposals import job as proposals_job
 from proposals.mining import job as mining_job
 from tests.deconvnet.example_run import example_results
-from tests.workflows.setting_changes import Called, changed, expected_stages, nested, value_of, write_files
+from tests.workflows.setting_changes import Called, changed, expected_stages, nearest, nested, value_of, write_files
 from workflows.cli import setting_fields
 from workflows.pipelines import base
 from workflows.pipelines.training import Pipeline
@@ -120,11 +122,15 @@ def plain(value: Any) -> bool:
 
 
 def arguments(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
-    """What each stage gives to the functions that do its work, as texts; and what the run itself is given, as "run"."""
+    """What each stage gives to the functions that do its work, as texts; and what the run itself is given, as "run".
+
+    Without the model card, which tells settings and the date.
+    """
     calls: list[str] = []
 
     def recorder(name: str, ends: bool = True) -> Callable[..., Any]:
         def record(*given: Any, **named: Any) -> Any:
+            given = tuple(replace(each, card="") if isinstance(each, Ensemble) else each for each in given)
             calls.append(repr([name, *filter(plain, given), *((key, value) for key, value in named.items() if plain(value))]))
             if ends:
                 raise Called
@@ -172,12 +178,25 @@ def arguments(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
 
 
 REACHES = {
+    "workspace": f"run prepare proposals examples {TRAININGS} {PRUNINGS} evaluate register",
+    "data.root": "evaluate",  # the name of the data set
+    "data.classes": "examples register",
+    "data.background": "register",
+    "proposals": "register",
+    **dict.fromkeys(("proposals.kind", "proposals.window_sizes", "proposals.window_overlap"), "proposals register"),
+    **dict.fromkeys(("examples.context", "examples.window"), "register"),
+    "segment": "register",
+    "model": f"{TRAININGS} {PRUNINGS}",  # each network is given the whole section
+    "model.vgg16": "",
+    "compute": TRAININGS,
     "compute.gpu": f"{TRAININGS} evaluate",
-    "compute.threads": f"{TRAININGS} {PRUNINGS}",
+    **dict.fromkeys(("compute.threads", "compute.cpus_per_worker"), f"{TRAININGS} {PRUNINGS}"),
+    **{f"train.{stage}": stage for stage in TRAININGS.split()},
     "retrain.lock_minutes": "run",
-    "cluster.num_cpus": "run",
+    "cluster": "run",
+    "tracking": "run",
 }
-"""Stages, and the run itself, that a setting reaches although it repeats no stage."""
+"""Stages, and the run itself, that a setting, or any other setting of a section, reaches besides the stages that it repeats."""
 REACHED_OTHERWISE = {
     "data.version": "test_table_versions.py",
     "retrain.margin": "the verdict of retrain.py: test_retraining.py",
@@ -197,7 +216,7 @@ NOT_GIVEN = {
 
 
 @pytest.mark.parametrize(("name", "annotation"), FIELDS)
-def test_a_setting_reaches_the_code_of_each_stage_that_it_repeats(
+def test_a_setting_reaches_the_code_of_the_stages_that_it_repeats_and_of_those_of_the_table_alone(
     folder: Path, name: str, annotation: Any, monkeypatch: pytest.MonkeyPatch, unchanged: Any
 ) -> None:
     if name in REACHED_OTHERWISE:
@@ -205,9 +224,8 @@ def test_a_setting_reaches_the_code_of_each_stage_that_it_repeats(
     settings, other = changed(folder, name, annotation, settings_with)
     before, after = unchanged("arguments", settings, lambda each: arguments(each, monkeypatch)), arguments(other, monkeypatch)
     reached = {stage for stage in before.keys() | after.keys() if before.get(stage) != after.get(stage)}
-    assert reached and reached >= set(REACHES.get(name, "").split())
     expected = {stage for stage in expected_stages(name, REPEATED, WITHOUT_EFFECT_ON_RESULTS) if (stage, name) not in NOT_GIVEN}
-    assert reached >= expected
+    assert reached == expected | set((nearest(name, REACHES) or "").split()) != set()
     if "examples" in expected:
         tables = [(old, new) for old, new in zip(before["examples"], after["examples"], strict=True) if "mine_examples" in old]
         assert len(tables) == 4 and all(old != new for old, new in tables)
@@ -222,6 +240,22 @@ def test_each_training_has_its_table_and_that_of_its_dev_images(folder: Path, mo
     for stage, (table, dev) in stages.items():
         found = dict(re.findall(r"(examples_uri|dev_uri)=\W*(/[\w/-]*)", str(given[stage])))
         assert found == {"examples_uri": f"{folder}/w/{table}", "dev_uri": f"{folder}/w/{dev}"}
+
+
+def test_the_model_that_is_registered_predicts_as_it_was_evaluated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"segment.proposals": 7, "segment.flip": True, "examples.context": 1.5, "proposals.window_sizes": (0.25,)}
+    settings, given = settings_with(folder, changes), list[Ensemble]()
+    pipeline = Pipeline(settings)
+    storage.write_json(storage.join(pipeline.model("stage2"), "model.json"), {"classes": GENERATED_CLASSES})
+    storage.write_json(pipeline.report("results.json"), example_results())
+    monkeypatch.setattr(WorkspaceModel, "foreign_version", lambda *_: None)
+    monkeypatch.setattr(register, "register", lambda run, store, name, ensemble, *_: given.append(ensemble))
+    pipeline._register("f" * 64)
+    (found,), evaluated = given, pipeline.evaluation_inputs("val")
+    assert PredictorOptions(**found.segment) == evaluated.options
+    for name in ("deconvnet_uri", "fcn8s_uri", "classes"):
+        assert getattr(found, name) == getattr(evaluated, name)
+    assert found.proposals == {**settings.proposals.edge_box, "kind": "both"}
 
 
 def test_a_training_resumes_only_from_checkpoints_of_the_same_stage_and_settings(

@@ -13,6 +13,7 @@ from deconvnet.datasets.palette import GENERATED_CLASSES
 from docs.generate_settings import CHAPTERS, Chapter
 from infra.errors import UserError
 from infra.settings import Section
+from tests.workflows.setting_changes import value_of
 from workflows import cli
 from workflows.cli import setting_fields
 from workflows.settings import CONFIGS, EdgeSettings, Settings, as_dict, load, parser
@@ -44,6 +45,40 @@ def test_own_data_have_the_settings_of_the_sample() -> None:
     own, sample = (as_dict(load(str(CONFIGS / f"{name}.yaml"))) for name in ("own_data", "voc_sample_cpu"))
     own["model"] |= {name: sample["model"][name] for name in ("vgg16", "convention")}
     assert {**own, "workspace": "", "data": {}} == {**sample, "workspace": "", "data": {}}
+    assert as_dict(load(str(CONFIGS / "voc_sample.yaml")))["segment"] == sample["segment"], "chosen on dev, for both"
+
+
+STEPS = {"schedule": "step", "gamma": 0.1}
+PROMISED: dict[str, dict[str, Any]] = {
+    "voc2012": {
+        "data.train_split": "train_aug",
+        "model.width": 1.0,
+        "model.convention": "torchvision",
+        "compute.workers": 8,
+        "compute.gpu": True,
+        "train.stage1": STEPS | {"step_every": 9000, "max_steps": 20_000},
+        "train.stage2": STEPS | {"step_every": 10_000, "max_steps": 40_000},
+    },
+    "voc_sample": {"model.width": 1.0, "compute.workers": 1, "compute.gpu": True},
+    "camvid": {
+        "data.background": "none",
+        "data.test_split": "test",
+        "proposals.kind": "windows",
+        "segment.aggregation": "mean",
+        "model.width": 0.5,
+    },
+    "serve": {"host": "127.0.0.1", "model": "models:/edeconvnet@champion"},
+}
+"""What the comments in settings files and the documentation say of their values."""
+
+
+@pytest.mark.parametrize("name", PROMISED)
+def test_a_config_has_the_values_that_its_comments_and_the_documentation_promise(name: str) -> None:
+    kind = next((chapter.kind for chapter in CHAPTERS if chapter.config == name), Settings)
+    settings = cli.load(str(CONFIGS / f"{name}.yaml"), kind, [])
+    for path, promised in PROMISED[name].items():
+        found = value_of(settings, path)
+        assert promised == ({key: getattr(found, key) for key in promised} if isinstance(promised, dict) else found), path
 
 
 def test_every_field_can_be_overridden(config) -> None:

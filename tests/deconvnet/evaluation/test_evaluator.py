@@ -23,6 +23,7 @@ from deconvnet.evaluation.boundaries import BoundaryCounts, boundary_counts
 from deconvnet.evaluation.breakdowns import object_ious
 from deconvnet.evaluation.calibration import calibration_counts, expected_calibration_error
 from deconvnet.evaluation.comparison import DECISIVE_RESULT
+from deconvnet.evaluation.drift import PredictionStatistics
 from deconvnet.evaluation.evaluator import evaluate
 from deconvnet.evaluation.inputs import EvaluationInputs
 from deconvnet.evaluation.measurements import BATCHES
@@ -87,7 +88,9 @@ def test_masks_are_not_measured_by_the_number_of_proposals_if_there_are_windows(
     assert replace(inputs, options=replace(inputs.options, window_sizes=(1.0, 0.5))).counts == ()
 
 
-def test_the_job_measures_what_a_loop_measures(models, image_tables, tmp_path):
+def test_the_job_measures_what_a_loop_measures(models, image_tables, tmp_path, monkeypatch):
+    confidences, of = [], PredictionStatistics.of
+    monkeypatch.setattr(PredictionStatistics, "of", lambda given, *more: confidences.append(given) or of(given, *more))
     images, proposals, rows = image_tables
     inputs = EvaluationInputs(*models, images, proposals, "val", CLASSES, OPTIONS, str(tmp_path / "report"))
     found = evaluate(inputs, "made up", Pickling(1))
@@ -161,6 +164,7 @@ def test_the_job_measures_what_a_loop_measures(models, image_tables, tmp_path):
     assert summed == pytest.approx(np.concatenate(objects).sum())
 
     assert found.statistics.images == 8 and len(found.statistics.confidence_shares) == 1, "too few images for bins of confidence"
+    assert confidences[0] == [row["confidence"] for row in found.images]
     assert list(found.statistics.class_shares) == list(CLASSES)
     np.testing.assert_allclose(list(found.statistics.class_shares.values()), np.mean(shares, axis=0))
 

@@ -39,7 +39,7 @@ def matrix(hits: int) -> np.ndarray:
 
 
 def evaluated(folder: Path, confusions: dict[str, np.ndarray]) -> None:
-    """Write the files of an evaluation that a comparison reads."""
+    """Write the files of an evaluation that a comparison reads. The champion's boundaries are half as good."""
     folder.mkdir(exist_ok=True)
     total = ConfusionMatrix(4, sum(confusions.values()))
     iou = {name: None if np.isnan(value) else value for name, value in zip(CLASSES, total.iou.tolist(), strict=True)}
@@ -50,7 +50,8 @@ def evaluated(folder: Path, confusions: dict[str, np.ndarray]) -> None:
     for number, (image_id, each) in enumerate(confusions.items()):
         mean_iou = ConfusionMatrix(4, each).mean_iou
         row = {"image_id": image_id, f"mean_iou.{DECISIVE_RESULT}": None if np.isnan(mean_iou) else mean_iou, "confidence": 0.5}
-        rows.append({**row, "boundary_f": number / 10, "picture": f"images/{image_id}.jpg", "mask": ""})
+        boundary_f = number / (20 if folder.name == "champion" else 10)
+        rows.append({**row, "boundary_f": boundary_f, "picture": f"images/{image_id}.jpg", "mask": ""})
     (folder / IMAGES_FILE).write_bytes(images_file(rows, (DECISIVE_RESULT,), CLASSES))
 
 
@@ -99,11 +100,12 @@ def test_the_images_and_classes_that_gained_and_lost_most_are_found_and_shown(tm
     files, found = compared(tmp_path, inputs)
     assert list(files) == ["against_champion.png", "against_champion.parquet", "against_champion.json"]
     assert (found["images_gained"], found["images_lost"], found["images_equal"]) == (4, 2, 2)
-    assert found["boundary_f"] == {"champion": pytest.approx(0.35), "challenger": pytest.approx(0.35)}
+    assert found["boundary_f"] == {"champion": pytest.approx(0.175), "challenger": pytest.approx(0.35)}
     rows = {row["image_id"]: row for row in pq.read_table(io.BytesIO(files["against_champion.parquet"])).to_pylist()}
     assert list(rows) == list(IMAGES) and rows["d"]["change"] == 0 and rows["h"]["change"] < -0.05 < 0.1 < rows["e"]["change"]
     assert rows["h"]["mean_iou.champion"] == ConfusionMatrix(4, before["h"]).mean_iou
     assert rows["h"]["mean_iou.challenger"] == ConfusionMatrix(4, after["h"]).mean_iou
+    assert (rows["c"]["boundary_f.champion"], rows["c"]["boundary_f.challenger"]) == (0.1, 0.2)
     assert (rows["c"]["picture.champion"], rows["c"]["picture.challenger"]) == ("champion/images/c.jpg", "images/c.jpg")
     assert [name for name, _, _ in found["gained"]] == ["e", "b", "f"] and [name for name, _, _ in found["lost"]] == ["a", "h"]
     _, champion, challenger = found["lost"][0]

@@ -14,7 +14,7 @@ from deconvnet.evaluation.drift import PredictionStatistics
 from deconvnet.evaluation.evaluator import Evaluation
 from deconvnet.inference.predictor import RESULTS, PredictorOptions
 from deconvnet.reporting import plots
-from deconvnet.reporting.evaluation_report import report_files, results_markdown
+from deconvnet.reporting.evaluation_report import report_files, result_charts, results_markdown
 
 
 def test_results_json_is_the_last_file_of_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,18 +57,36 @@ def test_results_json_is_the_last_file_of_a_report(monkeypatch: pytest.MonkeyPat
     assert table["iou.dog"].to_pylist() == [None, None] and table.column_names[-5:-2] == [f"iou.{name}" for name in classes]
 
 
+def test_each_chart_is_drawn_from_its_own_figures_and_the_confusion_matrix_is_that_of_the_decisive_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("iou_by_class", "iou_by_proposals", "iou_by_size", "confusion_matrix", "reliability_diagram"):
+        monkeypatch.setattr(plots, name, lambda *given, name=name: (name, *(np.asarray(each).tolist() for each in given)))
+    results = {"dataset": "made up", "images": 1200, "classes": ["background", "cat"], "expected_calibration_error": 0.5}
+    breakdowns = {"confusion": {name: [[i, 20], [30, 40]] for i, name in enumerate(RESULTS)}, "calibration": {"pixels": [7]}}
+    title = "EDeconvNet+CRF, made up, 1,200 images"
+    assert {name: draw() for name, draw in result_charts(results, breakdowns).items()} == {
+        "iou_by_class": ("iou_by_class", results),
+        "iou_by_proposals": ("iou_by_proposals", results, breakdowns),
+        "iou_by_size": ("iou_by_size", breakdowns),
+        "confusion": ("confusion_matrix", [[4, 20], [30, 40]], results["classes"], title),
+        "calibration": ("reliability_diagram", breakdowns["calibration"], 0.5, title),
+    }
+
+
 def test_results_markdown_has_the_five_rows_in_order_and_dashes_for_missing_figures():
     figures = {
         "mean_iou": 0.5,
         "pixel_accuracy": 0.875,
         "boundary_f": 0.25,
-        "iou": {"background": 0.9, "cat": 0.1, "unicorn": None},
     }
-    rows = {name: {**figures, "mean_iou": 0.1 * i} for i, name in enumerate(RESULTS)}
+    iou = {"background": 0.9, "unicorn": None}
+    rows = {name: {**figures, "mean_iou": 0.1 * i, "iou": {**iou, "cat": 0.1 * i}} for i, name in enumerate(RESULTS)}
     rows["fcn8s"]["mean_iou"] = None
     results = {"dataset": "made up", "images": 3, "classes": ["background", "cat", "unicorn"], "rows": rows}
     lines = results_markdown(results).splitlines()
     assert lines[0] == "# made up: 3 images"
+    assert lines[2] == "| | mean IoU | pixel accuracy | boundary F | Boundary IoU |"
     assert lines[4:9] == [
         "| FCN-8s | – | 87.5 | 25.0 | – |",
         "| DeconvNet | 10.0 | 87.5 | 25.0 | – |",
@@ -76,5 +94,10 @@ def test_results_markdown_has_the_five_rows_in_order_and_dashes_for_missing_figu
         "| EDeconvNet | 30.0 | 87.5 | 25.0 | – |",
         "| EDeconvNet+CRF | 40.0 | 87.5 | 25.0 | – |",
     ]
-    assert "| unicorn | – | – | – | – | – |" in lines
-    assert "| cat | 10.0 | 10.0 | 10.0 | 10.0 | 10.0 |" in lines
+    assert lines[10:15] == [
+        "| IoU | FCN-8s | DeconvNet | DeconvNet+CRF | EDeconvNet | EDeconvNet+CRF |",
+        "|---|---:|---:|---:|---:|---:|",
+        "| background | 90.0 | 90.0 | 90.0 | 90.0 | 90.0 |",
+        "| cat | 0.0 | 10.0 | 20.0 | 30.0 | 40.0 |",
+        "| unicorn | – | – | – | – | – |",
+    ]

@@ -5,12 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from deconvnet.inference.predictor import RESULTS, Predictor, PredictorOptions
-from deconvnet.reporting import gallery
+from deconvnet.reporting import gallery, panels
 from infra.storage import tables
 from proposals import schemas
 from proposals.boxes import crop, enlarge, make_windows
@@ -166,6 +167,9 @@ def test_unpooling_shows_the_crop_of_the_largest_object(
     predictor: Predictor, uris: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Any] = []
+    regions: list[Any] = []
+    maps_of = gallery.decoder_maps
+    monkeypatch.setattr(gallery, "decoder_maps", lambda *given: regions.append(given[2]) or maps_of(*given))
     monkeypatch.setattr("deconvnet.reporting.panels.unpooling", lambda *arguments: calls.append(arguments) or b"")
     found = gallery.read_samples(*uris, "cf")
     gallery.draw_unpooling(predictor, found["c"], CLASSES)
@@ -174,6 +178,8 @@ def test_unpooling_shows_the_crop_of_the_largest_object(
     assert title == "c, thing" and bare_title == "f"
     window = enlarge(np.array([[10, 10, 40, 30]]), 1.2, "square")[0]
     np.testing.assert_array_equal(seen, crop(found["c"].image, window, 32))
+    assert found["c"].truth is not None and regions[1] is None
+    np.testing.assert_array_equal(regions[0], crop(found["c"].truth, window, 32, 0, cv2.INTER_NEAREST) == 1)
     assert len(maps) == 10 and mask.shape == (32, 32) and whole.shape == (32, 32, 3)
 
 
@@ -205,12 +211,14 @@ def test_examples_are_drawn_from_the_whole_table(tmp_path: Path, monkeypatch: py
     assert classes == CLASSES and background is False
 
 
-def test_scenes_without_a_background_are_drawn_in_their_colours(
+def test_scenes_without_a_background_are_drawn_in_their_colours_and_compared_by_the_masks_of_the_predictor(
     predictor: Predictor, uris: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: dict[str, bool] = {}
+    rows: list[panels.ComparisonRow] = []
     monkeypatch.setattr(
-        "deconvnet.reporting.panels.comparison", lambda *_, background: found.update(comparison=background) or b""
+        "deconvnet.reporting.panels.comparison",
+        lambda given, *_, background: rows.extend(given) or found.update(comparison=background) or b"",
     )
     for name in ("instances", "unpooling"):
         monkeypatch.setattr(
@@ -220,6 +228,14 @@ def test_scenes_without_a_background_are_drawn_in_their_colours(
     drawn = gallery.draw_gallery(scenes, *uris, CLASSES, {name: dict.fromkeys(RESULTS, 0.5) for name in "cd"})
     assert found == {"comparison": False, "instances": False, "unpooling": False}
     assert list(drawn) == ["comparison", "instances", "unpooling"], "there are no wins, as nobody is ahead"
+    samples = gallery.read_samples(*uris, "cd", background=False)
+    for row in rows:
+        sample = samples[row.title[-1]]
+        np.testing.assert_array_equal(row.image, sample.image)
+        expected = scenes.masks(sample.image, sample.boxes, panels.COMPARED)
+        assert row.truth is not None and set(row.masks) == set(expected)
+        for name, mask in expected.items():
+            np.testing.assert_array_equal(row.masks[name], mask)
 
 
 def test_windows_come_first_where_predictions_are_shown_box_by_box(

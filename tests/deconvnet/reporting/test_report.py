@@ -76,7 +76,10 @@ def test_the_report_of_a_retraining_shows_the_interval_the_classes_and_the_decis
 
 
 def test_the_report_shows_results_data_rejects_times_and_settings() -> None:
-    read = Reader(render_report(example_summary()))
+    results = example_results()
+    for number, row in enumerate(results["rows"].values(), 1):
+        row["iou"] = {**row["iou"], "cat": number / 8}
+    read = Reader(render_report(example_summary(results=results)))
     assert ["EDeconvNet+CRF", "61.2", "87.5", "–", "–", "72.5"] in read.rows and [
         "FCN-8s",
         "50.1",
@@ -85,7 +88,8 @@ def test_the_report_shows_results_data_rejects_times_and_settings() -> None:
         "–",
         "62.2",
     ] in read.rows
-    assert ["cat", *["12.3"] * 5] in read.rows and [SCRIPT_TAG, *["–"] * 5] in read.rows
+    assert ["class", "FCN-8s", "DeconvNet", "DeconvNet+CRF", "EDeconvNet", "EDeconvNet+CRF"] in read.rows
+    assert ["cat", "12.5", "25.0", "37.5", "50.0", "62.5"] in read.rows and [SCRIPT_TAG, *["–"] * 5] in read.rows
     assert ["images: train", "9,000"] in read.rows and ["crops: stage1", "70,000"] in read.rows
     assert ["not an image", "4", "a.jpg, b.jpg"] in read.rows
     times = [["stage2", "2 h 05 min"], ["total", "2 h 05 min"], ["stage2", "0.5 s"]]  # of the stages, and of a training step

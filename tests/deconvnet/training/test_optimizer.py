@@ -59,21 +59,29 @@ def test_the_rate_of_a_group_is_multiplied_by_its_factor():
     assert {n: g["lr"] for g in optimiser.param_groups for n in g["names"]}["layers.0.bias"] == 1.0
     assert {g["lr"] for g in optimiser.param_groups} == {0.5, 1.0}
     assert isinstance(optimiser, torch.optim.SGD)
-    assert optimiser.defaults["momentum"] == 0.9
 
 
-def test_parameters_of_another_dtype_get_torchs_sgd():
-    """The fused one computes in float32 alone."""
-    assert type(make_sgd(Small().double(), StageSettings())) is torch.optim.SGD
-    assert type(make_sgd(Small(), StageSettings())) is FusedSGD
-
-
-def test_parameters_on_a_gpu_get_torchs_fused_sgd(monkeypatch: pytest.MonkeyPatch):
-    """They are in the CPU's memory here, but say that they are on a GPU."""
-    model = Small()
-    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
-    optimiser = make_sgd(model, StageSettings())
-    assert type(optimiser) is torch.optim.SGD and optimiser.defaults["fused"]
+@pytest.mark.parametrize(
+    ("on_gpu", "dtype", "kind"),
+    [
+        (False, torch.float32, FusedSGD),
+        (False, torch.float64, torch.optim.SGD),  # FusedSGD computes in float32 alone
+        (True, torch.float32, torch.optim.SGD),  # in the CPU's memory here, but they say that they are on a GPU
+    ],
+)
+def test_the_sgd_of_each_device_and_dtype_has_the_settings_rate_momentum_and_weight_decay(
+    monkeypatch: pytest.MonkeyPatch, on_gpu: bool, dtype: torch.dtype, kind: type
+):
+    model = Small().to(dtype)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", on_gpu)
+    optimiser = make_sgd(model, StageSettings(lr=0.3, momentum=0.7, weight_decay=0.1))
+    assert type(optimiser) is kind and bool(optimiser.defaults.get("fused")) is on_gpu
+    found = {
+        name: tuple(group[key] for key in ("lr", "momentum", "weight_decay"))
+        for group in optimiser.param_groups
+        for name in group["names"]
+    }
+    assert found == {name: (0.3, 0.7, 0.0 if name.startswith("layers.1") else 0.1) for name, _ in model.named_parameters()}
 
 
 def plateau(**changes) -> Schedule:

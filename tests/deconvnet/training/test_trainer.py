@@ -43,10 +43,12 @@ def test_the_loss_is_the_mean_over_the_batch_s_non_void_pixels_and_the_accuracy_
     assert seen.metrics[0]["pixel_accuracy"] == pytest.approx(correct.item(), abs=1e-3)
 
 
-def test_a_report_has_the_mean_loss_of_its_steps_and_the_accuracy_of_the_last_of_them(crops):
+def test_a_report_has_the_mean_loss_of_its_steps_and_the_accuracy_and_learning_rate_of_the_last_of_them(crops):
     each, third = Seen(), Seen()
-    run(crops, each, max_steps=6)
-    run(crops, third, max_steps=6, log_every=3, checkpoint_every=100)
+    run(crops, each, max_steps=6, schedule="poly")
+    run(crops, third, max_steps=6, schedule="poly", log_every=3, checkpoint_every=100)
+    rates, found = ([m["lr"] for m in seen.metrics if "loss" in m] for seen in (each, third))
+    assert rates == pytest.approx([0.05 * (1 - step / 6) ** 0.9 for step in range(6)]) and found == rates[2::3]
     assert third.losses == pytest.approx([np.mean(each.losses[:3]), np.mean(each.losses[3:])])
     accuracies, found = ([m["pixel_accuracy"] for m in seen.metrics if "loss" in m] for seen in (each, third))
     assert len(set(accuracies)) == 6 and found == pytest.approx(accuracies[2::3])

@@ -92,12 +92,21 @@ def test_jitter_scales_up_and_down_and_cuts_off_what_exceeds_the_canvas():
     assert sum(area == 64 * 64 for area in areas) > 10
 
 
-def test_jitter_scales_by_at_most_its_share():
-    image, mask = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
-    mask[22:42, 22:42] = 1
-    canvases = [transforms.square_canvas(image, mask, 128, transforms.example_rng(0, 0, i), 0.5)[1] for i in range(40)]
-    widths = [int((canvas == 1).any(0).sum()) for canvas in canvases]
+def test_jitter_scales_image_and_mask_alike_by_at_most_its_share_and_makes_no_new_classes():
+    """Each class has a channel of the image. With another interpolation the mask would be shifted against it by half a pixel."""
+    classes, mask = (0, 7, 200), np.zeros((64, 64), np.uint8)
+    mask[22:42, 22:42], mask[50:62, 4:40] = 200, 7
+    image = np.where(mask[..., None] == classes, 250, 0).astype(np.uint8)
+    canvases = [transforms.square_canvas(image, mask, 128, transforms.example_rng(0, 0, i), 0.5) for i in range(40)]
+    widths = [int((y == 200).any(0).sum()) for _, y in canvases]
     assert 9 <= min(widths) < 13 and 27 < max(widths) <= 31
+    assert all(np.unique(y).tolist() == [*classes, 255] for _, y in canvases)
+
+    def centre(region: np.ndarray) -> np.ndarray:
+        return np.mean(np.nonzero(region), axis=1)
+
+    shifts = [centre((x[n] > 125) & (y != 255)) - centre(y == classes[n]) for x, y in canvases for n in (1, 2)]
+    assert np.abs(shifts).max() <= 0.5 and np.abs(np.mean(shifts, axis=0)).max() < 0.1
 
 
 def test_an_image_of_the_size_of_the_square_is_taken_as_it_is(rng):

@@ -99,7 +99,7 @@ def test_the_example_segments_an_image_with_exported_networks(registered, tmp_pa
     assert done.returncode == 0, done.stderr
     assert "exported edeconvnet version 4" in done.stdout and done.stdout.count("scores differ from torch's by") == 2
     about = storage.read_json(str(tmp_path / "out/networks.json"))
-    assert about["classes"] == list(NETWORK_CLASSES) and about["model"] == "models:/edeconvnet/4" and about["background"]
+    assert about["classes"] == list(NETWORK_CLASSES) and about["model"] == "models:/edeconvnet/4"
     assert about["input_size"] == {"deconvnet": 32, "fcn8s": None}
     imports = {node.names[0].name for node in ast.walk(ast.parse(EXAMPLE.read_text())) if isinstance(node, ast.Import)}
     assert imports - sys.stdlib_module_names == {"cv2", "numpy", "onnxruntime"}
@@ -113,6 +113,15 @@ def test_the_example_segments_an_image_with_exported_networks(registered, tmp_pa
     assert masks[0].shape == (50, 130) and len(np.unique(masks[0])) > 1 and (masks[0] != masks[1]).any()
     assert (masks[1] == masks[2]).mean() > 0.999
     assert capsys.readouterr().out.count("circle") == 3
+
+
+@pytest.mark.parametrize(("segment", "background"), [({}, True), ({"background": False}, False)])
+def test_the_description_of_the_files_says_whether_there_is_a_background(registered, tmp_path, monkeypatch, segment, background):
+    options = {"classes": NETWORK_CLASSES, "proposals": {}, "segment": segment, "max_pixels": 9}
+    storage.write_json(str(registered / "options.json"), options)
+    monkeypatch.setattr(network_export, "export_onnx", lambda network, file: 0.0)
+    assert call(export.main, "--format", "onnx", "--to", str(tmp_path / "out")).returncode == 0
+    assert storage.read_json(str(tmp_path / "out/networks.json"))["background"] is background
 
 
 def test_settings_of_labels_and_of_networks_are_not_mixed(run):

@@ -34,6 +34,7 @@ from tests.workflows.predict.predicting import (
     written,
 )
 from workflows import export, import_data, predict
+from workflows.operations import prediction as prediction_operation
 
 pytestmark = pytest.mark.xdist_group("predict")
 
@@ -182,6 +183,7 @@ def test_masks_and_overlays_are_in_the_colours_of_data_with_or_without_a_backgro
     storage.write_bytes(f"{model}/options.json", json.dumps(options).encode())
     for name in ("deconvnet", "fcn8s"):
         storage.write_bytes(f"{model}/{name}/model.json", b"")
+    assert prediction_operation._class_names(str(model)) == {"classes": list(CLASSES), "background": background}
     grey = prediction(np.full((60, 60, 3), 120, np.uint8), np.zeros((60, 60), np.uint8), 0.5)
     writer.__dict__ |= {"model": str(model), "_ensemble": SimpleNamespace(predict=lambda _: grey), "_read_image": lambda _: b""}
     writer._predict(predictions_table.Task(ImageFile("a.png", "stamp", ""), "", True, True, False))

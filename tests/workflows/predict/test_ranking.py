@@ -5,6 +5,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -126,13 +127,20 @@ def test_the_contact_sheet_leaves_out_what_can_not_be_drawn(ranked: Ranked) -> N
         (ranked.out / name).write_bytes(whole)
 
 
-def test_in_data_without_a_background_any_class_may_be_doubtful(ranked: Ranked, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_data_without_a_background_any_class_may_be_doubtful_and_regions_of_low_confidence_are(
+    ranked: Ranked, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (ranked.out / "classes.json").write_text(json.dumps({"classes": CLASSES, "background": False}))
-    drawn: list[object] = []
-    monkeypatch.setattr(ranking, "draw_contact_sheet", lambda cells, *given: drawn.extend(given) or b"")
+    drawn: list[Any] = []
+    monkeypatch.setattr(ranking, "draw_contact_sheet", lambda *given: drawn.extend(given) or b"")
     ranked(2)
-    assert drawn[0] == list(CLASSES) and drawn[2] is False
+    cells, classes, _, background = drawn
+    assert classes == list(CLASSES) and background is False
     everything, chosen = rows(ranked.out), ranked.chosen()
+    for cell, confidences in zip(cells, chosen["confidence_map"], strict=True):
+        unsure = np.asarray(Image.open(ranked.out / confidences)) < 255 * ranking.DOUBT
+        np.testing.assert_array_equal(cell.doubtful, unsure)
+        assert unsure.any() and not unsure.all()
     assert [most_uncertain_class(everything[each], None) for each in chosen["image_id"]] == chosen["class"].tolist()
 
 
