@@ -4,8 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 CLUSTER ?=
-# Two processes of tests; tests/conftest.py says which runs what.
-PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
+# Three processes of tests for two cores, because one often waits, such as for Ray to start. tests/conftest.py says which runs what.
+PARALLEL := -n 3 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help run cluster azurite test test-slow test-cluster coverage mutants lint docs site ui bench bench-proposals bench-scale soak clean

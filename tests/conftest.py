@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Torch's threads, here and in the commands that tests start: two processes of tests use two cores, and their data is tiny.
+# Torch's threads, here and in the commands that tests start: the processes of tests use all cores, and their data is tiny.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Hypothesis would fail a test that takes longer than 0.2 s once, as any may on a busy machine.
