@@ -46,6 +46,15 @@ def test_large_images_are_searched_small_and_boxes_are_in_their_own_pixels():
     np.testing.assert_allclose(large, small * 10, atol=60)
 
 
+def test_large_images_are_averaged_as_they_are_scaled_down(monkeypatch):
+    """Black and white pixels become grey, without edges. Interpolation would leave them black or white."""
+    seen = []
+    monkeypatch.setattr(edgebox, "_search", lambda image, _: seen.append(image) or (np.zeros((0, 4)), np.zeros(0)))
+    board = np.repeat(255 * (np.indices((320, 320)).sum(0) % 2).astype(np.uint8)[..., None], 3, axis=2)
+    edge_boxes(board, max_side=64)
+    assert seen[0].shape == (64, 64, 3) and np.abs(seen[0] - 127.5).max() < 8
+
+
 def test_boxes_lie_inside_the_image_and_are_at_most_max_boxes(rng):
     image = rng.integers(0, 256, (70, 90, 3), dtype=np.uint8)
     for keywords in ({}, {"min_box_area": 25.0, "max_aspect_ratio": 10.0}, {"beta": 0.995}, {"max_side": 61}):

@@ -53,6 +53,11 @@ def test_the_interval_holds_the_true_rise_in_nine_of_ten_data_sets() -> None:
     assert 0.01 < below < 0.1 and 0.01 < above < 0.1  # 0.05 each, and what 200 data sets leave to chance
 
 
+def test_so_many_sets_are_drawn_that_the_interval_hardly_depends_on_the_seed() -> None:
+    found = [mean_iou_rise(*simulated(np.random.default_rng(3), 30, 0.1), seed=seed) for seed in range(10)]
+    assert np.std([each.lower for each in found]) < 0.025 * (found[0].upper - found[0].lower)
+
+
 def test_a_rise_by_chance_on_60_images_has_no_lower_bound_above_zero_and_a_real_one_has() -> None:
     rng = np.random.default_rng(8)
     chance = [mean_iou_rise(*simulated(rng, 60), draws=400) for _ in range(60)]

@@ -122,6 +122,14 @@ def test_overlapping_score_maps_are_merged_by_maximum_from_zero_or_by_sum():
     assert summed[:, 5, 7] == pytest.approx([2, 4, -6])
 
 
+@pytest.mark.parametrize("number", [256, 300])
+def test_hundreds_of_boxes_over_a_pixel_are_counted(number):
+    image, boxes = np.full((4, 4, 3), 100, np.uint8), np.tile(np.array([[0, 0, 4, 4]], np.float32), (number, 1))
+    for aggregation in ("mean", "max"):  # with "max", the background's score would be that of a pixel without a box
+        found = segment_instances(Constant([0.5, 2, 1]), image, boxes, context=1, aggregation=aggregation)
+        np.testing.assert_allclose(found[:, 2, 2], [0.5, 2, 1], rtol=1e-5)
+
+
 def test_background_has_probability_one_half_where_no_box_reaches():
     image = np.full((10, 20, 3), 100, np.uint8)
     found = segment_instances(Constant([1.0, 2, 0, 5, 1]), image, np.array([[0, 0, 10, 10]], np.float32), context=1)

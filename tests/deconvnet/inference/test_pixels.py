@@ -89,6 +89,14 @@ def test_measures_of_random_masks_of_any_shape(rng: np.random.Generator, shape: 
     assert found.classes == {int(i): expected_measures(pixels, mask == i) for i in np.unique(mask)}
 
 
+def test_means_over_many_regions_are_exact() -> None:
+    """Added up one by one in float32, half a million numbers of 0.1 give 0.4 % too much."""
+    level = np.full((1000, 1000), 0.1, np.float32)
+    stripes = np.tile(np.array([0, 3], np.uint8), (1000, 500))
+    found = average_measures(PixelMeasures(stripes, level, level, level, np.zeros(level.shape, bool)))
+    assert [found.classes[i].entropy for i in (0, 3)] == pytest.approx([0.1, 0.1], rel=1e-6)
+
+
 def test_an_image_of_one_class_has_no_boundary_to_be_in_doubt() -> None:
     level = np.full((3, 5), 0.25, np.float32)
     found = average_measures(PixelMeasures(np.full((3, 5), 4, np.uint8), 2 * level, level, level, np.ones((3, 5), bool)))

@@ -12,6 +12,7 @@ from deconvnet.inference import predictor
 from deconvnet.inference.ensemble import combine, softmax
 from deconvnet.inference.instances import segment_instances, whole_image_scores
 from deconvnet.inference.predictor import RESULTS, Predictor, PredictorOptions
+from deconvnet.inference.scaling import scale_down
 from deconvnet.models import fusion
 from deconvnet.models.fcn8s import FCN8s
 from deconvnet.settings import DataSettings, SegmentSettings
@@ -129,6 +130,14 @@ def test_large_images_are_scaled_down_and_masks_come_back_at_full_size(networks,
     np.testing.assert_array_equal(whole.mask, found["edeconvnet_crf"])
     assert whole.confidence_map.shape == (192, 256)
     assert whole.confidence_map.mean() / 255 == pytest.approx(whole.uncertainty.image.confidence_before_crf, abs=0.002)
+
+
+@pytest.mark.parametrize("side", [64, 79])
+def test_a_large_image_is_averaged_as_it_is_scaled_down(side):
+    """Black and white pixels become grey. Interpolation between the nearest of them would leave some black or white."""
+    board = np.repeat(255 * (np.indices((320, 320)).sum(0) % 2).astype(np.uint8)[..., None], 3, axis=2)
+    small, _ = scale_down(board, np.zeros((0, 4)), side)
+    assert small.shape == (side, side, 3) and np.abs(small - 127.5).max() < 8
 
 
 def test_a_very_long_image_is_scaled_to_at_least_one_pixel_per_side(networks):

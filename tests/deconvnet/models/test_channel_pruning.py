@@ -123,6 +123,34 @@ def test_results_depend_on_the_seed_alone(redundant, inputs):
     assert not torch.equal(one, other)
 
 
+def test_layers_do_not_depend_on_how_many_inputs_are_computed_at_once(redundant, inputs, monkeypatch):
+    found = []
+    for at_once in (32, 2):
+        monkeypatch.setattr(channel_pruning, "_CHUNK", at_once)
+        found.append(next(prune_vgg16(redundant, inputs[:4, :, :32, :32], 1 / COPIES)))
+    assert found[0].kept_channels == found[1].kept_channels
+    for name in ("weight", "bias", "mean", "var"):
+        torch.testing.assert_close(*(getattr(layer, name) for layer in found), rtol=1e-3, atol=1e-4)
+
+
+def test_layers_are_fitted_without_the_inputs_that_are_held_out_and_r2_is_measured_on_these(unlike, inputs):
+    """Nine faint grey images, from which nothing is learned about the colours of the tenth."""
+    colours = 10 * inputs[:10, :, :16, :16]
+    grey = colours[:, :1].expand(-1, 3, -1, -1)
+    one, other = (next(prune_vgg16(unlike, torch.cat([grey[:9] / 10, last[9:]]), 0.25)) for last in (grey, colours))
+    assert one.kept_channels == other.kept_channels
+    torch.testing.assert_close(one.weight, other.weight, rtol=1e-3, atol=1e-4)
+    assert one.r2 > 0.95 and other.r2 < 0.6
+
+
+def test_channels_that_the_next_layer_hardly_uses_or_that_are_0_after_relu_are_not_kept(unlike, inputs):
+    weight, bias = unlike["conv1_2"][0].clone(), torch.zeros(64)
+    weight[:, :24] *= 1e-3
+    bias[24:48] = -1000
+    layers = unlike | {"conv1_1": (unlike["conv1_1"][0], bias), "conv1_2": (weight, unlike["conv1_2"][1])}
+    assert next(prune_vgg16(layers, inputs[:3, :, :32, :32], 0.125)).kept_channels[0] >= 48
+
+
 def test_selected_channels_are_those_of_pivoted_qr():
     from scipy.linalg import qr
 

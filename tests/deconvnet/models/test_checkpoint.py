@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from deconvnet import DeconvNet, FCN8s
-from deconvnet.models.checkpoint import load_model, save_model
+from deconvnet.models.checkpoint import load_model, newest_state, save_model, save_state
 from infra.errors import UserError
 
 CLASSES = ("background", "cat", "dog")
@@ -120,6 +120,18 @@ def test_damaged_models_are_user_errors(saved, damage):
         load_model(str(saved))
     assert str(saved) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_newest_undamaged_state_is_that_of_the_most_steps(tmp_path):
+    """Whatever the names of the folders, and by number: 100 steps are more than 20."""
+    assert newest_state(str(tmp_path)) is None
+    for folder, step in (("b", 9), ("a", 100), ("c", 20)):
+        save_state(str(tmp_path / folder), {"w": torch.tensor(step)}, {"step": step})
+    for folder, step in (("a", 100), ("c", 20), ("b", 9)):
+        tensors, values = newest_state(str(tmp_path))
+        assert tensors["w"] == values["step"] == step
+        _truncate(tmp_path / folder / "state.safetensors")
+    assert newest_state(str(tmp_path)) is None
 
 
 @pytest.mark.parametrize("make", [lambda p: None, lambda p: p.write_text("a file"), lambda p: p.mkdir()])

@@ -2,6 +2,7 @@
 
 import copy
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -168,6 +169,13 @@ def test_conversion_keeps_parameters_buffers_and_names():
     assert sync.conv1.get_submodule("1.norm").momentum == 0.2
     assert not any(m.training for m in sync.modules())
     assert {type(m) for m in sync.modules() if "BatchNorm" in type(m).__name__} == {SyncBatchNorm2d}
+
+
+def test_a_model_on_a_gpu_gets_torch_s_synchronised_batch_norm(monkeypatch):
+    net = small_net()
+    monkeypatch.setattr(net, "parameters", lambda: iter([SimpleNamespace(is_cuda=True)]))
+    layer = convert_sync(net)[1]
+    assert type(layer) is nn.SyncBatchNorm and layer.weight.shape == (4,)
 
 
 def test_a_model_that_is_one_batch_norm_is_converted():

@@ -19,6 +19,7 @@ from deconvnet.training.data.dataloader import BatchLoader, BatchPlan
 from deconvnet.training.data.dev_set import DevSet, dev_counts
 from deconvnet.training.data.examples import Examples, open_examples
 from infra.errors import UserError
+from infra.storage import tables
 from tests.deconvnet.training_tables import SIZE, examples_table, images_table
 
 
@@ -130,7 +131,8 @@ def test_only_the_images_of_one_split_are_used(tmp_path: Path):
     images, masks = next(BatchLoader(BatchPlan.of(train, 15, 1, 0)).batches(0, 1))
     assert images.shape == (15, 3, 64, 64)
     assert (masks == 255).mean() > 0.3  # around the image
-    assert sum(len(b[0]) for b in DevSet(dev).batches(2)) == 5
+    of_dev = [dev.transform(row["image"], row["class_mask"]) for row in tables.iter_rows(folder) if row["split"] == "dev"]
+    assert len(of_dev) == 5 and same([pair for batch in DevSet(dev).batches(2) for pair in zip(*batch, strict=True)], of_dev)
     with pytest.raises(UserError, match="no example of the split val"):
         open_examples(folder, 64, "val")
 
@@ -143,13 +145,14 @@ class DamagedExamples(Examples):
         return super().decode(image[:50], mask)
 
 
-def test_dev_sets_of_ranks_have_each_row_once(crops):
+def test_dev_sets_of_ranks_have_each_row_once_and_a_limited_one_has_rows_of_the_whole_table(crops):
     shares = [DevSet(crops, rank, 2, limit=1000) for rank in (0, 1)]
     assert [len(s) for s in shares] == [30, 30]
     assert [len(DevSet(crops, rank, 7, limit=16)) for rank in range(7)] == [3, 3, 2, 2, 2, 2, 2]
     assert list(DevSet(crops, 2, 3, limit=2).batches(8)) == []
-    assert len(DevSet(crops, limit=7)) == 7
     one = list(DevSet(crops).batches(60))
+    evenly = [0, 10, 20, 30, 39, 49, 59]
+    assert same(list(DevSet(crops, limit=7).batches(60)), [tuple(each[evenly] for each in one[0])])
     assert same(one, list(DevSet(crops).batches(60)))
     for rank, (images, masks) in enumerate(next(s.batches(60)) for s in shares):
         assert np.array_equal(images, one[0][0][rank::2]) and np.array_equal(masks, one[0][1][rank::2])

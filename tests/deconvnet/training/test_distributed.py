@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from deconvnet.training import meter
+from deconvnet.training import distributed, meter
 from deconvnet.training.distributed import broadcast_state, data_parallel, gradient_sync
 from deconvnet.training.interfaces import State
 from deconvnet.training.meter import PHASES, StepTimes
@@ -92,6 +92,20 @@ def test_gradients_are_averaged_in_the_format_that_is_set(ranks: list[dict]):
     plain, rounded = first
     assert plain == pytest.approx([2.002, 1 + 2**-7], abs=1e-6)
     assert rounded == [2.0, 1 + 2**-7]
+
+
+def test_a_rank_with_a_gpu_computes_on_that_of_its_device(monkeypatch):
+    """Else all ranks of a machine would compute on its first GPU."""
+    made = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 5)
+    monkeypatch.setattr(
+        distributed,
+        "DistributedDataParallel",
+        lambda *_, device_ids, **__: made.append(device_ids) or SimpleNamespace(register_comm_hook=lambda *_: None),
+    )
+    for device in ("cpu", "cuda", "cuda:0", "cuda:3"):
+        data_parallel(nn.Linear(1, 1), torch.device(device), lambda: None)
+    assert made == [None, [5], [0], [3]]
 
 
 def test_only_the_first_worker_needs_the_state_from_which_all_continue(ranks: list[dict]):

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -99,11 +100,15 @@ def test_a_table_of_dev_examples_that_cant_be_read_is_no_empty_one(
 def test_the_trainer_computes_and_exchanges_in_the_formats_of_the_settings(
     chosen: dict[str, Any], bf16: bool, rounded: bool, fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """In bfloat16 only on a device that is fast at it."""
+    """In bfloat16 only on a device that is fast at it. For the time of the training, cuDNN chooses the fastest algorithms."""
     made: list[tuple[bool, bool]] = []
 
-    def trainer(*_: Any, bf16: bool, bf16_allreduce: bool, **__: Any) -> None:
+    def trainer(*_: Any, bf16: bool, bf16_allreduce: bool, **__: Any) -> Any:
         made.append((bf16, bf16_allreduce))
+        return SimpleNamespace(fit=fit)
+
+    def fit(**_: Any) -> None:
+        assert torch.backends.cudnn.benchmark
         raise InterruptedError
 
     monkeypatch.setattr(job_module, "Trainer", trainer)
@@ -113,7 +118,7 @@ def test_the_trainer_computes_and_exchanges_in_the_formats_of_the_settings(
     this = replace(job(str(tmp_path), None), compute=ComputeSettings(**chosen))
     with pytest.raises(InterruptedError):
         job_module.run_job(this, None, None, torch.device("cpu"), state=None, report=print, should_stop=bool)
-    assert made == [(bf16 and fast, rounded)]
+    assert made == [(bf16 and fast, rounded)] and not torch.backends.cudnn.benchmark
 
 
 def test_weights_dropout_and_the_order_of_examples_are_those_of_the_job_s_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

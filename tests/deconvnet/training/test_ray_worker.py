@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import ray.train
 import torch
@@ -244,7 +245,8 @@ def test_a_worker_takes_its_share_and_only_the_first_reads_and_writes_checkpoint
     assert (given["loader"].plan.workers, given["loader"].rank, given["loader"].own_process) == (2, rank, False)
     assert worker.threads == [5] and given["loader"].threads == 2
     assert [batch.shape for batch in next(given["loader"].batches(0, 1))] == [(4, 3, 32, 32), (4, 32, 32)]
-    assert len(given["dev"]) == 30 and given["job"] is this
+    found, share = (next(each.batches(30)) for each in (given["dev"], DevSet(crops, rank, 2)))
+    assert len(given["dev"]) == 30 and all(map(np.array_equal, found, share)) and given["job"] is this
     first = rank == 0
     assert [state and state.values["step"] for state in worker.sent] == [4 if first else None]
     assert given["should_stop"]() == given["should_save"]() == first

@@ -1,5 +1,6 @@
 """The training loop in one process: it learns, a resumed run equals an undisturbed one, other checkpoints are refused."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 
 from deconvnet.models import checkpoint
 from deconvnet.models.deconvnet import DeconvNet
+from deconvnet.training import trainer as trainer_module
 from deconvnet.training.data.dev_set import DevSet
 from deconvnet.training.data.sampler import ORDER_VERSION
 from deconvnet.training.interfaces import State
@@ -86,9 +88,10 @@ def test_dropout_s_random_numbers_differ_between_steps_ranks_and_seeds_and_repea
     assert len({each for every in found for each in every}) == 9 and seeds(0, 1) == found[1]
 
 
-def test_micro_batches_add_up_to_the_batch(crops):
+def test_micro_batches_add_up_to_the_batch_and_gradients_are_exchanged_in_the_last_of_them(crops, monkeypatch):
     """In a network without batch norm, whose statistics are those of a micro-batch."""
-    losses = []
+    losses, exchanged = [], []
+    monkeypatch.setattr(trainer_module, "gradient_sync", lambda _, sync: exchanged.append(sync) or nullcontext())
     for micro in (None, 4, 1):
         torch.manual_seed(0)
         model = Small()
@@ -99,6 +102,7 @@ def test_micro_batches_add_up_to_the_batch(crops):
     assert len(losses[0]) == 6
     assert losses[1] == pytest.approx(losses[0], abs=1e-6)
     assert losses[2] == pytest.approx(losses[0], abs=1e-6)
+    assert exchanged == [*[True] * 6, *[False, True] * 6, *[*[False] * 7, True] * 6]
 
 
 RESUMED = {"dropout": 0.3, "schedule": "plateau", "patience": 1, "checkpoint_every": 1000, "bn_batches": 3}
@@ -196,15 +200,19 @@ def test_a_batch_of_void_has_loss_0():
     assert seen.losses == [0.0] * 4
 
 
-def test_batch_norm_statistics_are_recomputed_at_the_end(crops):
+@pytest.mark.parametrize(("micro", "pieces"), [(None, [(0, 8)]), (3, [(0, 2), (2, 5), (5, 8)])])
+def test_batch_norm_statistics_are_recomputed_at_the_end(crops, micro, pieces):
+    """From as many examples at once as in training."""
     (stale, _), (fresh, outcome) = (
-        run(crops, Seen(), max_steps=3, lr=1e-6),
-        run(crops, Seen(), max_steps=3, lr=1e-6, bn_batches=4),
+        run(crops, Seen(), max_steps=3, lr=1e-6, micro_batch=micro),
+        run(crops, Seen(), max_steps=3, lr=1e-6, micro_batch=micro, bn_batches=4),
     )
-    images = [batch[0] for batch in loader(crops).batches(22, 26)]
+    images = [batch[0][start:end] for batch in loader(crops).batches(22, 26) for start, end in pieces]
     outputs = [fresh.layers[0](fresh.prepare(torch.from_numpy(x))) for x in images]
     expected = torch.stack([o.mean((0, 2, 3)) for o in outputs]).mean(0)
     assert torch.allclose(fresh.layers[1].running_mean, expected, atol=1e-4)
+    variance = torch.stack([o.var((0, 2, 3)) for o in outputs]).mean(0)
+    torch.testing.assert_close(fresh.layers[1].running_var, variance, rtol=1e-4, atol=1e-6)
     assert not torch.allclose(stale.layers[1].running_mean, expected, atol=1e-2)
     assert all(torch.equal(a, b) for a, b in zip(stale.parameters(), fresh.parameters(), strict=True))
     again = Trainer(fresh, stage(), loader(crops), seed=0, dev=DevSet(crops, limit=16))

@@ -81,6 +81,13 @@ def test_a_large_image_is_scaled_to_fit(shape):
         assert [len(rows), len(columns)] == size
 
 
+def test_a_large_image_is_averaged_as_it_is_scaled_down():
+    """Black and white pixels become grey. Interpolation between the nearest of them would leave them black or white."""
+    image = np.repeat(255 * (np.indices((320, 320)).sum(0) % 2).astype(np.uint8)[..., None], 3, axis=2)
+    x, _ = transforms.square_canvas(image, image[..., 0], 64)
+    assert np.abs(x - 127.5).max() < 8
+
+
 def test_jitter_scales_up_and_down_and_cuts_off_what_exceeds_the_canvas():
     image, mask = pair(64, 64)
     areas = []
