@@ -11,9 +11,11 @@ import pytest
 from deconvnet.datasets import voc
 from deconvnet.datasets.palette import GENERATED_CLASSES
 from deconvnet.datasets.synthetic import write_dataset
+from infra.errors import BadInput
 from infra.runtime.stages import digest
 from infra.storage import tables
 from proposals import job as proposals_job
+from proposals.mining import job as mining_job
 from tests.workflows.commands import LOCAL, TINY, Done, call
 from tests.workflows.doubles import training_gives
 from workflows import train_pipeline
@@ -71,7 +73,15 @@ def runs(first: Runs, tmp_path: Path) -> Runs:
 def test_only_new_images_are_read_searched_and_cut(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     before, read, searched = {name: runs.parts(name) for name in STAGE_OF_TABLE}, [], []
     runs.add_images()
-    row, boxes = voc.read_row, proposals_job.find_boxes
+    row, boxes, unusable = voc.read_row, proposals_job.find_boxes, iter([True])
+
+    def decode_masks(row: dict[str, Any]) -> Any:
+        if next(unusable, False):
+            raise BadInput("unusable")
+        return decode(row)
+
+    decode = mining_job._decode_masks
+    monkeypatch.setattr(mining_job, "_decode_masks", decode_masks)
     monkeypatch.setattr(voc, "read_row", lambda root, files, *more: read.append(files.image_id) or row(root, files, *more))
     monkeypatch.setattr(proposals_job, "find_boxes", lambda image, options: searched.append(image) or boxes(image, options))
     done = runs()
@@ -81,6 +91,7 @@ def test_only_new_images_are_read_searched_and_cut(runs: Runs, monkeypatch: pyte
         now = runs.parts(name)
         assert now[:2] == before[name] and len(now) == 3, name
         assert tables.kept_versions(str(runs.workspace / name)) == [1], "nothing uses the version before"
+    assert [row["reason"] for row in tables.iter_rows(str(runs.workspace / "rejects"))] == ["unusable"]
 
 
 def test_in_a_part_with_a_changed_image_only_this_image_is_searched_again(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,8 +123,8 @@ def test_boxes_whose_run_was_killed_before_they_were_measured_are_measured_by_th
     made: list[tables.Commit] = []
 
     def make(images: str, table: str, settings: Any, fingerprint: str, *_: object, **__: object) -> tables.Commit:
-        row = {"image_id": fingerprint}
-        part = tables.write_part(table, "c0de" * 16, digest(row), [row], pa.schema([pa.field("image_id", pa.string())]))
+        row, reject = {"image_id": fingerprint}, tables.Reject(fingerprint, "", "proposals", "unusable")
+        part = tables.write_part(table, "c0de" * 16, digest(row), [row, reject], pa.schema([pa.field("image_id", pa.string())]))
         made.append(tables.commit(table, fingerprint, [part], keep_earlier=True))
         return made[-1]
 
@@ -122,6 +133,18 @@ def test_boxes_whose_run_was_killed_before_they_were_measured_are_measured_by_th
     for fingerprint in ("first", "first", "second"):  # no stage has a record, as if each run were killed
         pipeline._proposals(fingerprint)
     assert pipeline.left_out == [set(), set(), {part.name for part in made[0].parts}]
+    assert [row["image_id"] for row in tables.iter_rows(f"{tmp_path}/rejects")] == ["second"], "of the newest version"
+
+
+def test_rejects_are_those_of_all_tables_in_order_and_each_once(tmp_path: Path) -> None:
+    shared = tables.Reject("s", "", "any", "unusable")
+    for number, table in enumerate(reversed(STAGE_OF_TABLE)):
+        rejects = [tables.Reject(f"{number}", "", table, "unusable"), shared]
+        part = tables.write_part(f"{tmp_path}/{table}", "c0de" * 16, 0, rejects, pa.schema([pa.field("image_id", pa.string())]))
+        tables.commit(f"{tmp_path}/{table}", "c0de" * 16, [part])
+    Workspace(str(tmp_path)).write_rejects()
+    found = [(row["image_id"], row["stage"]) for row in tables.iter_rows(f"{tmp_path}/rejects")]
+    assert found == [*((f"{number}", table) for number, table in enumerate(reversed(STAGE_OF_TABLE))), ("s", "any")]
 
 
 def test_an_earlier_version_is_trained_on_as_long_as_it_is_kept(runs: Runs) -> None:

@@ -177,7 +177,10 @@ def test_evaluate_writes_a_report_of_the_dev_images_beside_that_of_the_val_image
     """And if it was stopped while it drew figures, no results of earlier networks stay, and no image is measured again."""
     folder, _ = workspace
     before, command = (folder / "report/results.json").read_bytes(), ("--workspace", str(folder), *TINY, "--split", "dev", *LOCAL)
-    (folder / "evaluations/dev").mkdir(parents=True)
+    stale = [folder / "evaluations/dev" / name for name in ("masks/gone.png", "images/gone.jpg")]
+    for path in stale:
+        path.parent.mkdir(parents=True)
+        path.touch()
     (folder / "evaluations/dev/results.json").write_text("{}")
     with monkeypatch.context() as patch:
         patch.setattr(gallery, "load_and_draw_gallery", Mock(side_effect=Interrupted("stopped")))
@@ -187,6 +190,7 @@ def test_evaluate_writes_a_report_of_the_dev_images_beside_that_of_the_val_image
     assert done.returncode == 0, done.stderr
     assert re.search(r"(\d) of \1 batches of images were evaluated before the interruption", done.stdout)
     assert not (folder / "evaluations" / "dev" / BATCHES).exists()
+    assert not any(path.exists() for path in stale), "of images that are not evaluated any more"
     results = json.loads((folder / "evaluations" / "dev" / "results.json").read_text())
     assert results["images"] == 5 and results["dataset"] == "generated dev"
     assert "generated dev" in (folder / "evaluations" / "dev" / "proposals.md").read_text()

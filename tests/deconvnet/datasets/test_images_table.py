@@ -142,7 +142,10 @@ def test_a_table_that_grows_reads_and_writes_only_what_is_new_or_changed(layout,
     assert [part in first.parts for part in grown.parts] == [True, False, True, False, False]
     assert count_changes(grown, first) == {"new": 3, "changed": 0, "relabelled": 0, "same": 5, "gone": 1}
     layout.image("b", np.zeros((40, 60, 3), np.uint8))
+    mask = layout.root / "SegmentationClass/w.png"
+    time = mask.stat().st_mtime_ns
     layout.mask("w", np.ones((40, 60), np.uint8))
+    os.utime(mask, ns=(time, time))  # as if it were copied with its time: only its size differs
     os.utime(layout.root / "JPEGImages/aa.jpg", ns=(1, 1))
     layout.split("val", ["v", "w"])
     layout.split("train", ["a", "b", "aa", "d", "e", "z"])
@@ -277,7 +280,13 @@ def test_the_fingerprint_changes_with_the_files_that_are_used_and_no_others(layo
     seen.append(data_fingerprint(settings, root))
     layout.mask("b", folder="SegmentationObject")
     seen.append(data_fingerprint(settings, root))
-    assert len(set(seen)) == 5
+    mask, image = layout.root / "SegmentationClass/v.png", layout.root / "JPEGImages/v.jpg"
+    mask.write_bytes(mask.read_bytes() + b" ")  # another size, with the time of before
+    os.utime(mask, ns=(1, 1))
+    seen.append(data_fingerprint(settings, root))
+    image.rename(image.with_suffix(".jpeg"))
+    seen.append(data_fingerprint(settings, root))
+    assert len(set(seen)) == 7
     layout.split("held", ["unused"])
     tested = settings_for(layout, test_split="held")
     before = data_fingerprint(tested, root)

@@ -25,7 +25,7 @@ from deconvnet.evaluation.calibration import calibration_counts, expected_calibr
 from deconvnet.evaluation.comparison import DECISIVE_RESULT
 from deconvnet.evaluation.drift import PredictionStatistics
 from deconvnet.evaluation.evaluator import evaluate
-from deconvnet.evaluation.inputs import EvaluationInputs
+from deconvnet.evaluation.inputs import EvaluationInputs, image_batches, read_images
 from deconvnet.evaluation.measurements import BATCHES
 from deconvnet.evaluation.metrics import ConfusionMatrix
 from deconvnet.inference.predictor import RESULTS, Predictor, PredictorOptions
@@ -232,6 +232,19 @@ def test_an_interrupted_evaluation_goes_on_where_it_ended(interrupted, tmp_path,
 
     predicted.clear()  # as if it had ended before the report was written
     assert evaluate(interrupted, "made up", LocalExecutor(1)).results == whole.results and predicted == []
+
+
+def test_batches_of_one_row_group_share_no_image_and_no_file_of_measurements(tmp_path):
+    """Else images would be counted twice, or an evaluation that goes on would take one batch's measurements for another's."""
+    mask = np.ones((8, 8), np.uint8)
+    rows = [image_row(f"p{i:02}", np.zeros((8, 8, 3), np.uint8), mask, mask, "train" if i % 4 else "val") for i in range(48)]
+    of = write_images_and_proposals(tmp_path, rows, [boxes_row(row, []) for row in rows], rows_per_group=44)
+    inputs = EvaluationInputs("", "", *of, "val", CLASSES, OPTIONS)
+    batches = image_batches(inputs)
+    read = [[image_id for image_id, *_ in read_images(inputs, batch)] for batch in batches]
+    assert [len(ids) for ids in read] == [5, 6, 1], "at most 8"
+    assert [each for ids in read for each in ids] == [row["image_id"] for row in rows if row["split"] == "val"]
+    assert len({batch.file for batch in batches}) == 3
 
 
 @pytest.mark.parametrize(

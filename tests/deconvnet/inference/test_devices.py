@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from deconvnet.evaluation import evaluator
 from deconvnet.evaluation.inputs import EvaluationInputs
@@ -20,6 +21,7 @@ from infra.runtime.executor import Actors
 from tests.deconvnet.ensembles import CLASSES, EDGES, SEGMENT, random_networks
 
 NETWORKS = random_networks()
+THREADS = 3
 
 
 class OneWorker:
@@ -28,7 +30,7 @@ class OneWorker:
     def map_actors(self, units: Any, make: Any, actors: Actors, **_: Any) -> Any:
         self.gpus = actors.gpus
         with suppress(AttributeError):  # other workers load the networks as they are made
-            assert make(1).ensemble
+            assert make(THREADS).ensemble
         return iter(())
 
 
@@ -51,8 +53,12 @@ def predict_submission(folder: str, executor: Any, gpu: bool) -> None:
 
 @pytest.mark.parametrize("job", [predict_folder, evaluate, predict_submission])
 @pytest.mark.parametrize("gpu", [False, True])
-def test_workers_with_a_gpu_load_both_networks_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job, gpu):
+def test_workers_with_a_gpu_load_both_networks_to_it_and_use_their_own_cpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job, gpu
+):
     loaded: list[tuple[str, str]] = []
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
 
     def load_model(uri: str, device: str = "cpu") -> tuple[Any, dict[str, Any]]:
         loaded.append((Path(uri).name, device))
@@ -69,6 +75,7 @@ def test_workers_with_a_gpu_load_both_networks_to_it(tmp_path: Path, monkeypatch
     job(str(tmp_path), executor, gpu)
     device = "cuda" if gpu else "cpu"
     assert loaded == [("deconvnet", device), ("fcn8s", device)] and executor.gpus == gpu
+    assert threads == [THREADS], "with more, workers on one machine would slow each other down"
 
 
 def test_the_crf_computes_on_the_device_of_the_networks(monkeypatch: pytest.MonkeyPatch):

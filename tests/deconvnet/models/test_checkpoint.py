@@ -1,6 +1,7 @@
 """Models and training states are loaded as they were saved; damaged files are user errors."""
 
 import json
+from unittest.mock import Mock
 
 import pytest
 import safetensors.torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from deconvnet import DeconvNet, FCN8s
 from deconvnet.models.checkpoint import load_model, newest_state, save_model, save_state
+from infra import storage
 from infra.errors import UserError
 
 CLASSES = ("background", "cat", "dog")
@@ -139,3 +141,10 @@ def test_folders_that_are_no_checkpoints_are_user_errors(tmp_path, make):
     make(tmp_path / "x")
     with pytest.raises(UserError, match="is not a model folder"):
         load_model(str(tmp_path / "x"))
+
+
+def test_a_save_that_fails_midway_leaves_no_description_of_tensors_that_are_not_there(net, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "write_json", Mock(side_effect=OSError("killed")))
+    with pytest.raises(OSError, match="killed"):
+        save_model(net, str(tmp_path), CLASSES)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"], "so that the folder is seen to be incomplete"

@@ -16,8 +16,10 @@ import ray
 from deconvnet.settings import ComputeSettings
 from deconvnet.training import ray_trainer
 from deconvnet.training.job import TrainingJob
+from deconvnet.training.ray_callbacks import ReportForwarder
 from deconvnet.training.ray_trainer import check_resources, train_on_ray
 from deconvnet.training.trainer import Diverged
+from infra import storage
 from infra.errors import Interrupted, UserError
 from infra.memory import SINGLE_ARENA_ENV
 from infra.settings import ClusterSettings
@@ -73,6 +75,7 @@ def doubles(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """What `train_on_ray` asks of Ray, which ends the training at once by `fit`."""
     found = SimpleNamespace(killed=[], fit=lambda: SimpleNamespace(return_value={"step_seconds": {}}))
     found.queue = SimpleNamespace(take=SimpleNamespace(remote=list))
+    found.plan, found.dev = SimpleNamespace(steps_per_epoch=5), object()
 
     def actor(**options: Any) -> SimpleNamespace:
         found.actor = options
@@ -88,7 +91,7 @@ def doubles(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     for name, value in {"get_runtime_context": lambda: node, "nodes": lambda: [{}], "get": lambda given: given}.items():
         monkeypatch.setattr(ray, name, value)
     monkeypatch.setattr(ray, "kill", found.killed.append)
-    for name, value in {"batch_plan": SimpleNamespace(steps_per_epoch=5), "dev_examples": None, "log_plan": None}.items():
+    for name, value in {"batch_plan": found.plan, "dev_examples": found.dev, "log_plan": None}.items():
         monkeypatch.setattr(TrainingJob, name, lambda *_, value=value: value)
     monkeypatch.setattr(ray_trainer, "ElasticTrainer", trainer)
     monkeypatch.setattr(ray_trainer, "check_resources", lambda *_: None)
@@ -97,15 +100,20 @@ def doubles(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize(("gpu", "least"), [(False, None), (True, 2)])
-def test_ray_train_is_given_the_settings(tmp_path: Path, doubles: SimpleNamespace, gpu: bool, least: int | None):
+def test_ray_train_is_given_the_job_its_settings_and_the_queue(tmp_path: Path, doubles: SimpleNamespace, gpu, least, monkeypatch):
     compute = ComputeSettings(workers=4, min_workers=least, gpu=gpu, cpus_per_worker=3, max_failures=7)
-    callback = ray.train.UserCallback()
-    train_on_ray(job(tmp_path, compute=compute), cluster=ClusterSettings(training_nodes="pool=b"), callbacks=[callback])
+    callback, disk, trained = ray.train.UserCallback(), object(), job(tmp_path, compute=compute)
+    monkeypatch.setattr(storage, "filesystem", lambda uri: (disk, uri.removeprefix("/")))
+    train_on_ray(trained, cluster=ClusterSettings(training_nodes="pool=b"), callbacks=[callback])
+    given = {"job": trained, "plan": doubles.plan, "dev": doubles.dev, "queue": doubles.queue}
+    assert doubles.trainer["train_loop_config"] == given
     scaling, run, torch = (doubles.trainer[f"{name}_config"] for name in ("scaling", "run", "torch"))
     assert scaling.num_workers == (4 if least is None else (2, 4)) and scaling.use_gpu == gpu
     assert scaling.label_selector == {"pool": "b"}
     assert scaling.resources_per_worker == ({"CPU": 3, "GPU": 1} if gpu else {"CPU": 3})
-    assert (run.name, run.storage_path) == ("run", f"{tmp_path}/runs") and run.callbacks[-1] is callback
+    assert (run.name, run.storage_path, run.storage_filesystem) == ("run", f"{tmp_path}/runs"[1:], disk)
+    (forwarder, last) = run.callbacks
+    assert isinstance(forwarder, ReportForwarder) and forwarder._queue is doubles.queue and last is callback
     assert (run.failure_config.max_failures, run.checkpoint_config.num_to_keep) == (7, 2)
     assert run.worker_runtime_env == {"env_vars": SINGLE_ARENA_ENV}
     assert (torch.backend, torch.timeout_s) == ("cpu:gloo,cuda:nccl" if gpu else "gloo", 600)

@@ -240,7 +240,9 @@ def test_a_worker_takes_its_share_and_only_the_first_reads_and_writes_checkpoint
     worker, plan = Worker(monkeypatch, rank), BatchPlan.of(crops, 8, 4, 0)
     this = job(tmp_path, compute=ComputeSettings(threads=5, cpus_per_worker=3))
     checkpoint.save_state(f"{this.run_uri}/checkpoint_1", {"model.w": torch.ones(2)}, {"step": 4})
-    assert train_worker({"job": this, "plan": plan, "dev": crops, "queue": None})["steps"] == 7
+    told: list[dict[str, float]] = []
+    queue = SimpleNamespace(put=SimpleNamespace(remote=told.append))
+    assert train_worker({"job": this, "plan": plan, "dev": crops, "queue": queue})["steps"] == 7
     given = worker.given
     assert (given["loader"].plan.workers, given["loader"].rank, given["loader"].own_process) == (2, rank, False)
     assert worker.threads == [5] and given["loader"].threads == 2
@@ -253,6 +255,9 @@ def test_a_worker_takes_its_share_and_only_the_first_reads_and_writes_checkpoint
     assert (getattr(given["report"], "__func__", None) is RayCheckpoints.report) == first
     given["report"]({"step": 5}, None)
     assert [metrics for metrics, _ in worker.reported] == [{"step": 5}]
+    if first:
+        given["report"].__self__._preemption.on_saved(0.0)
+    assert [[*message] for message in told] == [["leaving"]] * first, "the driver logs that a node will be preempted"
 
 
 @pytest.mark.parametrize(

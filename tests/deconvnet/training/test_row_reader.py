@@ -67,8 +67,14 @@ class Table(dict):
 class Made(Examples):
     """Examples whose rows say where they are: row group and index in it."""
 
-    def footer(self, file: int) -> None:
-        return None
+    def footer(self, file: int) -> str:
+        self.footers.append(file)
+        return f"the footer of file {file}"
+
+    @cached_property
+    def footers(self) -> list[int]:
+        """The files whose footers were read."""
+        return []
 
     @cached_property
     def numbers(self) -> list[int]:
@@ -76,6 +82,7 @@ class Made(Examples):
         return []
 
     def read(self, number: int, footer: Any = None) -> Any:
+        assert footer == "the footer of file 0", "else each row group would cost another request"
         self.numbers.append(number)
         weights = self.weights(number)
         names = [f"{number}:{i}".encode() for i in range(len(weights))]
@@ -141,6 +148,7 @@ def test_rows_are_those_of_the_order_and_workers_read_a_row_group_once():
         rows = [list(reader.steps(steps, 2 * steps)) for reader in readers]  # the second epoch
         assert [[image for part in parts for image, _ in part] for parts in zip(*rows, strict=True)] == case.expected(), seed
         assert sum(reader.bytes_read for reader in readers) >= total, seed
+        assert all(len(each.footers) <= row_reader.READERS for each in tables), "those of the first reads, by threads together"
         if len(order.slots) == order.batch and order.examples.sum() >= order.batch:
             assert sum(reader.groups_read for reader in readers) <= groups + case.workers - 1, seed
             for each, batch_indices in zip(

@@ -84,10 +84,10 @@ def test_a_planned_shutdown_ends_nothing(ends, tmp_path):
     store = Store(tmp_path / "store")
     with watched(store.path, "1.2.3.4:6379", lambda address: None, 15):
         assert len(watching()) == 2
-    store.end()
-    for thread in watching():
+    for thread in watching():  # which wait neither for the store nor for the head
         thread.join(10)
     assert not watching() and not ends
+    store.end()
 
 
 def test_a_store_that_is_not_on_this_machine_is_not_watched(ends, tmp_path):

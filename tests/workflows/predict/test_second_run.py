@@ -10,7 +10,7 @@ from PIL import Image
 
 from deconvnet.inference import batch, predictions_table
 from infra import storage
-from infra.errors import UserError
+from infra.errors import Interrupted, UserError
 from infra.storage import tables
 from proposals.image_codec import encode_mask
 from tests.deconvnet.ensembles import random_image
@@ -118,10 +118,27 @@ def test_a_mask_that_a_user_has_edited_is_never_deleted(run: Run, tmp_path) -> N
     assert (out / "masks/a.png").read_bytes() == corrected and (out / "overlays/a.jpg").exists()
 
 
+def stopped_after_a_mask(run: Run) -> None:
+    """Run the command until it has written its first mask."""
+    begun, predict_image = [], batch._PartWriter._predict
+
+    def predict_once(self: batch._PartWriter, task: predictions_table.Task) -> dict[str, object]:
+        begun.append(task)
+        if len(begun) > 1:
+            raise Interrupted("stopped")
+        return predict_image(self, task)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted, match="stopped"):
+        patch.setattr(batch._PartWriter, "_predict", predict_once)
+        run()
+
+
 def test_another_model_version_predicts_all_again_also_after_an_interrupted_switch(
     run: Run, workspace, image_folder, tmp_path
 ) -> None:
     out = tmp_path / "out"
+    stopped_after_a_mask(run)
+    assert len(written(out / "masks")) == 1
     run()
     files = {name: (image_folder / name).read_bytes() for name in GOOD}
     one, two = predicted_by_mlflow(workspace, 1, files), predicted_by_mlflow(workspace, 2, files)
@@ -132,9 +149,7 @@ def test_another_model_version_predicts_all_again_also_after_an_interrupted_swit
         assert row["model_version"] == "2"
         np.testing.assert_array_equal(np.asarray(Image.open(out / row["mask"])), two[name])
 
-    # A run of version 1 that died after a mask: version 2's rows no longer vouch for what lies there.
-    state = json.loads((out / "predict.json").read_text())
-    (out / "predict.json").write_text(json.dumps(state | {"model_version": "1", "generation": "cut short"}))
+    stopped_after_a_mask(run)  # version 2's rows no longer vouch for what lies there
     assert "8 to predict by edeconvnet version 2, 0 up to date" in run("--model", "models:/edeconvnet/2", "--dry-run")
 
 

@@ -11,19 +11,23 @@ from PIL import Image
 from deconvnet.inference.predictions_table import OutputState, Plan, commit_predictions
 from infra import storage
 from infra.errors import Interrupted
+from infra.storage import tables
 from infra.storage.guarded import LockGuard
-from infra.storage.lock import Locked, hold_lock
+from infra.storage.lock import Lock, Locked, hold_lock
 from infra.storage.tables import delta_log
 from tests.workflows.commands import LOCAL
 from tests.workflows.predict.predicting import Run, arguments, rows, written
 from workflows.cli import load
+from workflows.operations import prediction
 from workflows.operations.prediction import PredictionRun
 from workflows.settings import CONFIGS, PredictSettings
 
 pytestmark = pytest.mark.xdist_group("predict")
 
 
-def test_runs_exclude_each_other_and_the_lock_of_a_dead_run_expires(run: Run, tmp_path) -> None:
+def test_runs_exclude_each_other_and_the_lock_of_a_dead_run_expires(run: Run, tmp_path, monkeypatch) -> None:
+    given, open_executor = [], prediction.open_executor
+    monkeypatch.setattr(prediction, "open_executor", lambda *options: given.append(options) or open_executor(*options))
     lock = f"{tmp_path}/out/_lock"
     with hold_lock(lock, "the other"), pytest.raises(Locked, match=r"the other \(process .*\) has held the lock"):
         run()
@@ -33,6 +37,10 @@ def test_runs_exclude_each_other_and_the_lock_of_a_dead_run_expires(run: Run, tm
     )
     assert "8 to predict" in run()
     assert json.loads(Path(lock).read_text())["expires"] == 0, "the lock was not released"
+    ((_, _, should_stop),) = given
+    for lost in (False, True):
+        monkeypatch.setattr(Lock, "lost", lost)
+        assert should_stop() == lost, "the work stops as soon as the lock is lost"
 
 
 def test_a_run_that_has_waited_for_another_one_keeps_its_predictions(run: Run, workspace, image_folder, tmp_path, capsys) -> None:
@@ -92,3 +100,4 @@ def test_a_run_that_loses_its_lock_as_it_deletes_old_files_deletes_no_more(tmp_p
     with pytest.raises(Interrupted, match="took the lock"):
         commit_predictions(plan, str(tmp_path), [], LockGuard(f"{tmp_path}/_lock", "mine"))
     assert [path.name for path in (tmp_path / "masks").iterdir()] == ["b.png"]
+    assert tables.read_commit(f"{tmp_path}/predictions") is None, "else no later run would delete what is left"
