@@ -55,7 +55,10 @@ def test_versions_of_the_program_that_share_a_disk_use_the_same_guard_file(tmp_p
         assert [file.name for file in tmp_path.iterdir()] == [guard]
 
 
-def test_a_guard_file_that_another_process_replaced_before_it_was_locked_is_locked_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize("replaced", [True, False])
+def test_a_guard_file_that_another_process_replaced_or_deleted_before_it_was_locked_is_locked_again(
+    tmp_path, monkeypatch, replaced
+):
     """Otherwise two processes would hold a lock, each of another file."""
     locked, flock = [], fcntl.flock
 
@@ -64,7 +67,8 @@ def test_a_guard_file_that_another_process_replaced_before_it_was_locked_is_lock
         locked.append(os.fstat(file.fileno()).st_ino)
         if len(locked) == 1:
             storage.remove(file.name)
-            storage.write_bytes(file.name, b"")
+            if replaced:
+                storage.write_bytes(file.name, b"")
 
     monkeypatch.setattr(fcntl, "flock", late)
     with storage.one_process_at_a_time(tmp_path / "file"):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from deconvnet.datasets.palette import class_palette
 from deconvnet.datasets.synthetic import generate
+from deconvnet.datasets.validation import contact_sheet
 from deconvnet.datasets.validation.contact_sheet import SheetCell, draw_contact_sheet, select_images
 from deconvnet.datasets.validation.image_statistics import ImageStatistics
 
@@ -82,3 +83,17 @@ def test_a_sheet_shows_suspicious_images_of_each_kind_then_rare_classes_then_oth
     found = select_images(images, suspicious, 16)
     assert found[:10] == ["00", "06", "01", "07", "02", "08", "03", "09", "04", "31"]
     assert found[-1] == "59" and len(set(found)) == 16
+    found = select_images(images, dict.fromkeys(suspicious, {"void": "reason"}), 16)
+    assert found[:4] == ["00", "01", "02", "03"] and not {"05", "06", "07"} & {*found}, (
+        "a quarter, and others from all over the data"
+    )
+
+
+def test_a_long_caption_is_cut_to_its_limit(monkeypatch):
+    monkeypatch.setattr(contact_sheet, "_CAPTION_CHARACTERS", 5)
+    captions, real = [], Axes.set_xlabel
+    monkeypatch.setattr(Axes, "set_xlabel", lambda axes, text, **more: captions.append(text) or real(axes, text, **more))
+    draw_contact_sheet(
+        [SheetCell(np.zeros((20, 30, 3), np.uint8), np.zeros((20, 30), np.uint8), "abcdef", "abcde")], "xyz", "title"
+    )
+    assert captions == ["abcd…\nabcde"]
