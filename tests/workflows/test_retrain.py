@@ -98,6 +98,7 @@ def test_a_better_challenger_is_promoted_and_any_other_is_refused(
         assert not file.is_file() or SECRET.encode() not in file.read_bytes(), file
     assert f"version 2 is {'' if champion == 2 else 'not '}promoted" in done.stdout and why in done.stdout
     assert f"champion edeconvnet version {champion}" in done.stdout
+    assert f"report   {retrained.workspace_of(-1).report()}" in done.stdout.splitlines()
     assert aliases(retrained.store, "edeconvnet") == {"champion": champion, "challenger": 2}
     check_metrics(samples_of(metrics), promoted=champion == 2, quality=quality)
     version = MlflowClient(retrained.store, retrained.store).get_model_version("edeconvnet", "2")
