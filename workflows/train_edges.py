@@ -16,6 +16,8 @@ Exit codes: 0 done; 2 an error in the settings or the data; 3 another command is
 the same command resumes with the trees trained so far.
 """
 
+import shlex
+
 from workflows import cli
 from workflows.settings import CONFIGS, EdgeSettings
 
@@ -45,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"report   {training.uri(REPORT)}")
     if training.store:
         print(f"MLflow   {cli.mlflow_hint(training.store)}")
-    print(f"use it   python workflows/train_pipeline.py --proposals.edge_model {training.forest}")
+    print(f"use it   python workflows/train_pipeline.py --proposals.edge_model {shlex.quote(training.forest)}")
 
 
 if __name__ == "__main__":

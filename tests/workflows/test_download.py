@@ -124,7 +124,20 @@ def test_ctrl_c_exits_with_the_code_of_an_interruption(tmp_path, monkeypatch, ca
 
 
 def test_the_official_addresses_and_the_script_itself():
-    assert all(source.url.startswith("http") and ":" in source.checksum for source in download.SOURCES.values())
+    assert {name: (source.url, source.checksum) for name, source in download.SOURCES.items()} == {
+        "voc2012": (
+            "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+            "md5:6cd6e144f989b92b3379bac3b3de84fd",
+        ),
+        "sbd": (
+            "http://www.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
+            "md5:82b4d87ceb2ed10f6038a1cba92111cb",
+        ),
+        "vgg16": (
+            "https://download.pytorch.org/models/vgg16-397923af.pth",
+            "sha256:397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+        ),
+    }
     done = subprocess.run([sys.executable, "workflows/download.py", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "voc2012" in done.stdout
     done = subprocess.run([sys.executable, "workflows/download.py", "coco"], cwd=ROOT, capture_output=True, text=True)

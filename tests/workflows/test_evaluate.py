@@ -82,7 +82,8 @@ def test_an_archive_has_a_mask_for_each_image_of_its_list(
     out = tmp_path / "made/voc.tar.gz"
     submit(workspace, root, out)
     said = capsys.readouterr().out
-    assert "2 masks by edeconvnet_crf for test, checked" in said and str(out) in said
+    assert "2 masks by edeconvnet_crf for test, checked" in said
+    assert f"submission  {out} ({out.stat().st_size / 1e6:.1f} MB)" in said.splitlines()
     folder = "results/VOC2012/Segmentation/comp6_test_cls"
     sizes = {name: (60, 40 + i) for i, name in enumerate(TEST)}
     assert check_submission(out.read_bytes(), folder, sizes) == [] and names(out) == [f"{folder}/{name}.png" for name in TEST]
@@ -271,6 +272,12 @@ def test_the_settings_of_the_last_run_need_no_warning(tmp_path: Path, caplog: py
 def test_options_of_a_submission_are_refused_without_one(more: tuple[str, ...], workspace: Path, root: Path) -> None:
     with pytest.raises(UserError, match="--result and --competition choose what is submitted: give --submission"):
         evaluate.main(["--workspace", str(workspace), "--data.root", str(root), *more])
+
+
+def test_a_gpu_that_the_machine_lacks_is_refused(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match=r"compute\.gpu is true, and this machine has no GPU"):
+        submit(tmp_path / "w", root, tmp_path / "x.tgz", "--executor", "local", "--compute.gpu", "true")
 
 
 @pytest.mark.parametrize("minutes", ["-1", "nan", "-inf"])

@@ -209,6 +209,14 @@ def test_the_images_of_the_comparison_are_typical_and_those_of_the_wins_lead(
     assert drawn == [gallery.largest_leads(scores), gallery.best_median_worst(scores)] and drawn[0] and drawn[0] != drawn[1]
 
 
+def test_the_training_curves_are_read_from_the_store_that_is_named(finished: Path, tmp_path: Path) -> None:
+    shutil.copy(finished / RUN_FILE, tmp_path)
+    assert call("training_curves", "--workspace", str(tmp_path)) == 2
+    store = f"sqlite:///{finished}/mlflow/mlflow.db"
+    assert call("training_curves", "--workspace", str(tmp_path), "--tracking.uri", store) == 0
+    assert (tmp_path / "figures/training_curves.png").exists()
+
+
 def test_figures_are_not_written_into_a_workspace_at_work(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 """promote.py: moving the champion by the command, taking it back, and the record of the moves."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,11 +35,14 @@ def test_the_champion_is_moved_taken_back_and_listed(workspace: Path, capsys: py
     assert run("--to", "2", "--why", "Anne's test") == "net: the champion is version 2 now (before: version 1)"
     assert run("--back") == "net: the champion is version 1 now (before: version 2)"
     first, second = run("--moves").splitlines()
-    assert (
-        "version 1 → version 2  " in first
-        and first.endswith("  Anne's test")
-        and "version 2 → version 1 (undoes a move)  " in second
-    )
+    minute = r"\d{4}-\d\d-\d\dT\d\d:\d\d"
+    assert re.fullmatch(rf"{minute}  version 1 → version 2  \S.*  Anne's test", first)
+    assert re.fullmatch(rf"{minute}  version 2 → version 1 \(undoes a move\)  \S.*", second)
+    store = f"sqlite:///{workspace}/mlflow/mlflow.db"
+    MlflowClient(store, store).delete_registered_model_alias("net", "champion")
+    assert run("--to", "2") == "net: the champion is version 2 now (before: none)"
+    promote.main(["--moves", "--model", "net", "--tracking.uri", store])
+    assert re.fullmatch(rf"{minute}  none → version 2  \S.*", capsys.readouterr().out.splitlines()[2])
 
 
 def test_a_move_is_reported_to_the_webhook_of_the_environment(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

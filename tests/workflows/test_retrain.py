@@ -41,6 +41,16 @@ def test_the_first_run_makes_the_champion(retrainings: Retrainings) -> None:
     assert json.loads((retrainings.workspace / "workspace.lock").read_text())["expires"] == 0, "the lock was not released"
 
 
+def test_a_dry_run_says_whether_a_run_would_train(retrainings: Retrainings, tmp_path: Path) -> None:
+    first, unchanged, forced = (
+        retrainings("--dry-run", *more).stdout for more in (["--workspace", str(tmp_path / "new")], [], ["--force"])
+    )
+    assert "every image is new" in first and "would run" in first and "would stop" not in first
+    assert "nothing is new since " in unchanged and "a run would stop here (--force trains anyway)" in unchanged
+    assert "every image" not in unchanged and "would run" not in unchanged
+    assert "0 new, 0 gone; " in forced and "would run" in forced and "would stop" not in forced and "every image" not in forced
+
+
 def test_without_new_data_nothing_is_trained(retrainings: Retrainings) -> None:
     done = retrainings()
     assert done.returncode == 0 and "Nothing new" in done.stdout and "prepare" not in done.stdout
@@ -88,6 +98,7 @@ def test_a_better_challenger_is_promoted_and_any_other_is_refused(
         assert not file.is_file() or SECRET.encode() not in file.read_bytes(), file
     assert f"version 2 is {'' if champion == 2 else 'not '}promoted" in done.stdout and why in done.stdout
     assert f"champion edeconvnet version {champion}" in done.stdout
+    assert f"report   {retrained.workspace_of(-1).report()}" in done.stdout.splitlines()
     assert aliases(retrained.store, "edeconvnet") == {"champion": champion, "challenger": 2}
     check_metrics(samples_of(metrics), promoted=champion == 2, quality=quality)
     version = MlflowClient(retrained.store, retrained.store).get_model_version("edeconvnet", "2")

@@ -74,8 +74,9 @@ def test_a_webhook_that_fails_does_not_change_how_a_run_ends(retrained: Retraini
     assert len(server.texts) == 1
 
 
-def test_stale_data_are_reported_once_in_a_while(retrained: Retrainings) -> None:
-    """Seven days are set. The runs are 0, 6, 12, 14 and 22 days after the last change."""
+def test_stale_data_are_reported_once_in_a_while(retrained: Retrainings, tmp_path: Path) -> None:
+    """Seven days are set. The runs are 0, 6, 12, 14 and 22 days after the last change, whose time is also a metric."""
+    metrics = tmp_path / "deconvnet.prom"
     told: list[list[str]] = []
     for age in (0, 6, 6, 2, 8):
         file = retrained.workspace / "generations" / data_age.FILE
@@ -87,9 +88,11 @@ def test_stale_data_are_reported_once_in_a_while(retrained: Retrainings) -> None
         }
         file.write_text(json.dumps({"key": found.key, **moved}))
         with hook_server() as server:
-            done = retrained("--notify.url", server.url, "--notify.stale_days", "7")
+            done = retrained("--notify.url", server.url, "--notify.stale_days", "7", "--notify.metrics_to", str(metrics))
         assert done.returncode == 0 and "Nothing new" in done.stdout
         told.append(server.texts)
+        since = datetime.fromisoformat(json.loads(file.read_text())["since"]).timestamp()
+        assert samples_of(metrics)["deconvnet_data_since_timestamp_seconds",] == pytest.approx(since, abs=1)
     assert [len(texts) for texts in told] == [0, 0, 1, 0, 1]
     assert told[2][0].startswith(f"stale data in {retrained.data}: no image or mask is new or changed for 12 days, since ")
     assert told[4][0].startswith(f"stale data in {retrained.data}: no image or mask is new or changed for 22 days, since ")

@@ -253,6 +253,18 @@ def test_a_challenger_with_which_nothing_is_done_is_said_to_have_no_effect(
     assert served and "challenger models:/typo/3 has no effect without --canary SHARE or --shadow" in caplog.text
 
 
+def test_megabytes_and_seconds_of_the_settings_limit_the_server(
+    ray_serve: ModuleType, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    served: list[Limits] = []
+    monkeypatch.setattr(server, "serve", lambda model, follow, limits, *_: served.append(limits))
+    given = ["--port", str(free_port()), "--workspace", str(workspace), "--model", "models:/shapes@challenger"]
+    sizes = ["--max_megabytes", "3", "--max_total_megabytes", "7", "--max_waiting", "5"]
+    serve.main([*given, *sizes, "--read_timeout", "2", "--request_timeout", "4"])
+    assert [vars(each) for each in served] == [vars(Limits(3 * 2**20, 7 * 2**20, 5, 2, 4))]
+
+
 def test_the_memory_for_all_bodies_must_hold_the_largest_one() -> None:
     with pytest.raises(UserError, match="max_total_megabytes 8 is less than max_megabytes 9"):
         serve.main(["--max_megabytes", "9", "--max_total_megabytes", "8"])

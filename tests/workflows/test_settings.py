@@ -16,7 +16,8 @@ from infra.settings import Section
 from tests.workflows.setting_changes import value_of
 from workflows import cli
 from workflows.cli import setting_fields
-from workflows.settings import CONFIGS, EdgeSettings, Settings, as_dict, load, parser
+from workflows.settings import CONFIGS, EdgeSettings, PredictSettings, ServeSettings, Settings, as_dict, load, parser
+from workflows.settings.export import ExportSettings
 from workflows.settings.import_data import ImportSettings
 
 
@@ -115,9 +116,6 @@ def test_generated_data_bring_their_own_classes(config) -> None:
     [
         ("data: {rot: /x}", r"unknown setting data\.rot .*did you mean data\.root\?"),
         ("sed: 1", r"unknown setting sed .*did you mean seed\?"),
-        ("model: {deconv_start: interpolation}", r"model\.deconv_start .* is called model\.decoder_init now"),
-        ("train: {stage1: {lr_factor: 0.5}}", r"train\.stage1\.lr_factor .* is called train\.stage1\.gamma now"),
-        ("proposals: {spread_first: 5}", r"proposals\.spread_first .* is called proposals\.soft_nms_first now"),
         ("seed: -1", r"seed: -1 is not allowed"),
         ("train: {stage1: {lr: fast}}", r"train\.stage1\.lr: 'fast' is not allowed: a number is needed"),
         ("train: {stage1: {epochs: 2.5}}", r"train\.stage1\.epochs: 2\.5 is not allowed: a whole number is needed"),
@@ -185,6 +183,41 @@ def test_each_fault_is_a_sentence(config, text: str, message: str) -> None:
 def test_each_fault_of_the_command_line_is_a_sentence(config, arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load(config(""), *arguments)
+
+
+LIKE_A_FOLDER_OR_A_NAME: dict[type[cli.CommandSettings], tuple[str, ...]] = {
+    Settings: ("workspace", "tracking.experiment", "tracking.model_name", "proposals.window_sizes"),
+    EdgeSettings: ("workspace", "tracking.experiment"),
+    PredictSettings: ("input", "output"),
+    ExportSettings: ("to",),
+    ServeSettings: ("host",),
+}
+"""Settings for which an empty text, as of a variable that is not set, would mean another folder, name or address."""
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in LIKE_A_FOLDER_OR_A_NAME.items() for name in names])
+def test_a_text_that_must_name_something_may_not_be_empty(kind: type[cli.CommandSettings], name: str) -> None:
+    config = next(chapter.config for chapter in CHAPTERS if chapter.kind is kind)
+    with pytest.raises(UserError, match=rf"(^|\s){name}: .* is not allowed"):
+        cli.load(str(CONFIGS / f"{config}.yaml"), kind, [f"--{name}", ""])
+
+
+def test_each_setting_that_had_another_name_is_named(config) -> None:
+    for old, new in {
+        "model.deconv_start": "decoder_init",
+        "train.stage1.lr_factor": "gamma",
+        "train.stage1.stop_after": "early_stopping_patience",
+        "segment.fcn_share": "fcn_weight",
+        "proposals.spread_strength": "soft_nms_strength",
+        "proposals.spread_power": "soft_nms_power",
+        "proposals.spread_first": "soft_nms_first",
+    }.items():
+        *sections, key = old.split(".")
+        raw: dict[str, Any] = {key: 1}
+        for section in reversed(sections):
+            raw = {section: raw}
+        with pytest.raises(UserError, match=rf"{old} .* is called {'.'.join([*sections, new])} now"):
+            load(config(yaml.safe_dump(raw)))
 
 
 @pytest.mark.parametrize(

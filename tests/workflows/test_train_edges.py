@@ -28,7 +28,7 @@ TINY = shlex.split(
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory, make_store: Callable[[Path], str]) -> tuple[Path, Done]:
     """A workspace that a run by the local executor has finished, in one process, and what it printed."""
-    folder = tmp_path_factory.mktemp("edges") / "one"
+    folder = tmp_path_factory.mktemp("edges") / "one forest"
     make_store(folder)
     done = call(train_edges.main, "--workspace", str(folder), *LOCAL, *TINY)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -44,6 +44,10 @@ def test_a_run_leaves_a_forest_and_its_report(workspace):
     assert np.isfinite(found).all()
     figures = json.loads((folder / "report/edges.json").read_text())
     assert 0 < figures["dev.recall_50_iou50"] <= 1
+    *places, pages, use = done.stdout.splitlines()[-4:]
+    assert places == [f"forest   {folder / 'edges.yml.gz'}", f"report   {folder / 'report'}"]
+    assert shlex.split(use)[-2:] == ["--proposals.edge_model", str(folder / "edges.yml.gz")]
+    assert shlex.split(pages)[4] == f"sqlite:///{folder}/mlflow/mlflow.db"
     for name in ("gradient, EdgeBox's defaults", "shipped forest", "this forest"):
         assert f"| {name} | 50 |" in done.stdout
     assert (folder / "report/edges.png").stat().st_size > 1000

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -61,6 +62,16 @@ def test_a_run_leaves_the_five_results_and_the_tables(workspace) -> None:
     assert [line.split()[-1] for line in found_lines] == ["(dev)", "(val)"]
     assert f"{found['recall_50_iou50']:.0%} of {found['objects']} objects" in found_lines[1]
     assert "EDeconvNet+CRF" in said and "edeconvnet version 1, alias challenger" in said
+    places = dict(re.findall(r"^(report|models|MLflow)   (.*)", said, re.M))
+    assert {name: places[name] for name in ("report", "models")} == {
+        "report": f"{folder}/report/index.html",
+        "models": f"{folder}/models",
+    }
+    assert Path(places["report"]).is_file() and Path(places["models"]).is_dir()
+    assert f"sqlite:///{folder}/mlflow/mlflow.db " in places["MLflow"]
+    with_rejects = SimpleNamespace(uri=lambda *names: str(folder.joinpath(*names)), num_rejects=lambda: 3, store="")
+    text = train_pipeline._summary(with_rejects)
+    assert f"3 inputs were rejected; reasons: {folder}/rejects\n" in text and "MLflow" not in text and "inputs were" not in said
     assert not (folder / "train").exists(), "checkpoints, which are not needed any more"
 
 
@@ -148,8 +159,13 @@ def test_mlflow_and_the_report_describe_the_run(workspace) -> None:
     assert "19 train, 5 dev, 5 val" in notes["prepare"] and "version 1" in notes["register"] and "step" in notes["stage2"]
     assert f"path=report%2Fcomparison.png&run_uuid={parent.info.run_id}" in notes[None]
     for stage, tracked in runs.items():
+        assert tracked.data.tags["workspace"] == str(folder)
         assert tracked.data.tags["config"] == "quickstart" and code_tags(code_version()).items() <= tracked.data.tags.items()
         assert stage == "prepare" or tracked.data.tags["data.digest"].startswith(digest)
+    records = {stage: read_record(str(folder), stage) for stage in runs if stage}
+    assert len(records) == 8 and {f"seconds.{stage}": each.seconds for stage, each in records.items() if each} == {
+        name: value for name, value in parent.data.metrics.items() if name.startswith("seconds.")
+    }
     metrics = runs["evaluate"].data.metrics
     rows = results["rows"]
     mean_iou = {f"val.mean_iou.{name}": row["mean_iou"] for name, row in rows.items()}
@@ -189,6 +205,7 @@ def test_evaluate_writes_a_report_of_the_dev_images_beside_that_of_the_val_image
     done = call(evaluate.main, *command)
     assert done.returncode == 0, done.stderr
     assert re.search(r"(\d) of \1 batches of images were evaluated before the interruption", done.stdout)
+    assert f"report   {folder}/evaluations/dev" in done.stdout.splitlines()
     assert not (folder / "evaluations" / "dev" / BATCHES).exists()
     assert not any(path.exists() for path in stale), "of images that are not evaluated any more"
     results = json.loads((folder / "evaluations" / "dev" / "results.json").read_text())

@@ -1,6 +1,7 @@
 """Make the text that several commands print: settings, stages, results, and how to open MLflow."""
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -104,5 +105,5 @@ def mlflow_hint(uri: str) -> str:
     """
     uri = without_secrets(uri)
     if uri.startswith("sqlite:"):
-        return f"mlflow ui --backend-store-uri {uri}   (quickstart: make ui), then http://localhost:5000{TRAINING_PAGES}"
+        return f"mlflow ui --backend-store-uri {shlex.quote(uri)}   (quickstart: make ui), then http://localhost:5000{TRAINING_PAGES}"
     return uri

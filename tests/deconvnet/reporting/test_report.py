@@ -96,6 +96,10 @@ def test_the_report_shows_results_data_rejects_times_and_settings() -> None:
     assert [row[:2] for row in read.rows if row[0] in ("stage2", "total")] == times
     assert ["data.root", SCRIPT_TAG] in read.rows and ["classes", "x, y"] in read.rows and ["code", "c0ffee+"] in read.rows
     assert not any(row[0] == "data.limit" for row in read.rows)
+    html = render_report(example_summary())
+    assert "cats &amp; dogs val, 1,234 images · 23 November 2026 07:30 UTC · code c0ffee+</p>" in html
+    assert "<p>5 inputs were rejected; the table" in html
+    assert "<p>1 input was rejected; the table" in render_report(example_summary(rejects=Rejects({"x": 1}, {"x": ["a"]})))
     assert len(read.alts) == 2 and all(len(alt) > 20 for alt in read.alts)
     assert "The first 50 boxes find 90 % of 77 objects at IoU 0.5, 50 % at 0.7." in render_report(example_summary())
 
@@ -143,6 +147,12 @@ def test_the_only_script_sorts_tables_and_nothing_else_may_run() -> None:
     assert "sortable" in script and not re.search(r"https?://|fetch|import", script)
 
 
+COMPARISON = {
+    **{"rise": 0.0, "lower": 0, "upper": 0, "images": 3, "mean_iou": {"champion": 0.5, "challenger": 0.5}, "classes": []},
+    **{"boundary_f": {"champion": 0.4, "challenger": 0.5}, "images_gained": 3, "images_lost": 2, "images_equal": 1},
+}
+
+
 def changed_images() -> list[dict[str, object]]:
     rows = {"cat1": (0.5, 0.25, 0.4, 0.5), "cat2": (0.5, 0.75, None, 0.5), "void": (None, None, None, None)}
     return [
@@ -161,11 +171,7 @@ def changed_images() -> list[dict[str, object]]:
 
 
 def test_the_images_of_a_retraining_are_side_by_side_largest_fall_first() -> None:
-    comparison = {
-        **{"rise": 0.0, "lower": 0, "upper": 0, "images": 3, "mean_iou": {"champion": 0.5, "challenger": 0.5}, "classes": []},
-        **{"boundary_f": {"champion": 0.4, "challenger": 0.5}, "images_gained": 3, "images_lost": 2, "images_equal": 1},
-    }
-    html = render_report(example_summary(against_champion=comparison, champion_images=changed_images(), decision="Not promoted."))
+    html = render_report(example_summary(against_champion=COMPARISON, champion_images=changed_images(), decision="Not promoted."))
     assert "Images by their own mean IoU: 3 gained, 2 lost, 1 as before." in html
     assert "Their boundary F is 50.0 % on average, the champion's 40.0 %." in html.replace("&#39;", "'")
     read = Reader(html)
@@ -176,6 +182,16 @@ def test_the_images_of_a_retraining_are_side_by_side_largest_fall_first() -> Non
         ["void", "–", "–", "–", "–", "–", "–"],
     ]
     assert [url for url in read.urls if "cat1" in url] == ["champion/images/cat1.jpg", "images/cat1.jpg"]
+
+
+def test_every_link_of_the_page_leads_to_a_part_of_it() -> None:
+    changes = {"against_champion": {**COMPARISON, "classes": [["cat", 0.5, 0.75]]}, "champion_images": changed_images()}
+    figures = {"against_champion": grey_png(), "comparison": grey_png(), "iou_by_class": grey_png()}
+    html = render_report(example_summary(**changes, images=example_images(), figures=figures, decision="Not promoted."))
+    links, ids = re.findall(r'href="#([^"]*)"', html), re.findall(r' id="([^"]*)"', html)
+    assert {*links} <= {*ids} and len({*ids}) == len(ids)
+    assert links[:8] == ["results", "champion", "every_image", "images", "charts", "data", "time", "settings"]
+    assert links[8:] == ["against_champion"]
 
 
 def test_sections_without_content_are_left_out() -> None:

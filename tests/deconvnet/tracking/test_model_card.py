@@ -51,7 +51,21 @@ def test_the_card_has_the_data_and_the_results_by_class() -> None:
     assert "| EDeconvNet+CRF | 61.2 | 87.5 | 34.5 | 45.7 | 72.5 |" in text
     assert "| cat | 12.3 | 20.0 | 10.0 |" in text and f"| {escaped(SCRIPT_TAG)} | – | – | – |" in text
     assert "off by 4.6 points on average" in text
-    assert "VGG-16's weights in the file `vgg16-imagenet.npz`" in text and "s3://" not in text and "Seed: 7." in text
+    assert "VGG-16's weights in the file `vgg16-imagenet.npz`" in text and "s3://" not in text
+    for sentence in (
+        f"Trained by the run *{escaped(f'mine · {SCRIPT_TAG}')}* with the code c0ffee+; this card is of 2026-11-23. ",
+        "The results were measured on\n*cats &amp; dogs val*, 1,234 images.",
+        f"5 inputs were left out: not an image (4); {escaped(SCRIPT_TAG)} (1).",
+        f"Digest of the images and masks: `{'d1' * 32}`.",
+        "DeconvNet learns from crops of 96 px, FCN-8s from whole images of up to 400 px. Seed: 7.",
+    ):
+        assert sentence in text
+
+
+def test_only_the_first_reasons_of_rejection_are_listed() -> None:
+    reasons = {f"reason {number}": 10 - number for number in range(7)}
+    text = model_card("n", example_summary(rejects=Rejects(reasons, {name: [] for name in reasons})))
+    assert "49 inputs were left out: reason 0 (10); " in text and "; reason 4 (6); and 2 other reasons." in text
 
 
 def test_the_limits_are_those_that_the_results_show_and_the_settings_set() -> None:

@@ -54,7 +54,9 @@ def test_fiftyone_gets_no_mask_that_the_table_does_not_describe_and_no_image_tha
     done = run("fiftyone")
     assert done.returncode == 2 and "3 of 6 images can't be exported" in done.stderr and not (tmp_path / "out").exists()
     assert "would export 5 images for fiftyone" in run("fiftyone", "--max_rejects", "0.5", "--dry-run").stdout
-    assert run("fiftyone", "--max_rejects", "0.5").returncode == 0
+    done = run("fiftyone", "--max_rejects", "0.5")
+    assert done.returncode == 0
+    assert f"exported     3 images\nrejects      {tmp_path}/out/rejects.csv (3)\n" in done.stdout
     assert set(read_dataset(tmp_path / "out")[1]) == {"site/a.jpg", "site/b.jpg", "site/c.jpg"}
     reasons = (tmp_path / "out/rejects.csv").read_text()
     assert "its mask has the classes background, ring, crate, but the table" in reasons and "there is no file" in reasons

@@ -68,6 +68,16 @@ def test_settings_reach_the_export(run, tmp_path):
     assert "99.99%" not in done.stdout and "agreement    100.00% of the pixels keep their class" in done.stdout
 
 
+def test_the_image_whose_labels_fit_its_mask_least_is_named(tmp_path):
+    """A quarter of its pixels are specks, which are left out."""
+    masks = [np.zeros((40, 40), np.uint8) for _ in NAMES]
+    masks[4][::2, ::2] = 1
+    predictions = write_predictions(tmp_path, masks)
+    given = ["--format", "coco", "--predictions", str(predictions), "--to", str(tmp_path / "out")]
+    done = call(export.main, *given, "--tolerance", "0", "--min_area", "20")
+    assert f"agreement    95.83% of the pixels keep their class (least: 75.00%, {NAMES[4]});" in done.stdout
+
+
 def test_specks_are_not_mentioned_where_there_are_none(run):
     assert "fewer than 20 px" not in run("coco", "--min_area", "20").stdout
 
@@ -85,9 +95,17 @@ def test_images_that_are_gone_or_changed_are_not_exported_and_too_many_stop_the_
     assert not (tmp_path / "out").exists()
     done = run("yolo", "--max_rejects", "0.4")
     assert done.returncode == 0 and "2 rejected" in done.stdout + done.stderr
+    assert f"rejects      {tmp_path}/out/rejects.csv (2)" in done.stdout.splitlines()
     reasons = (tmp_path / "out/rejects.csv").read_text()
     assert "the image was changed after it was predicted: run predict.py again" in reasons and "the image is gone" in reasons
     assert sum(1 for _ in (tmp_path / "out/labels").rglob("*.txt")) == 4
+
+
+def test_an_export_without_a_usable_image_is_refused_whatever_share_may_be_unusable(run, tmp_path):
+    for name in NAMES:
+        os.utime(tmp_path / "photos" / name, ns=(1, 1))
+    done = run("yolo", "--max_rejects", "1")
+    assert done.returncode == 2 and "6 of 6 images can't be exported" in done.stderr and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

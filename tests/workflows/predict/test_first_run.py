@@ -151,6 +151,16 @@ def test_predictions_become_labels_that_are_imported_as_the_same_masks(run: Run,
         np.testing.assert_array_equal(np.asarray(Image.open(file)), np.asarray(Image.open(tmp_path / "out" / row["mask"])))
 
 
+def test_classes_are_counted_and_those_in_most_images_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two classes in as many images, first comes the one with more pixels, then the first by name."""
+    masks = [{"a": 0.25, "c": 0.75}, {"c": 0.5, "b": 0.25, "d": 0.25}, {"c": 0.5, "d": 0.5}, {"a": 0.25, "b": 0.75}, {"c": 1.0}]
+    table = [{"classes": list(mask), "shares": list(mask.values())} for mask in masks]
+    monkeypatch.setattr(tables, "require_commit", lambda _: SimpleNamespace(rows=len(table)))
+    monkeypatch.setattr(tables, "iter_rows", lambda *_: table)
+    found = [(each.name, each.images, each.share) for each in prediction_operation.count_classes("out")]
+    assert found == [("c", 4, 0.55), ("b", 2, 0.2), ("d", 2, 0.15), ("a", 2, 0.1)]
+
+
 def part_writer(tmp_path: Path) -> batch._PartWriter:
     """A writer of parts for an output in a folder; its model does not exist."""
     state = predictions_table.OutputState("in", "net", "1", "id", "g")

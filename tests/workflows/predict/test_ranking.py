@@ -133,11 +133,13 @@ def test_in_data_without_a_background_any_class_may_be_doubtful_and_regions_of_l
     (ranked.out / "classes.json").write_text(json.dumps({"classes": CLASSES, "background": False}))
     drawn: list[Any] = []
     monkeypatch.setattr(ranking, "draw_contact_sheet", lambda *given: drawn.extend(given) or b"")
-    ranked(2)
-    cells, classes, _, background = drawn
+    monkeypatch.setattr(ranking, "_MAX_DRAWN", 2)
+    ranked(3)
+    cells, classes, title, background = drawn
     assert classes == list(CLASSES) and background is False
+    assert title == "3 images to label, the least sure first: 2 of them"
     everything, chosen = rows(ranked.out), ranked.chosen()
-    for cell, confidences in zip(cells, chosen["confidence_map"], strict=True):
+    for cell, confidences in zip(cells, chosen["confidence_map"][:2], strict=True):
         unsure = np.asarray(Image.open(ranked.out / confidences)) < 255 * ranking.DOUBT
         np.testing.assert_array_equal(cell.doubtful, unsure)
         assert unsure.any() and not unsure.all()

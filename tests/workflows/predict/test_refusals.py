@@ -12,6 +12,7 @@ from infra.errors import UserError
 from tests.workflows.predict.predicting import Run, arguments, caught
 from workflows import predict
 from workflows.cli import load, setting_fields
+from workflows.operations import prediction
 from workflows.settings import CONFIGS, PredictSettings
 
 pytestmark = pytest.mark.xdist_group("predict")
@@ -36,6 +37,31 @@ def test_user_errors_are_sentences(refused, workspace, image_folder, tmp_path) -
 def test_an_output_with_somebody_s_files_where_this_program_would_write_is_refused(refused, tmp_path, folder) -> None:
     storage.write_bytes(f"{tmp_path}/truth/{folder}/a.png", b"somebody's labels")
     assert f"truth/{folder} holds files that this program didn't write" in refused(output=tmp_path / "truth")
+
+
+@pytest.mark.parametrize(
+    ("executor", "has_gpu", "grows", "wanted", "share"),
+    [
+        *((executor, has, False, None, 0.25 * has) for executor in ("local", "ray") for has in (False, True)),
+        *((executor, has, False, False, 0) for executor in ("local", "ray") for has in (False, True)),
+        *((executor, True, False, True, 0.25) for executor in ("local", "ray")),
+        ("local", False, True, True, None),
+        ("ray", False, False, True, None),
+        ("ray", False, True, True, 0.25),
+        ("ray", False, True, None, 0),
+    ],
+)
+def test_actors_get_a_gpu_where_there_is_one_or_the_cluster_may_add_one(monkeypatch, executor, has_gpu, grows, wanted, share):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0} | ({"GPU": 1.0} if has_gpu else {}))
+    monkeypatch.setattr("infra.runtime.cluster.can_autoscale", lambda _: grows)
+    made = PredictSettings(input="i", output="o", executor=executor, compute={"gpu": wanted, "gpus_per_actor": 0.25})
+    if share is None:
+        where = {"local": "this machine", "ray": "Ray"}[executor]
+        with pytest.raises(UserError, match=f"compute.gpu is true, and {where} has no GPU"):
+            prediction._gpus_per_actor(made)
+    else:
+        assert prediction._gpus_per_actor(made) == share
 
 
 def config(folder: Path, text: str) -> Path:

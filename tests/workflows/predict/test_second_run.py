@@ -48,7 +48,15 @@ def test_only_new_changed_or_lost_images_are_predicted_and_removed_ones_are_dele
 def test_files_that_are_lost_again_and_again_are_made_each_time(run: Run, image_folder, tmp_path) -> None:
     out, options = tmp_path / "out", ("--overlays", "true", "--confidence", "maps")
     shutil.rmtree(image_folder / "nested")
-    run(*options)
+    said = run(*options).splitlines()
+    end = said.index("predicted    3 images, by models:/edeconvnet/1")
+    assert said[end + 1 :] == [
+        f"masks        {out}/masks",
+        f"overlays     {out}/overlays",
+        f"confidence   {out}/confidence",
+        f"predictions  {out}/predictions",
+        f"rejects      {out}/rejects (2)",
+    ]
     there = {path for path in out.glob("*/*.*") if path.parent.name in ("masks", "overlays", "confidence")}
     assert len(there) == 9
     for lost in ("*/*.*", "masks/same.png", "overlays/a.jpg", "confidence/thin.png", "confidence/thin.png"):

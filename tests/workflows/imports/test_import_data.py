@@ -2,9 +2,9 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,33 +15,13 @@ from deconvnet.datasets.synthetic import write_dataset
 from deconvnet.datasets.validation import check, contact_sheet
 from infra.errors import UserError
 from proposals.image_codec import decode_mask, encode_mask
+from tests.workflows.imports.importing import CLASSES, added, arguments
 from workflows import cli, import_data, train_pipeline
 from workflows.operations import data_import
 from workflows.settings import CONFIGS
 from workflows.settings.import_data import ImportSettings
 
-CLASSES = "background,disc,square,triangle,star,ring"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten generated images, and a folder with their masks."""
-    folder = tmp_path_factory.mktemp("import") / "data"
-    write_dataset(str(folder), 0, 8, 2, 60, 80)
-    return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_sheets() -> Iterator[None]:
-    """Contact sheets are not drawn, as that takes longer than all the rest. One test draws its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(check, "draw_contact_sheet", lambda *_: b"sheet")
-        yield
-
-
-def arguments(data: Path, to: Path, *more: str) -> list[str]:
-    images, masks = str(data / "JPEGImages"), str(data / "SegmentationClass")
-    return ["--from", "masks", "--images", images, "--annotations", masks, "--to", str(to), *more]
+SQUARE = [[5, 5, 40, 5, 40, 40, 5, 40]]
 
 
 def test_a_folder_of_masks_becomes_a_data_set_to_train_on(data, tmp_path, capsys, monkeypatch):
@@ -62,14 +42,52 @@ def test_a_folder_of_masks_becomes_a_data_set_to_train_on(data, tmp_path, capsys
     assert "would run" in capsys.readouterr().out
 
 
+def test_the_table_of_mask_values_that_an_import_leaves_can_be_corrected_and_given_back(data, tmp_path, capsys):
+    import_data.main(arguments(data, tmp_path / "first"))
+    found = (tmp_path / "first/values.txt").read_text()
+    assert found in capsys.readouterr().out
+    (tmp_path / "mine.txt").write_text(found.replace("id_3", "triangle"))
+    import_data.main(arguments(data, tmp_path / "second", "--table", str(tmp_path / "mine.txt")))
+    first, second = ((tmp_path / name / "classes.txt").read_text().splitlines() for name in ("first", "second"))
+    assert second == ["triangle" if name == "id_3" else name for name in first] != first
+    for mask in (tmp_path / "first/SegmentationClass").iterdir():
+        assert (tmp_path / "second/SegmentationClass" / mask.name).read_bytes() == mask.read_bytes()
+
+
+def test_an_import_says_how_many_images_and_annotations_it_has_and_where_they_are(data, tmp_path, capsys):
+    """Two of eleven images are unusable, one already for want of a file; three annotations are crowds."""
+    ids = ["gone", *sorted(each.stem for each in (data / "JPEGImages").iterdir())]
+    size = {"width": 80, "height": 60}
+    content = {
+        "images": [{"id": n, "file_name": f"{name}.jpg", **size} for n, name in enumerate(ids)],
+        "annotations": [
+            {"image_id": n, "category_id": 8, "segmentation": SQUARE, "iscrowd": int(n > 7)} for n in range(len(ids))
+        ],
+        "categories": [{"id": 8, "name": "thing"}],
+    }
+    content["images"][1]["width"] = 81
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    given = ["--from", "coco", "--images", str(data / "JPEGImages"), "--annotations", str(tmp_path / "c.json")]
+    given += ["--to", str(tmp_path / "new"), "--max_rejects", "1", "--max_void", "1"]
+    given += ["--val_list", str(data / "ImageSets/Segmentation/val.txt")]
+    import_data.main([*given, "--dry-run"])
+    dry = capsys.readouterr().out.splitlines()
+    assert "10 annotated images (8 train, 2 val), 1 unusable" in dry
+    assert re.match(r"would import 9 images; unusable: 2 \(1× no such image below", dry[-1]), dry[-1]
+    import_data.main(given)
+    said = capsys.readouterr().out.splitlines()
+    assert "10 annotated images (8 train, 2 val), 1 unusable" in said
+    assert "not imported: 2 images, 3 annotations; see rejects.csv" in said
+    for title, name in (("data", ""), ("check", "check.md"), ("contact sheet", "contact_sheet.png"), ("rejects", "rejects.csv")):
+        assert title == "rejects" or f"{title:<13}  {tmp_path / 'new' / name}" in said
+        assert (tmp_path / "new" / name).exists()
+
+
 def test_names_with_commas_reach_the_pipeline_whole():
     classes = ("background", "lamp, lit", "it's")
     command = shlex.split(data_import.train_command(Path("/d"), classes))
     settings = train_pipeline.parser("").parse_settings([*command[4:], "--model.vgg16", ""])[0]
     assert settings.data.classes == classes
-
-
-SQUARE = [[5, 5, 40, 5, 40, 40, 5, 40]]
 
 
 @pytest.mark.parametrize(
@@ -225,142 +243,6 @@ def test_annotations_that_become_no_objects_are_counted_and_too_many_stop_the_im
     assert (tmp_path / "to/rejects.csv").read_text().count("annotation,") == 2
 
 
-@pytest.fixture(scope="module")
-def imported(data, tmp_path_factory) -> Path:
-    """A folder with `mine` and its lists, to be copied."""
-    folder = tmp_path_factory.mktemp("imported")
-    lists = folder / "lists"
-    lists.mkdir()
-    for split, ids in (("train", voc.read_split(str(data), "train")[:5]), ("val", voc.read_split(str(data), "val"))):
-        (lists / f"{split}.txt").write_text("\n".join(ids))
-    given = ["--train_list", str(lists / "train.txt"), "--val_list", str(lists / "val.txt"), "--classes", CLASSES]
-    import_data.main(arguments(data, folder / "mine", *given))
-    return folder
-
-
-@pytest.fixture
-def mine(imported, tmp_path) -> Path:
-    """The generated images as an imported data set without its last three images of train."""
-    shutil.copytree(imported, tmp_path, dirs_exist_ok=True)
-    return tmp_path / "mine"
-
-
-def added(data: Path, to: Path, *more: str) -> list[str]:
-    """Options that add the images to a data set."""
-    options = arguments(data, to, "--classes", CLASSES, *more)
-    options[options.index("--to")] = "--add_to"
-    return options
-
-
-def outcome(said: str) -> str:
-    """The line that says what becomes of the images."""
-    return next(line for line in said.splitlines() if "masks replaced" in line)
-
-
-def test_images_are_added_to_a_data_set_and_a_second_time_nothing_changes(data, mine, capsys):
-    ids = {split: voc.read_split(str(data), split) for split in ("train", "val")}
-    (mine / "SegmentationClass" / f"{ids['val'][0]}.png").write_bytes(encode_mask(np.full((60, 80), 5, np.uint8)))
-    before = {path: path.stat().st_mtime_ns for path in mine.rglob("*") if path.is_file()}
-    words = "added: 3 (3 train); masks replaced: 1; unchanged: 6; refused: 0; unusable: 0"
-    import_data.main(added(data, mine, "--val_share", "0", "--dry-run"))
-    assert outcome(capsys.readouterr().out) == f"would be {words}"
-    assert {path: path.stat().st_mtime_ns for path in mine.rglob("*") if path.is_file()} == before
-    import_data.main(added(data, mine, "--val_share", "0", "--seed", "3"))
-    said = capsys.readouterr().out
-    assert outcome(said) == words and "python workflows/retrain.py" in said
-    for split in ("train", "val"):
-        assert voc.read_split(str(mine), split) == ids[split]
-    for image_id in ids["train"] + ids["val"]:
-        name = f"SegmentationClass/{image_id}.png"
-        assert np.array_equal(decode_mask((mine / name).read_bytes()), decode_mask((data / name).read_bytes()))
-    assert (mine / "check.md").read_text() in said and "| train |      8 |" in said
-    import_data.main(added(data, mine))
-    assert outcome(capsys.readouterr().out) == "added: 0; masks replaced: 0; unchanged: 10; refused: 0; unusable: 0"
-    lists = [text for split in ("train", "val") for text in (f"--{split}_list", str(mine.parent / f"lists/{split}.txt"))]
-    import_data.main(added(data, mine, *lists, "--dry-run"))
-    assert "note: 3 annotated images are in neither list and are left out" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("seed", "new"), [("1", []), ("3", ["train_00007"])])
-def test_few_images_are_split_as_in_one_import_of_all(data, mine, tmp_path, seed, new):
-    """With these seeds, one image of all ten is drawn for val. If it is not new, none of the new images goes there."""
-    ids = [voc.read_split(str(data), split) for split in ("train", "val")]
-    for image_id in ids[0][5:]:
-        for name in (f"JPEGImages/{image_id}.jpg", f"SegmentationClass/{image_id}.png"):
-            (tmp_path / "new" / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / "new" / name).write_bytes((data / name).read_bytes())
-    import_data.main(added(tmp_path / "new", mine, "--val_share", "0.001", "--seed", seed))
-    assert [voc.read_split(str(mine), split) for split in ("train", "val")] == [
-        [each for each in ids[0] if each not in new],
-        ids[1] + new,
-    ]
-
-
-def test_another_image_of_the_same_name_is_refused_in_a_dry_run_too(data, mine, tmp_path, capsys):
-    names = [f"{each}.jpg" for each in voc.read_split(str(data), "train")[:2]]
-    for name in names:
-        (mine / "JPEGImages" / name).write_bytes(
-            (data / "JPEGImages" / f"{voc.read_split(str(data), 'val')[0]}.jpg").read_bytes()
-        )
-    for dry in (["--dry-run"], []):
-        with pytest.raises(UserError, match=r"2 new images have the names of different images in .*: train_00000, train_00001"):
-            import_data.main(added(data, mine, *dry))
-        assert outcome(capsys.readouterr().out).startswith(
-            "would be added: 3 (3 train); masks replaced: 0; unchanged: 5; refused: 2"
-        )
-    assert len(voc.read_split(str(mine), "train")) == 5 and not (mine / ".adding").exists()
-
-
-@pytest.mark.parametrize(
-    ("labels", "more", "words"),
-    [
-        (["star"], [], None),
-        (["star", "lamp"], [], "the annotations have the class lamp, and the data set has disc, square, triangle, star, ring"),
-        (["star", "lamp"], ["--classes", "disc,square,triangle,star,ring"], None),
-        (["star"], ["--classes", "star,ring"], "the classes background, star, ring, and .* has background, disc, square, triang"),
-    ],
-)
-def test_the_classes_are_those_of_the_data_set(data, mine, tmp_path, labels, more, words):
-    """A class may be missing from what is added, and ids stay; a class that the data set does not have is not background."""
-    image_id = voc.read_split(str(data), "train")[0]
-    outlines = [[5 + 30 * n, 5, 25 + 30 * n, 5, 25 + 30 * n, 30, 5 + 30 * n, 30] for n in range(len(labels))]
-    content = {
-        "images": [{"id": 1, "file_name": f"{image_id}.jpg", "width": 80, "height": 60}],
-        "annotations": [{"image_id": 1, "category_id": n, "segmentation": [outline]} for n, outline in enumerate(outlines)],
-        "categories": [{"id": n, "name": label} for n, label in enumerate(labels)],
-    }
-    (tmp_path / "c.json").write_text(json.dumps(content))
-    given = ["--from", "coco", "--images", str(data / "JPEGImages"), "--annotations", str(tmp_path / "c.json")]
-    before = (mine / f"SegmentationClass/{image_id}.png").read_bytes()
-    if words:
-        with pytest.raises(UserError, match=words):
-            import_data.main([*given, "--add_to", str(mine), *more])
-        assert (mine / f"SegmentationClass/{image_id}.png").read_bytes() == before
-        return
-    import_data.main([*given, "--add_to", str(mine), *more])
-    mask = decode_mask((mine / f"SegmentationClass/{image_id}.png").read_bytes())
-    assert mask[15, 15] == 4 and set(np.unique(mask)) == {0, 4}
-    assert decode_mask((mine / f"SegmentationObject/{image_id}.png").read_bytes())[15, 15] == 1
-
-
-def test_images_that_are_given_for_another_split_stay_where_they_are_and_are_counted(data, mine, tmp_path, capsys):
-    ids = {split: voc.read_split(str(mine), split) for split in ("train", "val")}
-    (tmp_path / "val.txt").write_text("\n".join(ids["train"][:2]))
-    import_data.main(added(data, mine, "--val_list", str(tmp_path / "val.txt")))
-    said = capsys.readouterr().out
-    assert "note: 2 images of train are given for another split, but stay in train" in said
-    assert "note: 2 images of val are given for another split, but stay in val" in said
-    assert voc.read_split(str(mine), "train")[:5] == ids["train"] and voc.read_split(str(mine), "val") == ids["val"]
-
-
-def test_a_data_set_without_the_names_of_its_classes_needs_them(data, mine):
-    (mine / "classes.txt").unlink()
-    options = added(data, mine, "--dry-run")
-    import_data.main(options)
-    with pytest.raises(UserError, match=r"has no classes\.txt: name its classes by --classes"):
-        import_data.main([*options[: options.index("--classes")], "--dry-run"])
-
-
 @pytest.mark.parametrize(
     ("content", "more", "words"),
     [
@@ -414,9 +296,22 @@ def test_the_check_tells_what_training_would_set_aside(tmp_path, capsys):
         (["--from", "coco", "--to", "x", "--add_to", "y"], "leave out one of them"),
         (["--from", "labelme", "--annotations", "x", "--add_to", "/nowhere/at/all"], "there is no data folder /nowhere/at/all"),
         (["--from", "labelme", "--annotations", "x", "--add_to", "s3://bucket/data"], "--add_to s3://bucket/data is in a bucket"),
+        (["--from", "labelme", "--annotations", "x", "--to", "s3://bucket/data"], "--to s3://bucket/data is in a bucket"),
         (["--check", "/nowhere/at/all"], "there is no data folder /nowhere/at/all"),
         (["--from", "labelme", "--annotations", "/nowhere", "--to", "x"], "/nowhere holds no .json file"),
         (["--from", "labelme", "--annotations", "x", "--to", "y", "--table", "t"], "table is for masks"),
+        (
+            ["--from", "masks", "--images", "x", "--annotations", "x", "--to", "y", "--table", "t", "--classes", "a,b"],
+            "table is for masks, and names their classes itself",
+        ),
+        (
+            ["--from", "labelme", "--annotations", "x", "--to", "y", "--val_annotations", "v", "--train_list", "t"],
+            "val_annotations gives the split already",
+        ),
+        (
+            ["--from", "labelme", "--annotations", "x", "--to", "y", "--val_annotations", "v", "--val_list", "t"],
+            "val_annotations gives the split already",
+        ),
         (["--from", "masks", "--images", "/nowhere", "--annotations", "/nowhere/m", "--to", "x"], "/nowhere does not exist"),
         (
             ["--from", "coco", "--images", "x", "--annotations", "/no.json", "--to", "x"],
