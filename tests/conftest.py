@@ -43,13 +43,18 @@ if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= 8 * 2**30 and not os.st
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
+KERNELS = ("deconvnet/models/fused", "deconvnet/crf", "proposals/edges")
+"""Folders of tests of kernels that numba compiles, which takes a minute in a new clone."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Divide the tests among the processes of pytest-xdist: one process runs all tests on the session's Ray.
 
     The other tests of a file stay together, so that what they share is made once, and so do the tests of clusters, whose nodes
-    have fixed addresses, and of storage, which share servers. What takes longest is begun first: files whose tests start a Ray of
-    their own, then storage.
+    have fixed addresses, and of storage, which share servers. Beside Ray's tests, those of kernels that numba compiles begin: in
+    a new clone, pipelines in several processes would otherwise compile the same kernels at the same time. Then what takes longest
+    is begun: files whose tests start a Ray of their own, then storage.
     """
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
@@ -60,9 +65,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         elif item.get_closest_marker("xdist_group") is None:
             place = item.path.relative_to(ROOT / "tests")
             group = "storage" if "storage" in place.parts or place.name == "test_prepare.py" else str(place)
+            group = str(place.parent) if str(place.parent) in KERNELS else group
             item.add_marker(pytest.mark.xdist_group("cluster" if place.parts[0] == "cluster" else group))
     groups = {item: item.get_closest_marker("xdist_group").args[0] for item in items}
-    items.sort(key=lambda item: (groups[item] != "ray", item.path not in starts_ray, groups[item] != "storage"))
+    first = "ray", *KERNELS
+    items.sort(
+        key=lambda item: (
+            first.index(groups[item]) if groups[item] in first else len(first),
+            item.path not in starts_ray,
+            groups[item] != "storage",
+        )
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
