@@ -21,6 +21,19 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith(".") for part in PurePosixPath(name).parts)
 
 
+def visible_files(folder: str, suffixes: str | tuple[str, ...] = "") -> list[str]:
+    """List the files in a folder and its subfolders that are not hidden.
+
+    Args:
+        folder: path or URI of the folder.
+        suffixes: ends of the names to list, in lower case; names may have them in upper case. All names end with "".
+
+    Returns:
+        Their paths relative to the folder, in the order of `storage.list_files`.
+    """
+    return [name for name in storage.list_files(folder) if name.lower().endswith(suffixes) and not is_hidden(name)]
+
+
 @dataclass(frozen=True, slots=True)
 class ImageFile:
     """An image file in a folder.

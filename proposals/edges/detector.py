@@ -84,8 +84,8 @@ def thick_edges(image: np.ndarray, edges: EdgeSource, edge_model: "str | Forest 
         ValueError: if the image has another dtype or shape, or there is no such edge detector.
     """
     check_image(image)
-    file = forest_uri(edges, edge_model if isinstance(edge_model, str) else None)
-    return gradient_edges(image) if file is None else forest_edges(image, file if edge_model is None else edge_model)
+    default = forest_uri(edges, None)
+    return gradient_edges(image) if default is None else forest_edges(image, edge_model or default)
 
 
 def forest_uri(edges: EdgeSource, edge_model: str | None) -> str | None:

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from deconvnet.datasets.formats import DatasetFormat
-from deconvnet.datasets.image_folder import ENDINGS, is_hidden
+from deconvnet.datasets.image_folder import ENDINGS, visible_files
 from deconvnet.datasets.importing import shapes
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportOptions
 from deconvnet.datasets.importing.image_index import ImageIndex, normalise
@@ -61,8 +61,7 @@ def read_labelme(sources: Sequence[AnnotationSource], options: ImportOptions) ->
     files: list[tuple[AnnotationSource, dict[str, str]]] = []  # a source, and imagePath by name of the JSON file
     rejects: list[tuple[str, str, str]] = []
     for source in sources:
-        listed = storage.list_files(source.annotations)
-        names = [name for name in listed if name.lower().endswith(".json") and not is_hidden(name)]
+        names = visible_files(source.annotations, ".json")
         if not names:
             raise UserError(f"--annotations {source.annotations} holds no .json file: name the folder that LabelMe saved to")
         files.append((source, image_paths := {}))

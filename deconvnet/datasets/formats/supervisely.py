@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from deconvnet.datasets.formats import DatasetFormat
-from deconvnet.datasets.image_folder import ENDINGS, is_hidden
+from deconvnet.datasets.image_folder import ENDINGS, visible_files
 from deconvnet.datasets.importing import shapes
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportOptions
 from deconvnet.datasets.importing.image_index import ImageIndex, normalise
@@ -53,7 +53,7 @@ def read_supervisely(sources: Sequence[AnnotationSource], options: ImportOptions
     dataset = AnnotatedDataset()
     files: list[tuple[AnnotationSource, str]] = []  # source, path of the annotation file
     for source in sources:
-        names = [name for name in storage.list_files(source.annotations) if _is_annotation_file(name, source.annotations)]
+        names = [name for name in visible_files(source.annotations, ".json") if _is_annotation_file(name, source.annotations)]
         if not names:
             raise UserError(f"--annotations {source.annotations} has no .json file in a folder ann: name a Supervisely project")
         labels += _meta_classes(source.annotations, options.encoding)
@@ -94,14 +94,13 @@ FORMAT = DatasetFormat("the folder of a Supervisely project", read_supervisely, 
 
 
 def _is_annotation_file(name: str, folder: str) -> bool:
-    """Return whether a file is the annotation file of an image: a JSON file that is not hidden and lies directly in a folder ann.
+    """Return whether a JSON file is the annotation file of an image: whether it lies directly in a folder ann.
 
     Args:
         name: path of the file relative to `folder`.
         folder: path or URI of the folder of annotations, which may itself be the folder ann.
     """
-    path = PurePosixPath(folder.rpartition("/")[2]) / name
-    return path.suffix.lower() == ".json" and path.parent.name == "ann" and not is_hidden(name)
+    return (PurePosixPath(folder.rpartition("/")[2]) / name).parent.name == "ann"
 
 
 def _meta_classes(folder: str, encoding: str | None) -> list[str]:

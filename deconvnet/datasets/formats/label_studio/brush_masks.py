@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from deconvnet.datasets.formats.label_studio.task_images import choose_images, find_images
-from deconvnet.datasets.image_folder import is_hidden
+from deconvnet.datasets.image_folder import is_hidden, visible_files
 from deconvnet.datasets.importing import shapes
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportOptions, LostAnnotation
 from deconvnet.datasets.importing.image_index import ImageIndex
@@ -52,7 +52,7 @@ def read_brush_masks(sources: Sequence[AnnotationSource], options: ImportOptions
         tasks.append(_read_tasks(source.annotations, options.encoding))
         controls = {str(result.get("from_name")) for task in tasks[-1] for result in _results(task)}
         masks.append(defaultdict(lambda: defaultdict(list)))
-        for name in (name for name in storage.list_files(source.annotations) if not is_hidden(name)):
+        for name in visible_files(source.annotations):
             uri = storage.join(source.annotations, name)
             if match := _MASK_NAME.fullmatch(PurePosixPath(name).name):
                 masks[-1][match["task"]][match["annotation"]].append(uri)

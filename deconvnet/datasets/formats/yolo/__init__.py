@@ -16,7 +16,7 @@ import numpy as np
 
 from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.formats.yolo.layout import NAMES_FILES, Layout, find_layout, find_splits
-from deconvnet.datasets.image_folder import is_hidden
+from deconvnet.datasets.image_folder import visible_files
 from deconvnet.datasets.importing import shapes
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportOptions
 from deconvnet.datasets.importing.image_index import ImageIndex, normalise
@@ -76,8 +76,7 @@ def _add_images(
     images = storage.absolute(source.images) if given else layout.root
     texts = layout.root if annotations in (layout.file, posixpath.dirname(layout.file)) else annotations
     index, painter = ImageIndex(images), ImagePainter(options)
-    listed = [name for name in storage.list_files(texts) if name.lower().endswith(".txt") and not is_hidden(name)]
-    files = [storage.join(texts, name) for name in listed]
+    files = [storage.join(texts, name) for name in visible_files(texts, ".txt")]
     labels = _match_files(index.names, images, files, texts)
     if not labels:
         raise UserError(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import yaml
 
-from deconvnet.datasets.image_folder import is_hidden
+from deconvnet.datasets.image_folder import visible_files
 from deconvnet.datasets.importing.dataset import BACKGROUND_NAMES, AnnotatedDataset, ImportOptions, parse_class_names
 from deconvnet.datasets.importing.image_index import ImageIndex
 from deconvnet.datasets.importing.images import read_text
@@ -51,8 +51,7 @@ def find_layout(annotations: str, options: ImportOptions) -> Layout:
     """
     if annotations.lower().endswith((*_YAML, ".txt", ".names")):
         return _read_names(annotations, options)
-    listed = storage.list_files(annotations)
-    own = [name for name in listed if "/" not in name and name.lower().endswith(_YAML) and not is_hidden(name)]
+    own = [name for name in visible_files(annotations, _YAML) if "/" not in name]
     for name in dict.fromkeys((*NAMES_FILES, *own)):
         if storage.exists(file := storage.join(annotations, name)):
             return _read_names(file, options)
